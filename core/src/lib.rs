@@ -1,0 +1,11 @@
+//! What every other Pyralog crate speaks in: ids, record batches, error codes, limits, configuration.
+//!
+//! Nothing here touches a clock, a socket or a file (the configuration loader takes text).
+
+pub mod batch;
+pub mod error;
+pub mod ids;
+pub mod limits;
+
+pub use error::{ErrorCode, Outcome};
+pub use ids::{GroupId, NodeId, ShardId, TopicId};

@@ -1,0 +1,301 @@
+//! The messages of the client protocol, as typed values. Their bytes are in `docs/protocol.md`.
+//!
+//! Requests borrow from the receive buffer: nothing is allocated to decode one. Byte strings from the wire
+//! have been checked against their bounds when a value of these types exists.
+
+use pyralog_core::{ErrorCode, GroupId};
+
+/// When a produce may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Acks {
+    /// As soon as the batch has its offset; nothing is on stable storage yet.
+    None = 0,
+    /// When the leader's journal holds it as its fsync policy demands.
+    Leader = 1,
+    /// When a quorum of journals holds it as their fsync policy demands (the default).
+    Quorum = 2,
+}
+
+/// What was reached when a produce was answered. The reply always says it (decision D4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Durability {
+    /// In the leader's memory.
+    Memory = 0,
+    /// Written to the leader's journal file, not flushed.
+    Written = 1,
+    /// On the leader's stable storage.
+    LeaderDurable = 2,
+    /// On the stable storage of a quorum of the partition's replicas.
+    QuorumDurable = 3,
+}
+
+/// A request, borrowed from the buffer that it was received in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Append one record batch.
+    Produce(ProduceRequest<'a>),
+    /// Read batches.
+    Fetch(FetchRequest),
+    /// Find an offset by position or time.
+    ListOffsets(ListOffsetsRequest),
+    /// Ask for the node, its shards and topics.
+    Metadata(MetadataRequest<'a>),
+    /// Ask for a producer id (controller shard only).
+    InitProducerId,
+    /// Create a topic (controller shard only).
+    CreateTopic(CreateTopicRequest<'a>),
+    /// Delete a topic and its data (controller shard only).
+    DeleteTopic(DeleteTopicRequest<'a>),
+    /// Ask for the state of partitions that this shard owns.
+    DescribePartitions(DescribePartitionsRequest),
+    /// Ask for nothing: a round trip.
+    Ping,
+}
+
+/// Append one batch to one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProduceRequest<'a> {
+    /// The partition.
+    pub group: GroupId,
+    /// When to answer.
+    pub acks: Acks,
+    /// Give up after this time, milliseconds; 0 = the node's `request_timeout_ms`.
+    pub timeout_ms: u32,
+    /// Exactly one RecordBatch v2.
+    pub batch: &'a [u8],
+}
+
+/// Read whole batches from one partition, from the batch that holds `offset` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// The partition.
+    pub group: GroupId,
+    /// First offset wanted; the reply may begin with earlier records of the same batch.
+    pub offset: i64,
+    /// Wait until at least this many bytes are there (or `max_wait_ms` is over); 0 answers at once.
+    pub min_bytes: u32,
+    /// Return at most this many bytes, but always at least one whole batch.
+    pub max_bytes: u32,
+    /// How long to wait for `min_bytes`, milliseconds.
+    pub max_wait_ms: u32,
+}
+
+/// Which offset is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OffsetSpec {
+    /// The log start.
+    Earliest,
+    /// The high watermark.
+    Latest,
+    /// The base offset of the first batch whose largest timestamp is at least this, milliseconds since the
+    /// Unix epoch; the high watermark when there is none.
+    Timestamp(i64),
+}
+
+/// Find an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListOffsetsRequest {
+    /// The partition.
+    pub group: GroupId,
+    /// What to find.
+    pub spec: OffsetSpec,
+}
+
+/// Metadata of one topic, or of all when `topic` is `None`. Topics come in the order of their ids and in
+/// pages: `start_after` is the last topic id of the page before (0 for the first).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataRequest<'a> {
+    /// Name of the one topic wanted.
+    pub topic: Option<&'a str>,
+    /// Last topic id already seen.
+    pub start_after: u32,
+}
+
+/// Create a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateTopicRequest<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How many partitions.
+    pub partitions: u32,
+    /// Retention by size per partition, bytes; -1 = the node's default, 0 = unlimited.
+    pub retention_bytes: i64,
+    /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited.
+    pub retention_ms: i64,
+}
+
+/// Delete a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeleteTopicRequest<'a> {
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// State of the partitions `first..first+count` of a topic that this shard owns (others are left out).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescribePartitionsRequest {
+    /// The topic.
+    pub topic: u32,
+    /// First partition.
+    pub first: u32,
+    /// How many partitions, at most 1,000.
+    pub count: u32,
+}
+
+/// A reply other than an error. Every reply can also be [`ErrorReply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// To any request.
+    Error(ErrorReply),
+    /// To `Produce`.
+    Produce(ProduceReply),
+    /// To `Fetch`: the head; `batch_bytes` bytes of whole batches follow it in the frame.
+    Fetch(FetchReplyHead),
+    /// To `ListOffsets`.
+    ListOffsets(ListOffsetsReply),
+    /// To `Metadata`.
+    Metadata(Box<MetadataReply>),
+    /// To `InitProducerId`.
+    InitProducerId(InitProducerIdReply),
+    /// To `CreateTopic`.
+    CreateTopic(CreateTopicReply),
+    /// To `DeleteTopic`.
+    DeleteTopic,
+    /// To `DescribePartitions`.
+    DescribePartitions(Vec<PartitionState>),
+    /// To `Ping`.
+    Pong,
+}
+
+/// A request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorReply {
+    /// Why.
+    pub code: ErrorCode,
+    /// What exactly, for a person; may be empty. At most 1,024 bytes on the wire.
+    pub detail: String,
+}
+
+/// A batch was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProduceReply {
+    /// Offset of the batch's first record.
+    pub base_offset: i64,
+    /// The high watermark when the reply was made.
+    pub high_watermark: i64,
+    /// What was reached.
+    pub durability: Durability,
+    /// The batch was there already; `base_offset` is the first one's.
+    pub duplicate: bool,
+}
+
+/// The head of a fetch's reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchReplyHead {
+    /// First offset that is still in the log.
+    pub log_start: i64,
+    /// Records below this offset are committed.
+    pub high_watermark: i64,
+    /// Bytes of batches that follow.
+    pub batch_bytes: u32,
+}
+
+/// An offset was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListOffsetsReply {
+    /// The offset.
+    pub offset: i64,
+    /// The largest timestamp of the batch found, milliseconds; -1 when there is none.
+    pub timestamp: i64,
+}
+
+/// The node and a page of its topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataReply {
+    /// This node's id.
+    pub node: u32,
+    /// Address that clients should use, `host:port`.
+    pub address: String,
+    /// Its number of shards.
+    pub shards: u16,
+    /// Version of the catalogue; grows with each change.
+    pub version: u64,
+    /// The server's version string.
+    pub server: String,
+    /// More topics follow: ask again with `start_after` = the last id of this page.
+    pub more: bool,
+    /// The page of topics.
+    pub topics: Vec<TopicMetadata>,
+}
+
+/// One topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicMetadata {
+    /// Its id, used in all other requests.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Retention by size per partition, bytes; -1 = the node's default, 0 = unlimited.
+    pub retention_bytes: i64,
+    /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited.
+    pub retention_ms: i64,
+    /// The shard that owns each partition.
+    pub shards: Vec<u16>,
+}
+
+/// A producer id was assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitProducerIdReply {
+    /// Never assigned before.
+    pub producer_id: i64,
+    /// The session's epoch.
+    pub producer_epoch: i16,
+}
+
+/// A topic was created and every shard serves its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateTopicReply {
+    /// Its id.
+    pub id: u32,
+}
+
+/// How a partition is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PartitionHealth {
+    /// Reads and writes.
+    Online = 0,
+    /// Some range is damaged; the rest is readable and writes go on.
+    Damaged = 1,
+    /// The end of the log is unknown after corruption: readable, no writes.
+    LogEndUnknown = 2,
+}
+
+/// State of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionState {
+    /// Index within the topic.
+    pub partition: u32,
+    /// The leader's epoch.
+    pub epoch: u32,
+    /// First offset still there.
+    pub log_start: i64,
+    /// Committed below this.
+    pub high_watermark: i64,
+    /// Offset that the next record gets.
+    pub log_end: i64,
+    /// Committed records below this are in segments.
+    pub flushed: i64,
+    /// Segment files.
+    pub segments: u32,
+    /// Bytes in segments.
+    pub segment_bytes: u64,
+    /// Bytes in the tail cache.
+    pub cached_bytes: u64,
+    /// Producers remembered.
+    pub producers: u32,
+    /// Its health.
+    pub health: PartitionHealth,
+}

@@ -1,0 +1,54 @@
+//! What an engine is told once, at its start.
+
+use pyralog_core::{NodeId, ShardId};
+
+/// When a journal write counts as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsyncPolicy {
+    /// Every group commit is on stable storage before it is acknowledged (the default).
+    EveryWrite,
+    /// Group commits are acknowledged when written; a flush follows at this interval, microseconds.
+    Interval(u64),
+    /// Group commits are acknowledged when written; the operating system flushes when it likes.
+    Never,
+}
+
+/// Settings of one shard's engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// This node.
+    pub node: NodeId,
+    /// This shard.
+    pub shard: ShardId,
+    /// Shards of the node.
+    pub shards: u16,
+    /// The address that clients are told, `host:port`.
+    pub advertised_address: String,
+    /// Version string told to clients.
+    pub server_version: String,
+    /// Random number drawn once when the data folder was made; stamped into every journal header so that a
+    /// block of another node or shard is never taken for one of ours.
+    pub journal_id: u64,
+    /// Tail cache, bytes (rounded up to whole chunks, at least four).
+    pub cache_bytes: usize,
+    /// Whether batches stay in the cache after they were written to segments.
+    pub cache_enabled: bool,
+    /// Longest time a committed batch stays out of the segments, microseconds.
+    pub max_buffer_time_us: u64,
+    /// Durability of group commits.
+    pub fsync: FsyncPolicy,
+    /// Size of one journal file, bytes; a multiple of `CHUNK_BYTES`.
+    pub journal_file_bytes: u64,
+    /// Group commits on their way to the disk at once.
+    pub journal_writes_in_flight: usize,
+    /// Size at which a segment is closed and the next one begun, bytes.
+    pub segment_max_bytes: u64,
+    /// Flush each segment write instead of once per checkpoint.
+    pub segment_sync_on_write: bool,
+    /// Retention by size per partition, bytes; `None` = unlimited.
+    pub retention_bytes: Option<u64>,
+    /// Retention by age, milliseconds; `None` = unlimited.
+    pub retention_ms: Option<u64>,
+    /// Answer a produce that is not done in this time with `RequestTimedOut`, microseconds.
+    pub request_timeout_us: u64,
+}

@@ -1,0 +1,5 @@
+//! One core's part of a node: the deterministic engine (`engine`), the bytes it keeps on disk (`format`), and
+//! the driver that connects it to sockets and files (`runtime`).
+
+pub mod engine;
+pub mod memory;

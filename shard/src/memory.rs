@@ -1,0 +1,234 @@
+//! Chunks: the memory of the tail cache. A chunk is the image of one region of a journal file, so a batch is
+//! copied once (socket buffer to chunk) and then written, cached, sent and flushed from there by reference.
+//!
+//! Owner: the shard's thread. Chunks are `Rc`, never sent to another thread.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
+use std::fmt;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
+
+/// One region of memory of a fixed size, filled from the front, aligned for direct I/O.
+pub struct Chunk {
+    memory: NonNull<u8>,
+    capacity: usize,
+    /// Bytes below this are written and never change again while the chunk is shared.
+    filled: Cell<usize>,
+    /// Memory of the pool, told when the chunk is dropped.
+    live: Rc<Cell<usize>>,
+}
+
+impl Chunk {
+    fn layout(capacity: usize) -> Layout {
+        // Both numbers are constants of `limits` or come from a checked read length: never zero, never huge.
+        match Layout::from_size_align(capacity, JOURNAL_ALIGN) {
+            Ok(layout) => layout,
+            Err(_) => unreachable!("chunk sizes are bounded by limits"),
+        }
+    }
+
+    fn new(capacity: usize, live: Rc<Cell<usize>>) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout has a non-zero size.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(raw) else { handle_alloc_error(layout) };
+        live.set(live.get() + capacity);
+        Self { memory, capacity, filled: Cell::new(0), live }
+    }
+
+    /// Size in bytes.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes filled so far.
+    pub fn filled(&self) -> usize {
+        self.filled.get()
+    }
+
+    /// Start of the memory, for I/O on filled ranges.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.memory.as_ptr()
+    }
+
+    /// Appends `parts` at the fill mark and moves it. The caller has checked that they fit.
+    pub fn append(&self, bytes: &[u8]) -> usize {
+        let at = self.filled.get();
+        assert!(bytes.len() <= self.capacity - at, "chunk overflow: {at} + {} > {}", bytes.len(), self.capacity);
+        // SAFETY: `at + len <= capacity`, and nobody reads at or above the fill mark: `slice` refuses to.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(at), bytes.len()) };
+        self.filled.set(at + bytes.len());
+        at
+    }
+
+    /// Moves the fill mark to `to`, over bytes that are zero because the memory began as zeros.
+    pub fn skip_to(&self, to: usize) {
+        assert!(to >= self.filled.get() && to <= self.capacity, "chunk fill mark moves forward, inside the chunk");
+        self.filled.set(to);
+    }
+
+    /// The bytes of a filled range.
+    pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset + len <= self.filled.get(), "read above a chunk's fill mark");
+        // SAFETY: the range is below the fill mark; those bytes are initialised and not written again while
+        // `self` is borrowed (`overwrite` needs a range that no slice was handed out for).
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset), len) }
+    }
+
+    /// Fills in a reserved range below the fill mark (a header whose content is known only when its commit is
+    /// sealed).
+    ///
+    /// # Safety
+    /// No reference to and no I/O on that range may exist.
+    pub unsafe fn overwrite(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.filled.get(), "overwrite above a chunk's fill mark");
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(offset), bytes.len()) };
+    }
+
+    /// The whole memory, for a read to fill. Only while this is the one reference to the chunk.
+    pub fn unfilled_mut(self: &mut Rc<Self>) -> Option<&mut [u8]> {
+        let chunk = Rc::get_mut(self)?;
+        // SAFETY: `Rc::get_mut` proved that nobody else refers to the chunk.
+        Some(unsafe { std::slice::from_raw_parts_mut(chunk.memory.as_ptr(), chunk.capacity) })
+    }
+
+    /// Declares the first `filled` bytes written (after a read into [`Self::unfilled_mut`]).
+    pub fn set_filled(&self, filled: usize) {
+        assert!(filled <= self.capacity, "a chunk holds at most its capacity");
+        self.filled.set(filled);
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.live.set(self.live.get() - self.capacity);
+        // SAFETY: allocated in `new` with the same layout, freed once.
+        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) };
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({:p}, {}/{})", self.memory, self.filled.get(), self.capacity)
+    }
+}
+
+/// A range of a chunk, keeping it alive. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ChunkSlice {
+    chunk: Rc<Chunk>,
+    offset: u32,
+    len: u32,
+}
+
+impl ChunkSlice {
+    /// The range `offset..offset + len`, which must be filled.
+    pub fn new(chunk: Rc<Chunk>, offset: usize, len: usize) -> Self {
+        assert!(offset + len <= chunk.filled(), "a slice covers filled bytes only");
+        Self { chunk, offset: offset as u32, len: len as u32 }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.chunk.bytes(self.offset as usize, self.len as usize)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether it covers no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Offset of the first byte within the chunk.
+    pub fn offset(&self) -> usize {
+        self.offset as usize
+    }
+
+    /// The chunk.
+    pub fn chunk(&self) -> &Rc<Chunk> {
+        &self.chunk
+    }
+
+    /// A part of this slice.
+    pub fn slice(&self, offset: usize, len: usize) -> Self {
+        assert!(offset + len <= self.len as usize, "a part lies inside its slice");
+        Self { chunk: Rc::clone(&self.chunk), offset: self.offset + offset as u32, len: len as u32 }
+    }
+}
+
+/// Hands out chunks and counts the memory that is alive, wherever its references are.
+#[derive(Debug)]
+pub struct ChunkPool {
+    live: Rc<Cell<usize>>,
+    budget: usize,
+}
+
+impl ChunkPool {
+    /// A pool that allows `budget` bytes alive at once.
+    pub fn new(budget: usize) -> Self {
+        Self { live: Rc::new(Cell::new(0)), budget }
+    }
+
+    /// A zeroed chunk of [`CHUNK_BYTES`], or `None` when the budget is used up.
+    pub fn journal_chunk(&self) -> Option<Rc<Chunk>> {
+        self.chunk(CHUNK_BYTES)
+    }
+
+    /// A zeroed chunk of `capacity` bytes, or `None` when the budget is used up.
+    pub fn chunk(&self, capacity: usize) -> Option<Rc<Chunk>> {
+        if capacity == 0 || self.live.get() + capacity > self.budget {
+            return None;
+        }
+        Some(Rc::new(Chunk::new(capacity, Rc::clone(&self.live))))
+    }
+
+    /// Bytes alive.
+    pub fn live_bytes(&self) -> usize {
+        self.live.get()
+    }
+
+    /// Bytes allowed.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_outlive_the_owner_and_the_pool_counts_them() {
+        let pool = ChunkPool::new(8192);
+        let chunk = pool.chunk(4096).unwrap();
+        let at = chunk.append(b"hello world");
+        let slice = ChunkSlice::new(Rc::clone(&chunk), at + 6, 5);
+        drop(chunk);
+        assert_eq!(slice.bytes(), b"world");
+        assert_eq!(slice.slice(1, 3).bytes(), b"orl");
+        assert_eq!(pool.live_bytes(), 4096);
+        assert!(pool.chunk(8192).is_none(), "the budget holds");
+        drop(slice);
+        assert_eq!(pool.live_bytes(), 0);
+        assert!(pool.chunk(8192).is_some());
+    }
+
+    #[test]
+    fn a_reserved_header_is_filled_in_later() {
+        let pool = ChunkPool::new(4096);
+        let chunk = pool.chunk(4096).unwrap();
+        chunk.skip_to(8);
+        chunk.append(b"body");
+        // SAFETY: no slice of the range exists.
+        unsafe { chunk.overwrite(0, b"HEADER01") };
+        assert_eq!(chunk.bytes(0, 12), b"HEADER01body");
+    }
+}
