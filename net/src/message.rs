@@ -241,8 +241,19 @@ pub struct TopicMetadata {
     pub retention_bytes: i64,
     /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited.
     pub retention_ms: i64,
-    /// The shard that owns each partition.
-    pub shards: Vec<u16>,
+    /// Where each partition is, in the order of their indexes.
+    pub partitions: Vec<PartitionMetadata>,
+}
+
+/// Where one partition is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionMetadata {
+    /// The node that leads it.
+    pub leader: u32,
+    /// Epoch of that leadership; 0 when the node that answers does not know it.
+    pub epoch: u32,
+    /// The shard of the leader that owns it.
+    pub shard: u16,
 }
 
 /// A producer id was assigned.

@@ -1,0 +1,338 @@
+//! Replies: encoded by the server (without an allocation of their own), decoded by the client.
+
+use pyralog_core::limits::{
+    BATCH_HEADER_BYTES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLY_BODY_BYTES, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+};
+use pyralog_core::{ErrorCode, Outcome};
+
+use super::write::{padding, truncated};
+use super::{
+    DecodeError, MAX_ADDRESS_BYTES, MAX_DESCRIBED_PARTITIONS, MAX_ERROR_DETAIL_BYTES,
+    MAX_SERVER_VERSION_BYTES, Reader, Writer,
+};
+use crate::frame::{REPLY_BIT, kind};
+use crate::message::{
+    CreateTopicReply, Durability, ErrorReply, FetchReplyHead, InitProducerIdReply, ListOffsetsReply,
+    MetadataReply, PartitionHealth, PartitionMetadata, PartitionState, ProduceReply, Response, TopicMetadata,
+};
+
+const METADATA_HEAD_BYTES: usize = 24;
+const TOPIC_HEAD_BYTES: usize = 32;
+const PARTITION_METADATA_BYTES: usize = 16;
+const PARTITION_STATE_BYTES: usize = 72;
+
+/// A decoded reply: the message and, after a fetch, the bytes of the batches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// The message.
+    pub response: Response,
+    /// Whole batches, one after the other; empty for everything but a fetch.
+    pub batches: &'a [u8],
+}
+
+impl Response {
+    /// The kind of its frame.
+    pub fn kind(&self) -> u16 {
+        match self {
+            Self::Error(_) => kind::ERROR,
+            Self::Produce(_) => kind::PRODUCE | REPLY_BIT,
+            Self::Fetch(_) => kind::FETCH | REPLY_BIT,
+            Self::ListOffsets(_) => kind::LIST_OFFSETS | REPLY_BIT,
+            Self::Metadata(_) => kind::METADATA | REPLY_BIT,
+            Self::InitProducerId(_) => kind::INIT_PRODUCER_ID | REPLY_BIT,
+            Self::CreateTopic(_) => kind::CREATE_TOPIC | REPLY_BIT,
+            Self::DeleteTopic => kind::DELETE_TOPIC | REPLY_BIT,
+            Self::DescribePartitions(_) => kind::DESCRIBE_PARTITIONS | REPLY_BIT,
+            Self::Pong => kind::PING | REPLY_BIT,
+        }
+    }
+
+    /// Appends the whole frame to `out`. Of a fetch, header and head: the caller appends the `batch_bytes` bytes
+    /// of batches, which the frame's length already counts.
+    ///
+    /// Texts above their bounds are cut; a page of metadata that exceeds the largest reply ends earlier, with
+    /// `more` set.
+    pub fn encode(&self, correlation_id: u64, out: &mut Vec<u8>) {
+        let mut w = Writer::begin(out, self.kind(), correlation_id);
+        let mut following_bytes = 0;
+        match self {
+            Self::Error(r) => encode_error(r.code, &r.detail, &mut w),
+            Self::Produce(r) => {
+                w.i64(r.base_offset).i64(r.high_watermark).u8(r.durability as u8).u8(u8::from(r.duplicate));
+                w.reserved(6);
+            }
+            Self::Fetch(r) => {
+                w.i64(r.log_start).i64(r.high_watermark).u32(r.batch_bytes).reserved(4);
+                following_bytes = r.batch_bytes;
+            }
+            Self::ListOffsets(r) => {
+                w.i64(r.offset).i64(r.timestamp);
+            }
+            Self::Metadata(r) => encode_metadata(r, &mut w),
+            Self::InitProducerId(r) => {
+                w.i64(r.producer_id).i16(r.producer_epoch).reserved(6);
+            }
+            Self::CreateTopic(r) => {
+                w.u32(r.id).reserved(4);
+            }
+            Self::DescribePartitions(states) => {
+                let count = states.len().min(MAX_DESCRIBED_PARTITIONS as usize);
+                w.u32(count as u32).reserved(4);
+                states.iter().take(count).for_each(|state| encode_state(state, &mut w));
+            }
+            Self::DeleteTopic | Self::Pong => {}
+        }
+        w.finish(following_bytes);
+    }
+
+    /// Appends the frame of an error reply to `out`, without an [`ErrorReply`] having to be made.
+    pub fn encode_error(code: ErrorCode, detail: &str, correlation_id: u64, out: &mut Vec<u8>) {
+        let mut w = Writer::begin(out, kind::ERROR, correlation_id);
+        encode_error(code, detail, &mut w);
+        w.finish(0);
+    }
+
+    /// The reply of this kind with this body.
+    pub fn decode(kind: u16, body: &[u8]) -> Result<Reply<'_>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let mut batches: &[u8] = &[];
+        let response = match kind {
+            kind::ERROR => Self::Error(decode_error(&mut reader)?),
+            _ if kind & REPLY_BIT == 0 => return Err(DecodeError::UnknownKind { kind }),
+            _ => match kind & !REPLY_BIT {
+                kind::PRODUCE => Self::Produce(decode_produce(&mut reader)?),
+                kind::FETCH => {
+                    let head = decode_fetch_head(&mut reader)?;
+                    batches = reader.bytes(head.batch_bytes as usize, "batches")?;
+                    Self::Fetch(head)
+                }
+                kind::LIST_OFFSETS => Self::ListOffsets(ListOffsetsReply {
+                    offset: reader.i64("offset")?,
+                    timestamp: reader.i64("timestamp")?,
+                }),
+                kind::METADATA => Self::Metadata(Box::new(decode_metadata(&mut reader)?)),
+                kind::INIT_PRODUCER_ID => Self::InitProducerId(decode_init_producer_id(&mut reader)?),
+                kind::CREATE_TOPIC => {
+                    let id = reader.u32("topic")?;
+                    reader.reserved(4, "topic")?;
+                    Self::CreateTopic(CreateTopicReply { id })
+                }
+                kind::DELETE_TOPIC => Self::DeleteTopic,
+                kind::DESCRIBE_PARTITIONS => Self::DescribePartitions(decode_states(&mut reader)?),
+                kind::PING => Self::Pong,
+                _ => return Err(DecodeError::UnknownKind { kind }),
+            },
+        };
+        reader.finish()?;
+        Ok(Reply { response, batches })
+    }
+}
+
+fn encode_error(code: ErrorCode, detail: &str, w: &mut Writer<'_>) {
+    let detail = truncated(detail, MAX_ERROR_DETAIL_BYTES);
+    let outcome = u8::from(code.outcome() == Outcome::Unknown);
+    w.u16(code as u16).u8(u8::from(code.retriable())).u8(outcome);
+    w.u16(detail.len() as u16).reserved(2).bytes(detail.as_bytes());
+}
+
+/// A code that this version does not know becomes `Internal`, whose outcome is the one that promises least.
+fn decode_error(reader: &mut Reader<'_>) -> Result<ErrorReply, DecodeError> {
+    let number = reader.u16("code")?;
+    let retriable = reader.bool("retriable")?;
+    let _outcome = reader.bool("outcome")?;
+    let len = reader.len_within("detail_len", MAX_ERROR_DETAIL_BYTES)?;
+    reader.reserved(2, "detail_len")?;
+    let detail = reader.text(len, "detail")?;
+    match ErrorCode::from_u16(number) {
+        Some(ErrorCode::None) => Err(DecodeError::UnknownValue { field: "code", value: 0 }),
+        Some(code) => Ok(ErrorReply { code, detail: detail.to_owned() }),
+        None => {
+            let retriable = if retriable { "retriable" } else { "not retriable" };
+            let detail =
+                format!("error code {number} ({retriable}), which this client does not know: {detail}");
+            Ok(ErrorReply { code: ErrorCode::Internal, detail })
+        }
+    }
+}
+
+fn decode_produce(reader: &mut Reader<'_>) -> Result<ProduceReply, DecodeError> {
+    let reply = ProduceReply {
+        base_offset: reader.i64("base_offset")?,
+        high_watermark: reader.i64("high_watermark")?,
+        durability: match reader.u8("durability")? {
+            0 => Durability::Memory,
+            1 => Durability::Written,
+            2 => Durability::LeaderDurable,
+            3 => Durability::QuorumDurable,
+            value => return Err(DecodeError::UnknownValue { field: "durability", value: u64::from(value) }),
+        },
+        duplicate: reader.bool("duplicate")?,
+    };
+    reader.reserved(6, "duplicate")?;
+    Ok(reply)
+}
+
+fn decode_fetch_head(reader: &mut Reader<'_>) -> Result<FetchReplyHead, DecodeError> {
+    let head = FetchReplyHead {
+        log_start: reader.i64("log_start")?,
+        high_watermark: reader.i64("high_watermark")?,
+        batch_bytes: reader.u32("batch_bytes")?,
+    };
+    reader.reserved(4, "batch_bytes")?;
+    if head.batch_bytes != 0 && (head.batch_bytes as usize) < BATCH_HEADER_BYTES {
+        return Err(DecodeError::BatchTooSmall { bytes: head.batch_bytes as usize });
+    }
+    Ok(head)
+}
+
+fn decode_init_producer_id(reader: &mut Reader<'_>) -> Result<InitProducerIdReply, DecodeError> {
+    let reply = InitProducerIdReply {
+        producer_id: reader.i64("producer_id")?,
+        producer_epoch: reader.i16("producer_epoch")?,
+    };
+    reader.reserved(6, "producer_epoch")?;
+    Ok(reply)
+}
+
+/// Adds up what a page of metadata takes on the wire, so that the server can end a page in time.
+#[derive(Clone, Copy, Debug)]
+pub struct MetadataReplySize {
+    bytes: usize,
+}
+
+impl MetadataReplySize {
+    /// A page without topics.
+    pub fn new(address: &str, server: &str) -> Self {
+        let text = |len: usize| len.saturating_add(padding(len));
+        let texts = text(address.len()).saturating_add(text(server.len()));
+        Self { bytes: METADATA_HEAD_BYTES.saturating_add(texts) }
+    }
+
+    /// Adds a topic.
+    pub fn add_topic(&mut self, name: &str, partitions: usize) {
+        let name_bytes = name.len().saturating_add(padding(name.len()));
+        let partition_bytes = partitions.saturating_mul(PARTITION_METADATA_BYTES);
+        self.bytes = self
+            .bytes
+            .saturating_add(TOPIC_HEAD_BYTES)
+            .saturating_add(name_bytes)
+            .saturating_add(partition_bytes);
+    }
+
+    /// The reply's body so far, bytes.
+    pub fn body_bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
+    let address = truncated(&r.address, MAX_ADDRESS_BYTES);
+    let server = truncated(&r.server, MAX_SERVER_VERSION_BYTES);
+    let mut size = MetadataReplySize::new(address, server);
+    w.u64(r.version).u32(r.node).u16(r.shards).reserved(2);
+    w.u16(address.len() as u16).u16(server.len() as u16).reserved(4);
+    w.padded_text(address).padded_text(server);
+    let mut count: u32 = 0;
+    for topic in &r.topics {
+        size.add_topic(&topic.name, topic.partitions.len());
+        let fits = size.body_bytes() <= MAX_REPLY_BODY_BYTES
+            && count < MAX_TOPICS
+            && topic.partitions.len() <= MAX_PARTITIONS_PER_TOPIC as usize
+            && topic.name.len() <= MAX_TOPIC_NAME_BYTES;
+        if !fits {
+            break;
+        }
+        encode_topic(topic, w);
+        count = count.saturating_add(1);
+    }
+    let more = r.more || (count as usize) < r.topics.len();
+    w.patch(14, &u16::from(more).to_le_bytes());
+    w.patch(20, &count.to_le_bytes());
+}
+
+fn encode_topic(topic: &TopicMetadata, w: &mut Writer<'_>) {
+    w.u32(topic.id).u32(topic.partitions.len() as u32).i64(topic.retention_bytes).i64(topic.retention_ms);
+    w.u16(topic.name.len() as u16).reserved(6).padded_text(&topic.name);
+    for partition in &topic.partitions {
+        w.u32(partition.leader).u32(partition.epoch).u16(partition.shard).reserved(6);
+    }
+}
+
+fn decode_metadata(reader: &mut Reader<'_>) -> Result<MetadataReply, DecodeError> {
+    let version = reader.u64("version")?;
+    let node = reader.u32("node")?;
+    let shards = reader.u16("shards")?;
+    let more = match reader.u16("more")? {
+        0 => false,
+        1 => true,
+        value => return Err(DecodeError::UnknownValue { field: "more", value: u64::from(value) }),
+    };
+    let address_len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
+    let server_len = reader.len_within("server_len", MAX_SERVER_VERSION_BYTES)?;
+    let count = reader.u32_within("topics", MAX_TOPICS)?;
+    let address = reader.padded_text(address_len, "address")?.to_owned();
+    let server = reader.padded_text(server_len, "server")?.to_owned();
+    reader.fits(count, TOPIC_HEAD_BYTES, "topics")?;
+    let topics = (0..count).map(|_| decode_topic(reader)).collect::<Result<_, _>>()?;
+    Ok(MetadataReply { node, address, shards, version, server, more, topics })
+}
+
+fn decode_topic(reader: &mut Reader<'_>) -> Result<TopicMetadata, DecodeError> {
+    let id = reader.u32("topic")?;
+    let count = reader.u32_within("partitions", MAX_PARTITIONS_PER_TOPIC)?;
+    let retention_bytes = reader.i64("retention_bytes")?;
+    let retention_ms = reader.i64("retention_ms")?;
+    let name_len = reader.len_within("name_len", MAX_TOPIC_NAME_BYTES)?;
+    reader.reserved(6, "name_len")?;
+    let name = reader.padded_text(name_len, "name")?.to_owned();
+    reader.fits(count, PARTITION_METADATA_BYTES, "partitions")?;
+    let partitions = (0..count).map(|_| decode_partition(reader)).collect::<Result<_, _>>()?;
+    Ok(TopicMetadata { id, name, retention_bytes, retention_ms, partitions })
+}
+
+fn decode_partition(reader: &mut Reader<'_>) -> Result<PartitionMetadata, DecodeError> {
+    let partition = PartitionMetadata {
+        leader: reader.u32("leader")?,
+        epoch: reader.u32("epoch")?,
+        shard: reader.u16("shard")?,
+    };
+    reader.reserved(6, "shard")?;
+    Ok(partition)
+}
+
+fn encode_state(state: &PartitionState, w: &mut Writer<'_>) {
+    w.u32(state.partition).u32(state.epoch);
+    w.i64(state.log_start).i64(state.high_watermark).i64(state.log_end).i64(state.flushed);
+    w.u64(state.segment_bytes).u64(state.cached_bytes).u32(state.segments).u32(state.producers);
+    w.u8(state.health as u8).reserved(7);
+}
+
+fn decode_states(reader: &mut Reader<'_>) -> Result<Vec<PartitionState>, DecodeError> {
+    let count = reader.u32_within("count", MAX_DESCRIBED_PARTITIONS)?;
+    reader.reserved(4, "count")?;
+    reader.fits(count, PARTITION_STATE_BYTES, "partitions")?;
+    (0..count).map(|_| decode_state(reader)).collect()
+}
+
+fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> {
+    let state = PartitionState {
+        partition: reader.u32("partition")?,
+        epoch: reader.u32("epoch")?,
+        log_start: reader.i64("log_start")?,
+        high_watermark: reader.i64("high_watermark")?,
+        log_end: reader.i64("log_end")?,
+        flushed: reader.i64("flushed")?,
+        segment_bytes: reader.u64("segment_bytes")?,
+        cached_bytes: reader.u64("cached_bytes")?,
+        segments: reader.u32("segments")?,
+        producers: reader.u32("producers")?,
+        health: match reader.u8("health")? {
+            0 => PartitionHealth::Online,
+            1 => PartitionHealth::Damaged,
+            2 => PartitionHealth::LogEndUnknown,
+            value => return Err(DecodeError::UnknownValue { field: "health", value: u64::from(value) }),
+        },
+    };
+    reader.reserved(7, "health")?;
+    Ok(state)
+}
