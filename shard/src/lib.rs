@@ -2,4 +2,5 @@
 //! the driver that connects it to sockets and files (`runtime`).
 
 pub mod engine;
+pub mod format;
 pub mod memory;
