@@ -6,6 +6,7 @@ pub mod batch;
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod murmur2;
 
 pub use error::{ErrorCode, Outcome};
 pub use ids::{GroupId, NodeId, ShardId, TopicId};
