@@ -1,4 +1,4 @@
-//! Every bound of the system in one place (decision D10). [`memory_bound_bytes`] adds up what they allow.
+//! Every bound of the system in one place (decision D10). [`memory_bound`] adds up what they allow.
 //!
 //! A length from the wire or the disk is compared with its bound here before it is used.
 
@@ -34,8 +34,13 @@ pub const MAX_TOPICS: u32 = 65_536;
 pub const MAX_SHARDS: u16 = 256;
 /// Requests of one connection whose replies are outstanding; beyond it the socket is not read.
 pub const MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION: usize = 4_096;
+/// Requests of all connections of one shard whose replies are outstanding; beyond it no socket is read.
+pub const MAX_IN_FLIGHT_REQUESTS_PER_SHARD: usize = 262_144;
 /// Reply bytes queued on one connection; beyond it the socket is not read.
 pub const MAX_QUEUED_REPLY_BYTES_PER_CONNECTION: usize = 256 << 10;
+/// Reply bytes queued on all connections of one shard, batches in the cache and in read buffers not counted; beyond
+/// it no socket is read.
+pub const MAX_QUEUED_REPLY_BYTES_PER_SHARD: usize = 64 << 20;
 /// Receive buffers of a shard: number.
 pub const RECV_BUFFERS_PER_SHARD: usize = 256;
 /// Receive buffers of a shard: size of one, bytes.
@@ -51,6 +56,8 @@ pub const PINNED_BYTES_PER_SHARD: usize = 64 << 20;
 pub const CHUNK_BYTES: usize = 4 << 20;
 /// A group commit takes no further batch once it has reached this size, bytes.
 pub const COMMIT_TARGET_BYTES: usize = 256 << 10;
+/// Fewest chunks of a shard's tail cache.
+pub const MIN_CACHE_CHUNKS: usize = 4;
 /// Unit of journal writes, bytes: position and length of every group commit are multiples of it.
 pub const JOURNAL_ALIGN: usize = 4096;
 /// Bytes of batches accepted but not yet written to the journal, per shard; beyond it produces are not read.
@@ -61,9 +68,168 @@ pub const MAX_PRODUCERS_PER_PARTITION: usize = 4_096;
 pub const MAX_PRODUCERS_PER_SHARD: usize = 131_072;
 /// Batches remembered per producer to answer duplicates (Kafka's number).
 pub const BATCHES_PER_PRODUCER: usize = 5;
-/// Largest checkpoint of one shard, bytes.
-pub const MAX_CHECKPOINT_BYTES: usize = 256 << 20;
+/// Largest checkpoint of one shard, bytes: every producer, partition and topic that a shard can hold.
+pub const MAX_CHECKPOINT_BYTES: usize = 96 << 20;
 /// Memory of loaded segment indexes, per shard, bytes.
 pub const INDEX_CACHE_BYTES_PER_SHARD: usize = 16 << 20;
 /// Bytes of a segment's log between two entries of its index.
 pub const INDEX_INTERVAL_BYTES: u32 = 64 << 10;
+
+// What one thing of each kind takes in memory at most, as far as `memory_bound` counts: the state itself, its share of
+// the tables it is found in, and what the allocator rounds up to.
+
+/// One connection, without its requests and replies, bytes.
+pub const CONNECTION_STATE_BYTES: usize = 4 << 10;
+/// One request whose reply is outstanding, bytes. A fetch that waits is one of them.
+pub const REQUEST_STATE_BYTES: usize = 192;
+/// One remembered producer, bytes.
+pub const PRODUCER_STATE_BYTES: usize = 384;
+/// One partition, its consensus group and its open segment, bytes.
+pub const PARTITION_STATE_BYTES: usize = 4 << 10;
+/// One topic, bytes.
+pub const TOPIC_STATE_BYTES: usize = 1 << 10;
+/// A shard's executor, rings, stack, timers and counters, bytes.
+pub const RUNTIME_BYTES_PER_SHARD: usize = 16 << 20;
+/// The program itself, its control thread with HTTP, and what the allocator keeps for later, bytes.
+pub const PROGRAM_BYTES: usize = 96 << 20;
+
+/// One item of [`MemoryBound`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPart {
+    /// What the memory is for.
+    pub name: &'static str,
+    /// How much it can be on the whole node, bytes.
+    pub bytes: u64,
+}
+
+/// The memory that all bounds together allow on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryBound {
+    /// Its items.
+    pub parts: Vec<MemoryPart>,
+}
+
+impl MemoryBound {
+    /// The sum, bytes: what the node promises to stay below.
+    pub fn total_bytes(&self) -> u64 {
+        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
+    }
+}
+
+impl std::fmt::Display for MemoryBound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        for part in &self.parts {
+            writeln!(f, "{:>9} MiB  {}", mib(part.bytes), part.name)?;
+        }
+        write!(f, "{:>9} MiB  in all", mib(self.total_bytes()))
+    }
+}
+
+/// The tail cache of one of `shards` shards when the node's is `cache_bytes`: an equal part in whole chunks, at least
+/// [`MIN_CACHE_CHUNKS`].
+pub const fn cache_bytes_per_shard(cache_bytes: u64, shards: u16) -> u64 {
+    let shards = if shards == 0 { 1 } else { shards as u64 };
+    let chunks = cache_bytes / shards / CHUNK_BYTES as u64;
+    let least = MIN_CACHE_CHUNKS as u64;
+    (if chunks < least { least } else { chunks }) * CHUNK_BYTES as u64
+}
+
+/// Adds up what the bounds of this file allow on a node with so many shards, so much tail cache (bytes, for the whole
+/// node) and so many connections. Batches that wait for the journal or for segments are in the cache.
+pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> MemoryBound {
+    let per_shard = |name, bytes: u64| MemoryPart { name, bytes: bytes.saturating_mul(u64::from(shards)) };
+    let times = |count: usize, each: usize| count.saturating_mul(each) as u64;
+    let replies_per_connection = times(max_connections as usize, MAX_QUEUED_REPLY_BYTES_PER_CONNECTION);
+    let replies = times(shards as usize, MAX_QUEUED_REPLY_BYTES_PER_SHARD).min(replies_per_connection);
+    let parts = vec![
+        per_shard("tail cache", cache_bytes_per_shard(cache_bytes, shards)),
+        per_shard("cache held by slow readers", PINNED_BYTES_PER_SHARD as u64),
+        per_shard("receive buffers", times(RECV_BUFFERS_PER_SHARD, RECV_BUFFER_BYTES)),
+        per_shard("frames being put together", ASSEMBLY_BYTES_PER_SHARD as u64),
+        per_shard("reads from segments", COLD_READ_BYTES_PER_SHARD as u64),
+        per_shard("segment indexes", INDEX_CACHE_BYTES_PER_SHARD as u64),
+        per_shard("checkpoint being written", MAX_CHECKPOINT_BYTES as u64),
+        per_shard("requests in flight", times(MAX_IN_FLIGHT_REQUESTS_PER_SHARD, REQUEST_STATE_BYTES)),
+        MemoryPart { name: "replies queued", bytes: replies },
+        MemoryPart { name: "connections", bytes: times(max_connections as usize, CONNECTION_STATE_BYTES) },
+        per_shard("producers", times(MAX_PRODUCERS_PER_SHARD, PRODUCER_STATE_BYTES)),
+        MemoryPart {
+            name: "partitions",
+            bytes: times(MAX_PARTITIONS_PER_NODE as usize, PARTITION_STATE_BYTES),
+        },
+        MemoryPart { name: "topics", bytes: times(MAX_TOPICS as usize, TOPIC_STATE_BYTES) },
+        per_shard("executors", RUNTIME_BYTES_PER_SHARD as u64),
+        MemoryPart { name: "program and control thread", bytes: PROGRAM_BYTES as u64 },
+    ];
+    MemoryBound { parts }
+}
+
+/// Bounds that only make sense together. Breaking one of these does not compile.
+const _: () = {
+    // A batch fits everything that has to hold one.
+    assert!(BATCH_HEADER_BYTES < MAX_BATCH_BYTES);
+    assert!(MAX_REQUEST_BODY_BYTES >= MAX_BATCH_BYTES + 64);
+    assert!(MAX_FETCH_BYTES >= MAX_BATCH_BYTES);
+    assert!(MAX_REPLY_BODY_BYTES >= MAX_FETCH_BYTES + MAX_BATCH_BYTES);
+    assert!(ASSEMBLY_BYTES_PER_SHARD >= FRAME_HEADER_BYTES + MAX_REQUEST_BODY_BYTES);
+    assert!(UNWRITTEN_BYTES_PER_SHARD >= MAX_BATCH_BYTES);
+    assert!(COLD_READ_BYTES_PER_SHARD >= MAX_REPLY_BODY_BYTES);
+    assert!(PINNED_BYTES_PER_SHARD >= MAX_REPLY_BODY_BYTES + CHUNK_BYTES);
+    assert!(MAX_DECOMPRESSED_BYTES >= MAX_BATCH_BYTES);
+    // The smallest record takes seven bytes.
+    assert!(MAX_BATCH_RECORDS as usize * 7 <= MAX_DECOMPRESSED_BYTES);
+    assert!(MAX_BATCH_RECORDS as u64 <= i32::MAX as u64);
+    // A group commit that was one byte short of its target takes one more batch, in one chunk.
+    assert!(COMMIT_TARGET_BYTES + MAX_BATCH_BYTES + 2 * JOURNAL_ALIGN <= CHUNK_BYTES);
+    assert!(CHUNK_BYTES.is_multiple_of(JOURNAL_ALIGN) && JOURNAL_ALIGN.is_power_of_two());
+    // What is not written yet lies in the cache.
+    assert!(MIN_CACHE_CHUNKS * CHUNK_BYTES >= UNWRITTEN_BYTES_PER_SHARD);
+    assert!(RECV_BUFFER_BYTES > FRAME_HEADER_BYTES);
+    assert!(MAX_PARTITIONS_PER_TOPIC <= MAX_PARTITIONS_PER_NODE);
+    assert!(MAX_PRODUCERS_PER_PARTITION <= MAX_PRODUCERS_PER_SHARD);
+    assert!(MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION <= MAX_IN_FLIGHT_REQUESTS_PER_SHARD);
+    assert!(MAX_WAITING_FETCHES_PER_SHARD <= MAX_IN_FLIGHT_REQUESTS_PER_SHARD);
+    assert!(MAX_QUEUED_REPLY_BYTES_PER_CONNECTION <= MAX_QUEUED_REPLY_BYTES_PER_SHARD);
+    assert!((INDEX_INTERVAL_BYTES as usize) < INDEX_CACHE_BYTES_PER_SHARD);
+    // Everything that one shard can hold, written down: a producer with its batches, a partition, a topic.
+    let producers = MAX_PRODUCERS_PER_SHARD * (48 + 32 * BATCHES_PER_PRODUCER);
+    let partitions = MAX_PARTITIONS_PER_NODE as usize * 256;
+    let topics = MAX_TOPICS as usize * (MAX_TOPIC_NAME_BYTES + 64);
+    assert!(producers + partitions + topics <= MAX_CHECKPOINT_BYTES);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_is_the_sum() {
+        let bound = memory_bound(2, 256 << 20, 16_384);
+        let by_hand: u64 = bound.parts.iter().map(|p| p.bytes).sum();
+        assert_eq!(bound.total_bytes(), by_hand);
+        let cache = bound.parts.iter().find(|p| p.name == "tail cache").unwrap();
+        assert_eq!(cache.bytes, 256 << 20);
+        let shown = bound.to_string();
+        assert_eq!(shown.lines().count(), bound.parts.len() + 1);
+        assert!(shown.ends_with(&format!("{} MiB  in all", by_hand.div_ceil(1 << 20))), "{shown}");
+    }
+
+    #[test]
+    fn the_sum_grows_with_each_setting() {
+        let total = |shards, cache, connections| memory_bound(shards, cache, connections).total_bytes();
+        let base = total(2, 256 << 20, 1000);
+        assert!(total(3, 256 << 20, 1000) > base);
+        assert_eq!(total(2, 512 << 20, 1000), base + (256 << 20));
+        assert!(total(2, 256 << 20, 2000) > base);
+        assert!(total(u16::MAX, u64::MAX, u32::MAX) > base, "the largest numbers do not overflow");
+    }
+
+    #[test]
+    fn the_cache_is_split_in_whole_chunks() {
+        assert_eq!(cache_bytes_per_shard(256 << 20, 2), 128 << 20);
+        assert_eq!(cache_bytes_per_shard(100 << 20, 3), 32 << 20);
+        assert_eq!(cache_bytes_per_shard(0, 3), 16 << 20);
+        assert_eq!(cache_bytes_per_shard(64 << 20, 0), 64 << 20);
+    }
+}
