@@ -3,6 +3,7 @@
 //! Nothing here touches a clock, a socket or a file (the configuration loader takes text).
 
 pub mod batch;
+pub mod config;
 pub mod error;
 pub mod ids;
 pub mod limits;

@@ -1,0 +1,262 @@
+//! The table of every key. Parser, `config show` and `docs/configuration.md` derive from it.
+
+use super::Config;
+use super::field::{Field, SizeBounds, Unit};
+use crate::limits;
+
+/// One key of the configuration.
+pub struct Key {
+    /// Its place: `section.key`.
+    pub path: &'static str,
+    /// What it does.
+    pub doc: &'static str,
+    /// Why the default is what it is, and when to change it.
+    pub why: &'static str,
+    pub(super) field: for<'a> fn(&'a mut Config) -> Field<'a>,
+}
+
+impl Key {
+    /// The key at this place.
+    pub fn find(path: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|k| k.path == path)
+    }
+
+    /// The environment variable that overrides it.
+    pub fn env_name(&self) -> String {
+        format!("PYRALOG__{}", self.path.replace('.', "__").to_uppercase())
+    }
+
+    /// The short environment variable that overrides it, if it has one.
+    pub fn short_env_name(&self) -> Option<&'static str> {
+        SHORT_ENV.iter().find(|(_, path)| *path == self.path).map(|(name, _)| *name)
+    }
+
+    /// The value of this key in `config`, as it would be written.
+    pub fn render(&self, config: &Config) -> String {
+        (self.field)(&mut config.clone()).render()
+    }
+
+    /// The value of this key in `config`, for programs: sizes in bytes, durations in the key's unit.
+    pub fn json(&self, config: &Config) -> serde_json::Value {
+        (self.field)(&mut config.clone()).json()
+    }
+
+    /// The default as it would be written.
+    pub fn default_text(&self) -> String {
+        self.render(&Config::default())
+    }
+
+    /// Its type in a word or two.
+    pub fn kind(&self) -> &'static str {
+        (self.field)(&mut Config::default()).kind()
+    }
+
+    /// What may be written.
+    pub fn usage(&self) -> String {
+        (self.field)(&mut Config::default()).usage()
+    }
+}
+
+/// Short names of the variables that nearly everybody sets.
+pub const SHORT_ENV: [(&str, &str); 4] = [
+    ("PYRALOG_NODE_ID", "node.node_id"),
+    ("PYRALOG_DATA_DIR", "node.data_dir"),
+    ("PYRALOG_LISTEN_ADDRESS", "network.listen_address"),
+    ("PYRALOG_CLUSTER_NODES", "node.cluster_nodes"),
+];
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// Every key, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "node.node_id",
+        doc: "Number of this node, unique in the cluster.",
+        why: "Written into the data folder at the first start; a folder of another node is refused.",
+        field: |c| Field::Number(&mut c.node.node_id, 1, u32::MAX),
+    },
+    Key {
+        path: "node.data_dir",
+        doc: "Folder of the segments and the node's metadata. Made when it is missing.",
+        why: "The current folder, so that a first try needs no rights anywhere else.",
+        field: |c| Field::Path(&mut c.node.data_dir),
+    },
+    Key {
+        path: "node.journal_dir",
+        doc: "Folder of the journals. Made when it is missing.",
+        why: "Put it on the disk with the fastest flush: every acknowledged record waits for this one.",
+        field: |c| Field::OptPath(&mut c.node.journal_dir, "journal in node.data_dir"),
+    },
+    Key {
+        path: "node.cluster_nodes",
+        doc: "Client addresses of the cluster's nodes.",
+        why: "This version does not replicate: anything but this node's own address is refused, so that nobody \
+              believes in copies that do not exist.",
+        field: |c| Field::HostPorts(&mut c.node.cluster_nodes),
+    },
+    Key {
+        path: "network.listen_address",
+        doc: "Address and port for clients and for HTTP. Port 0 takes a free one.",
+        why: "There is no authentication yet, so the default answers this machine only. To serve others, use \
+              0.0.0.0:9092 in a network you trust and set network.advertised_address.",
+        field: |c| Field::Socket(&mut c.network.listen_address),
+    },
+    Key {
+        path: "network.internal_address",
+        doc: "Address and port for other nodes.",
+        why: "This version does not replicate and would not listen there, so a value is refused.",
+        field: |c| Field::OptSocket(&mut c.network.internal_address, "none"),
+    },
+    Key {
+        path: "network.advertised_address",
+        doc: "Address that clients are told to connect to.",
+        why: "Needed when clients can't use the listen address: it is 0.0.0.0 or [::], or there is a proxy or a \
+              container's port mapping in between.",
+        field: |c| Field::OptHostPort(&mut c.network.advertised_address, "network.listen_address"),
+    },
+    Key {
+        path: "network.max_connections",
+        doc: "Most client connections at once, on all shards together; further ones are closed at once.",
+        why: "Bounds descriptors and memory. `ulimit -n` has to be above it.",
+        field: |c| Field::Number(&mut c.network.max_connections, 1, 1_000_000),
+    },
+    Key {
+        path: "network.request_timeout_ms",
+        doc: "A produce that is not done in this time is answered with RequestTimedOut, unless the request brings a \
+              time of its own.",
+        why: "Long enough for a disk that stalls, short enough for a client to try elsewhere.",
+        field: |c| Field::Duration(&mut c.network.request_timeout_ms, Unit::Ms, 10, HOUR_MS),
+    },
+    Key {
+        path: "storage.fsync_policy",
+        doc: "When a journal write counts as done: `every_write` acknowledges after the flush; `interval(10ms)` \
+              acknowledges when written and flushes at that interval; `never` leaves flushing to the operating \
+              system.",
+        why: "`every_write` loses nothing that was acknowledged. The others lose what was acknowledged since the last \
+              flush when the machine loses power (not when only the process dies), and the reply says so.",
+        field: |c| Field::Fsync(&mut c.storage.fsync_policy),
+    },
+    Key {
+        path: "storage.segment_config.max_size",
+        doc: "Size at which a segment is closed and the next one begun.",
+        why: "Retention deletes whole segments: smaller ones follow it more closely, larger ones need fewer files.",
+        field: |c| {
+            let bounds = SizeBounds { min: 1 << 20, max: 2 << 30, step: 1 };
+            Field::Size(&mut c.storage.segment_config.max_size, bounds)
+        },
+    },
+    Key {
+        path: "storage.segment_config.sync_on_write",
+        doc: "Flush every segment write instead of once per checkpoint.",
+        why: "Not needed for durability: the journal keeps a batch until its segment is flushed. It spreads the \
+              flushing evenly and shortens the replay after a crash.",
+        field: |c| Field::Bool(&mut c.storage.segment_config.sync_on_write),
+    },
+    Key {
+        path: "storage.segment_config.use_mmap",
+        doc: "Read segments through memory mappings. Refused when true.",
+        why: "A page fault would block a core and every client on it, and a read error would kill the process.",
+        field: |c| Field::Bool(&mut c.storage.segment_config.use_mmap),
+    },
+    Key {
+        path: "storage.cache_config.max_size",
+        doc: "Memory of the tail cache of the whole node, split equally over the shards in chunks of 4MiB. Each shard \
+              needs at least 16MiB.",
+        why: "Batches wait here for the segments and readers near the end are served from here. More of it means \
+              fewer, larger segment writes and readers that may lag further behind without touching the disk.",
+        field: |c| {
+            let min = (limits::MIN_CACHE_CHUNKS * limits::CHUNK_BYTES) as u64;
+            let bounds = SizeBounds { min, max: 1 << 42, step: 1 };
+            Field::Size(&mut c.storage.cache_config.max_size, bounds)
+        },
+    },
+    Key {
+        path: "storage.cache_config.max_buffer_time_ms",
+        doc: "Longest time until a committed batch is written to its segment.",
+        why: "Shorter means less journal to replay after a crash, longer means larger segment writes. Durability does \
+              not depend on it.",
+        field: |c| Field::Duration(&mut c.storage.cache_config.max_buffer_time_ms, Unit::Ms, 100, HOUR_MS),
+    },
+    Key {
+        path: "storage.cache_config.enabled",
+        doc: "Whether batches stay in the cache after they were written to segments.",
+        why: "Turn it off only when nobody reads near the end; the memory is set aside either way, because batches \
+              wait in it for the segments.",
+        field: |c| Field::Bool(&mut c.storage.cache_config.enabled),
+    },
+    Key {
+        path: "storage.retention.bytes",
+        doc: "Bytes kept per partition, for topics that do not say otherwise; older segments are deleted.",
+        why: "A log that deletes data unasked surprises people. Set it before the disk is full.",
+        field: |c| {
+            let bounds = SizeBounds { min: 1 << 20, max: 1 << 60, step: 1 };
+            Field::OptSize(&mut c.storage.retention.bytes, bounds, "unlimited")
+        },
+    },
+    Key {
+        path: "storage.retention.ms",
+        doc: "Age at which segments are deleted, for topics that do not say otherwise.",
+        why: "As storage.retention.bytes. `7d` is a usual value.",
+        field: |c| {
+            Field::OptDuration(
+                &mut c.storage.retention.ms,
+                Unit::Ms,
+                1_000,
+                24 * 36_500 * HOUR_MS,
+                "unlimited",
+            )
+        },
+    },
+    Key {
+        path: "storage.journal.file_size",
+        doc: "Size of one journal file. Files are written once when they are made and then recycled.",
+        why: "Larger files are recycled less often; smaller ones need less disk per shard and are quicker to make.",
+        field: |c| {
+            let chunk = limits::CHUNK_BYTES as u64;
+            let bounds = SizeBounds { min: 2 * chunk, max: 4 << 30, step: chunk };
+            Field::Size(&mut c.storage.journal.file_size, bounds)
+        },
+    },
+    Key {
+        path: "storage.journal.writes_in_flight",
+        doc: "Group commits of one shard that are on their way to the disk at once.",
+        why: "With two, the next commit need not wait for the last one to return. More helps disks with deep queues \
+              and costs latency on those without.",
+        field: |c| Field::Number(&mut c.storage.journal.writes_in_flight, 1, 16),
+    },
+    Key {
+        path: "runtime.shards",
+        doc: "Number of shards, each with a thread on a core of its own.",
+        why: "One per CPU that the process may use. Fewer leave room for other programs.",
+        field: |c| Field::OptNumber(&mut c.runtime.shards, 1, limits::MAX_SHARDS as u32, "auto"),
+    },
+    Key {
+        path: "runtime.cpus",
+        doc: "CPUs that the shards run on, one each, in ascending order.",
+        why: "`auto` takes those the process may use. Name them to keep shards off the CPUs of other programs.",
+        field: |c| Field::Cpus(&mut c.runtime.cpus),
+    },
+    Key {
+        path: "runtime.spin_us",
+        doc: "How long a core without work polls before it sleeps.",
+        why: "Waking a sleeping core takes about 50 µs. Polling saves that but uses the whole core: only for cores \
+              that nothing else runs on.",
+        field: |c| Field::Duration(&mut c.runtime.spin_us, Unit::Us, 0, 10_000),
+    },
+    Key {
+        path: "runtime.hugepages",
+        doc: "Pages of the big buffers: `off`, `transparent` (large pages when the kernel has some) or `explicit` \
+              (reserved ones, vm.nr_hugepages).",
+        why: "Off works everywhere. `explicit` needs pages reserved beforehand; the node says how many.",
+        field: |c| Field::Hugepages(&mut c.runtime.hugepages),
+    },
+    Key {
+        path: "runtime.memory",
+        doc: "Refuse to start when the sum of all bounds of memory, which the node prints, is above this.",
+        why: "The node never needs more than that sum. Set this to what the machine or container can spare.",
+        field: |c| {
+            let bounds = SizeBounds { min: 64 << 20, max: 1 << 50, step: 1 };
+            Field::OptSize(&mut c.runtime.memory, bounds, "unlimited")
+        },
+    },
+];

@@ -1,0 +1,128 @@
+//! What no single key can say: values that are refused with a reason, and keys that have to fit each other.
+
+use super::{Config, ConfigError, ConfigErrors, Effective};
+use crate::limits::{self, CHUNK_BYTES, MIN_CACHE_CHUNKS, MemoryBound, memory_bound};
+
+/// Every error that can be told without knowing the machine.
+pub(super) fn check(effective: &Effective) -> Vec<ConfigError> {
+    let mut found = Found { effective, errors: Vec::new() };
+    found.refused();
+    found.addresses();
+    found.cores();
+    // Without a number of shards, one is the least there can be.
+    let shards = effective.config.runtime.shards.unwrap_or(1);
+    found.memory(u16::try_from(shards).unwrap_or(limits::MAX_SHARDS));
+    found.errors
+}
+
+struct Found<'a> {
+    effective: &'a Effective,
+    errors: Vec<ConfigError>,
+}
+
+impl Found<'_> {
+    fn error(&mut self, path: &str, message: String) {
+        let origin = self.effective.origin(path).clone();
+        self.errors.push(ConfigError { origin, key: path.to_owned(), message });
+    }
+
+    fn config(&self) -> &Config {
+        &self.effective.config
+    }
+
+    fn refused(&mut self) {
+        if self.config().storage.segment_config.use_mmap {
+            let message = "true is refused: a page fault would block a core and every client on it, and a read error \
+                           would kill the process; remove the key or write false";
+            self.error("storage.segment_config.use_mmap", message.to_owned());
+        }
+        if self.config().network.internal_address.is_some() {
+            let message = "a value is refused: this version does not replicate and would not listen there; remove the \
+                           key";
+            self.error("network.internal_address", message.to_owned());
+        }
+        let nodes = &self.config().node.cluster_nodes;
+        let network = &self.config().network;
+        let own = |address: &String| {
+            network.advertised_address.as_ref() == Some(address)
+                || network.listen_address.to_string() == *address
+        };
+        if !nodes.iter().all(own) || nodes.len() > 1 {
+            let message = format!(
+                "[{}] is refused: this version does not replicate, so a second node would keep no copy; remove the key \
+                 or name this node's own address only ({})",
+                nodes.join(", "),
+                self.config().advertised_address(network.listen_address.port())
+            );
+            self.error("node.cluster_nodes", message);
+        }
+    }
+
+    fn addresses(&mut self) {
+        let network = &self.config().network;
+        let listen = network.listen_address;
+        if listen.ip().is_unspecified() && network.advertised_address.is_none() {
+            let message = format!(
+                "clients can't connect to {listen}; set network.advertised_address to the address that they reach this \
+                 node at, like log1.example.org:{}",
+                listen.port()
+            );
+            self.error("network.listen_address", message);
+        }
+    }
+
+    fn cores(&mut self) {
+        let runtime = &self.config().runtime;
+        if let (Some(shards), Some(cpus)) = (runtime.shards, &runtime.cpus)
+            && shards as usize > cpus.len()
+        {
+            let message = format!(
+                "{shards} shards do not fit on the {} CPUs of runtime.cpus, one each; write at most {0} or name more \
+                 CPUs",
+                cpus.len()
+            );
+            self.error("runtime.shards", message);
+        }
+    }
+
+    /// What depends on the number of shards. The sum of memory, unless an error makes it meaningless.
+    fn memory(&mut self, shards: u16) -> MemoryBound {
+        let cache = self.config().storage.cache_config.max_size;
+        let least = u64::from(shards).saturating_mul((MIN_CACHE_CHUNKS * CHUNK_BYTES) as u64);
+        if cache < least {
+            let message = format!(
+                "{}MiB for {shards} shards is less than the {}MiB that each one needs; write at least {}MiB or lower \
+                 runtime.shards",
+                cache >> 20,
+                (MIN_CACHE_CHUNKS * CHUNK_BYTES) >> 20,
+                least >> 20
+            );
+            self.error("storage.cache_config.max_size", message);
+        }
+        let bound = memory_bound(shards, cache, self.config().network.max_connections);
+        let allowed = self.config().runtime.memory.unwrap_or(u64::MAX);
+        if bound.total_bytes() > allowed {
+            let message = format!(
+                "{}MiB is below the sum of the bounds with {shards} shards, {}MiB; raise it, or lower \
+                 storage.cache_config.max_size, network.max_connections or runtime.shards. The sum:\n{bound}",
+                allowed >> 20,
+                bound.total_bytes().div_ceil(1 << 20)
+            );
+            self.error("runtime.memory", message);
+        }
+        bound
+    }
+}
+
+impl Effective {
+    /// Checks what depends on the number of shards, once it is known, and returns the sum of memory that the node
+    /// may use.
+    ///
+    /// # Errors
+    /// The cache is too small for so many shards, or the sum is above `runtime.memory`.
+    pub fn check_shards(&self, shards: u16) -> Result<MemoryBound, ConfigErrors> {
+        let mut found = Found { effective: self, errors: Vec::new() };
+        let bound = found.memory(shards);
+        if found.errors.is_empty() { Ok(bound) } else { Err(ConfigErrors(found.errors)) }
+    }
+}
