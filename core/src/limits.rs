@@ -68,8 +68,12 @@ pub const MAX_PRODUCERS_PER_PARTITION: usize = 4_096;
 pub const MAX_PRODUCERS_PER_SHARD: usize = 131_072;
 /// Batches remembered per producer to answer duplicates (Kafka's number).
 pub const BATCHES_PER_PRODUCER: usize = 5;
-/// Largest checkpoint of one shard, bytes: every producer, partition and topic that a shard can hold.
-pub const MAX_CHECKPOINT_BYTES: usize = 96 << 20;
+/// Largest checkpoint of one shard, bytes: every producer, partition, segment and topic that a shard can hold.
+pub const MAX_CHECKPOINT_BYTES: usize = 64 << 20;
+/// Checkpoints of that size in memory at once: one being encoded, and the buffers of the old and the new write.
+pub const CHECKPOINTS_IN_MEMORY: usize = 3;
+/// Most segments of one shard, all partitions together (64 TiB of full ones at the default size).
+pub const MAX_SEGMENTS_PER_SHARD: usize = 262_144;
 /// Memory of loaded segment indexes, per shard, bytes.
 pub const INDEX_CACHE_BYTES_PER_SHARD: usize = 16 << 20;
 /// Bytes of a segment's log between two entries of its index.
@@ -86,6 +90,8 @@ pub const REQUEST_STATE_BYTES: usize = 192;
 pub const PRODUCER_STATE_BYTES: usize = 384;
 /// One partition, its consensus group and its open segment, bytes.
 pub const PARTITION_STATE_BYTES: usize = 4 << 10;
+/// One closed segment, without its loaded index, bytes.
+pub const SEGMENT_STATE_BYTES: usize = 128;
 /// One topic, bytes.
 pub const TOPIC_STATE_BYTES: usize = 1 << 10;
 /// A shard's executor, rings, stack, timers and counters, bytes.
@@ -149,7 +155,8 @@ pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> Memo
         per_shard("frames being put together", ASSEMBLY_BYTES_PER_SHARD as u64),
         per_shard("reads from segments", COLD_READ_BYTES_PER_SHARD as u64),
         per_shard("segment indexes", INDEX_CACHE_BYTES_PER_SHARD as u64),
-        per_shard("checkpoint being written", MAX_CHECKPOINT_BYTES as u64),
+        per_shard("checkpoint being written", times(CHECKPOINTS_IN_MEMORY, MAX_CHECKPOINT_BYTES)),
+        per_shard("segments", times(MAX_SEGMENTS_PER_SHARD, SEGMENT_STATE_BYTES)),
         per_shard("requests in flight", times(MAX_IN_FLIGHT_REQUESTS_PER_SHARD, REQUEST_STATE_BYTES)),
         MemoryPart { name: "replies queued", bytes: replies },
         MemoryPart { name: "connections", bytes: times(max_connections as usize, CONNECTION_STATE_BYTES) },
@@ -192,11 +199,12 @@ const _: () = {
     assert!(MAX_WAITING_FETCHES_PER_SHARD <= MAX_IN_FLIGHT_REQUESTS_PER_SHARD);
     assert!(MAX_QUEUED_REPLY_BYTES_PER_CONNECTION <= MAX_QUEUED_REPLY_BYTES_PER_SHARD);
     assert!((INDEX_INTERVAL_BYTES as usize) < INDEX_CACHE_BYTES_PER_SHARD);
-    // Everything that one shard can hold, written down: a producer with its batches, a partition, a topic.
-    let producers = MAX_PRODUCERS_PER_SHARD * (48 + 32 * BATCHES_PER_PRODUCER);
-    let partitions = MAX_PARTITIONS_PER_NODE as usize * 256;
+    // Everything that one shard can hold, written down: a producer with its batches, a partition, a segment, a topic.
+    let producers = MAX_PRODUCERS_PER_SHARD * (19 + 16 * (BATCHES_PER_PRODUCER + 1));
+    let partitions = MAX_PARTITIONS_PER_NODE as usize * 64;
+    let segments = MAX_SEGMENTS_PER_SHARD * 32;
     let topics = MAX_TOPICS as usize * (MAX_TOPIC_NAME_BYTES + 64);
-    assert!(producers + partitions + topics <= MAX_CHECKPOINT_BYTES);
+    assert!(producers + partitions + segments + topics <= MAX_CHECKPOINT_BYTES);
 };
 
 #[cfg(test)]
