@@ -1,2 +1,120 @@
-//! Being built.
-fn main() {}
+//! `pyralog-bench`: see `bench/README.md`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use pyralog_bench::cli::{Cli, Command, DiskArgs, FloorServerArgs, Output, PairsArgs, ProduceArgs};
+use pyralog_bench::floor::{FloorConfig, FloorServer};
+use pyralog_bench::host::{self, HostFacts};
+use pyralog_bench::latency::Summary;
+use pyralog_bench::pairs::PairsConfig;
+use pyralog_bench::{disk, load, pairs, produce, torture};
+use serde_json::json;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::FloorServer(args) => floor_server(args),
+        Command::Produce(args) => run_produce(&args),
+        Command::Pairs(args) => run_pairs(args),
+        Command::Disk(args) => run_disk(&args),
+        Command::Torture(what) => torture::run(&what),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pyralog-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn floor_server(args: FloorServerArgs) -> anyhow::Result<()> {
+    let server = FloorServer::bind(FloorConfig {
+        listen: args.listen,
+        dir: args.dir,
+        file_bytes: args.file_mib << 20,
+        cpu: args.cpu,
+        writes_in_flight: args.writes_in_flight as usize,
+        reply_body_bytes: produce::produce_reply_body_bytes(),
+    })?;
+    println!("listening on {}", server.local_addr()?);
+    std::io::stdout().flush()?;
+    server.run()?;
+    Ok(())
+}
+
+fn run_produce(args: &ProduceArgs) -> anyhow::Result<()> {
+    host::raise_nofile_limit()?;
+    let (count, record_bytes) = (args.load.connections as usize, args.load.record_bytes as usize);
+    let connections = match &args.topic {
+        Some(topic) => produce::connect_node(args.addr, topic, count, record_bytes)?,
+        None => produce::connect_floor(args.addr, count, record_bytes)?,
+    };
+    let result = load::run(connections, args.threads as usize, args.cpu, args.load.shape())?;
+    let summary = result.latencies.summary();
+    match args.output {
+        Output::Table => {
+            println!("{}      acks/s", Summary::HEADS);
+            println!("{summary}{:12.0}", result.acks_per_second());
+        }
+        Output::Json => println!(
+            "{}",
+            json!({
+                "connections": args.load.connections, "outstanding": args.load.outstanding,
+                "record_bytes": args.load.record_bytes, "rate": args.load.rate, "seconds": args.load.seconds,
+                "latency": summary.to_json(), "acks_per_second": result.acks_per_second(),
+            })
+        ),
+    }
+    Ok(())
+}
+
+fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
+    pairs::ensure_program(&args.server)?;
+    let report = pairs::run(&PairsConfig {
+        server: args.server,
+        dir: args.dir,
+        pairs: args.pairs as usize,
+        shape: args.load.shape(),
+        connections: args.load.connections as usize,
+        record_bytes: args.load.record_bytes as usize,
+        server_cpu: args.server_cpu,
+        client_cpu: args.client_cpu,
+        floor_writes_in_flight: args.floor_writes_in_flight as usize,
+    })?;
+    match args.output {
+        Output::Table => print!("{}", report.to_table()),
+        Output::Json => println!("{:#}", report.to_json()),
+    }
+    Ok(())
+}
+
+fn run_disk(args: &DiskArgs) -> anyhow::Result<()> {
+    let figures = disk::measure(&args.dir, args.file_mib << 20, args.appends as usize)?;
+    match args.output {
+        Output::Table => {
+            println!("{}", HostFacts::collect());
+            let mb = |bytes_per_second: f64| bytes_per_second / 1e6;
+            println!(
+                "sequential write, 1 MiB, depth {}, durable {:9.0} MB/s",
+                disk::DEPTH,
+                mb(figures.write_bytes_per_second)
+            );
+            println!(
+                "sequential read,  1 MiB, depth {}          {:9.0} MB/s",
+                disk::DEPTH,
+                mb(figures.read_bytes_per_second)
+            );
+            println!("4 KiB durable appends, one at a time\n{}\n{}", Summary::HEADS, figures.append);
+        }
+        Output::Json => println!(
+            "{}",
+            json!({
+                "write_bytes_per_second": figures.write_bytes_per_second,
+                "read_bytes_per_second": figures.read_bytes_per_second, "append": figures.append.to_json(),
+            })
+        ),
+    }
+    Ok(())
+}

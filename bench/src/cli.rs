@@ -1,0 +1,304 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use pyralog_core::limits::{
+    MAX_BATCH_BYTES, MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION, MAX_PARTITIONS_PER_TOPIC,
+};
+
+use crate::load::LoadShape;
+
+/// Load generator, latency floors and torture for Pyralog.
+#[derive(Debug, Parser)]
+#[command(name = "pyralog-bench", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the bare echo-and-append server, the floor that a node is compared with
+    FloorServer(FloorServerArgs),
+    /// Measure the latency of produces at a node or at the floor server
+    Produce(ProduceArgs),
+    /// Run a node and the floor server in turns under the same load and print their ratios
+    Pairs(PairsArgs),
+    /// Measure what the disk gives: sequential bandwidth and durable appends
+    Disk(DiskArgs),
+    /// Try to break a node
+    #[command(subcommand)]
+    Torture(Torture),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+const MAX_OUTSTANDING: i64 = MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION as i64;
+const MAX_RECORD_BYTES: i64 = MAX_BATCH_BYTES as i64 - 1024;
+
+/// Arguments of `floor-server`.
+#[derive(Debug, Args)]
+pub struct FloorServerArgs {
+    /// Address to listen on; port 0 takes a free one (the first line printed names it)
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Folder for the append file
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// CPU to run on
+    #[arg(long)]
+    pub cpu: Option<usize>,
+    /// Size of the append file, MiB
+    #[arg(long, default_value_t = 64, value_parser = value_parser!(u64).range(1..=65_536))]
+    pub file_mib: u64,
+    /// Appends under way at once
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
+    pub writes_in_flight: u64,
+}
+
+/// Shape of a load.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// Connections
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=10_000))]
+    pub connections: u64,
+    /// Requests under way per connection, at most
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MAX_OUTSTANDING as u64))]
+    pub outstanding: u64,
+    /// Size of a record's value, bytes
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(0..=MAX_RECORD_BYTES as u64))]
+    pub record_bytes: u64,
+    /// Measured time
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Time before, not measured, seconds
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u64).range(0..=3_600))]
+    pub warmup: u64,
+    /// Requests a second over all connections at fixed times (open loop): latency counts from the time at which a
+    /// request should have been sent. Without it, each reply makes room for the next request (closed loop)
+    #[arg(long, value_parser = parse_rate, conflicts_with = "closed_loop")]
+    pub rate: Option<f64>,
+    /// Closed loop: the default, spelt out
+    #[arg(long)]
+    pub closed_loop: bool,
+}
+
+impl LoadArgs {
+    /// The same for the load generator.
+    pub fn shape(&self) -> LoadShape {
+        LoadShape {
+            outstanding: self.outstanding as usize,
+            rate: self.rate,
+            warmup: Duration::from_secs(self.warmup),
+            measured: Duration::from_secs(self.seconds),
+        }
+    }
+}
+
+/// Arguments of `produce`.
+#[derive(Debug, Args)]
+pub struct ProduceArgs {
+    /// Address of the server
+    #[arg(long)]
+    pub addr: SocketAddr,
+    /// Topic to produce to; it must exist
+    #[arg(long, required_unless_present = "floor", conflicts_with = "floor")]
+    pub topic: Option<String>,
+    /// The server is a floor server
+    #[arg(long)]
+    pub floor: bool,
+    /// Threads of the load generator
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=64))]
+    pub threads: u64,
+    /// CPU of the load generator's threads
+    #[arg(long)]
+    pub cpu: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub load: LoadArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Arguments of `pairs`.
+#[derive(Debug, Args)]
+pub struct PairsArgs {
+    /// The `pyralog` program
+    #[arg(long)]
+    pub server: PathBuf,
+    /// Folder on the disk to be measured; a temporary one is made in it and removed
+    #[arg(long, default_value = ".")]
+    pub dir: PathBuf,
+    /// Pairs of runs
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=100))]
+    pub pairs: u64,
+    /// CPU of the servers [default: the one that takes the disk's interrupts]
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// CPU of the load generator [default: another one]
+    #[arg(long)]
+    pub client_cpu: Option<usize>,
+    /// Appends that the floor server keeps under way
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
+    pub floor_writes_in_flight: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub load: LoadArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// Arguments of `disk`.
+#[derive(Debug, Args)]
+pub struct DiskArgs {
+    /// Folder on the disk to be measured
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Size of the file, MiB; it is removed afterwards
+    #[arg(long, default_value_t = 1024, value_parser = value_parser!(u64).range(1..=1_048_576))]
+    pub file_mib: u64,
+    /// Durable 4 KiB appends
+    #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u64).range(1..=100_000_000))]
+    pub appends: u64,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// The ways of `torture`. All are bounded in number and time and speak to the address given only.
+#[derive(Debug, Subcommand)]
+pub enum Torture {
+    /// Open, half-close, reset and abandon connections in waves; memory and descriptors must stay flat
+    Connections(ConnectionsArgs),
+    /// Send random, mutated and truncated frames while one good connection produces and checks
+    Frames(FramesArgs),
+    /// Readers that stop reading, writers that never stop, many partitions; memory must stay within the bound
+    Memory(MemoryArgs),
+}
+
+/// Arguments of `torture connections`.
+#[derive(Debug, Args)]
+pub struct ConnectionsArgs {
+    /// Address of the node
+    #[arg(long)]
+    pub addr: SocketAddr,
+    /// Process id of the node, for its memory and descriptors
+    #[arg(long)]
+    pub pid: u32,
+    /// Connections in total
+    #[arg(long, default_value_t = 12_000, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub count: u64,
+    /// Connections open at once
+    #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u64).range(1..=20_000))]
+    pub wave: u64,
+    /// Memory that the node may gain after the first wave, MiB
+    #[arg(long, default_value_t = 8)]
+    pub slack_mib: u64,
+}
+
+/// Arguments of `torture frames`.
+#[derive(Debug, Args)]
+pub struct FramesArgs {
+    /// Address of the node
+    #[arg(long)]
+    pub addr: SocketAddr,
+    /// Frames
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..=1_000_000_000))]
+    pub count: u64,
+    /// Seed of every random choice; the same seed sends the same frames
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Give up after this time, seconds
+    #[arg(long, default_value_t = 1_200)]
+    pub max_seconds: u64,
+}
+
+/// Arguments of `torture memory`.
+#[derive(Debug, Args)]
+pub struct MemoryArgs {
+    /// Address of the node
+    #[arg(long)]
+    pub addr: SocketAddr,
+    /// Process id of the node
+    #[arg(long)]
+    pub pid: u32,
+    /// Resident memory that the node may reach, bytes (it prints its bound at its start)
+    #[arg(long)]
+    pub bound: u64,
+    /// Partitions
+    #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=i64::from(MAX_PARTITIONS_PER_TOPIC)))]
+    pub partitions: u32,
+    /// Connections that ask for data and never read it
+    #[arg(long, default_value_t = 64, value_parser = value_parser!(u64).range(0..=5_000))]
+    pub readers: u64,
+    /// Connections that produce without end
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..=64))]
+    pub writers: u64,
+    /// How long
+    #[arg(long, default_value_t = 60, value_parser = value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Stop writing after this much, MiB: it all goes to the node's disk
+    #[arg(long, default_value_t = 8_192)]
+    pub write_mib: u64,
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("give requests per second, above 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(args: &[&str]) -> String {
+        let all = std::iter::once("pyralog-bench").chain(args.iter().copied());
+        Cli::try_parse_from(all).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused_with_their_name() {
+        assert!(refused(&["produce", "--addr", "127.0.0.1:1"]).contains("--topic"));
+        assert!(refused(&["produce", "--addr", "nowhere", "--floor"]).contains("--addr"));
+        let both = ["produce", "--addr", "127.0.0.1:1", "--floor", "--rate", "10", "--closed-loop"];
+        assert!(refused(&both).contains("--closed-loop"));
+        for rate in ["0", "-1", "NaN", "inf", "x"] {
+            let rate = format!("--rate={rate}");
+            assert!(refused(&["produce", "--addr", "127.0.0.1:1", "--floor", &rate]).contains("above 0"));
+        }
+        for outstanding in ["0", "4097", "-1"] {
+            let outstanding = format!("--outstanding={outstanding}");
+            let text = refused(&["produce", "--addr", "127.0.0.1:1", "--floor", &outstanding]);
+            assert!(text.contains("--outstanding"), "{text}");
+        }
+        assert!(refused(&["pairs"]).contains("--server"));
+        assert!(refused(&["floor-server"]).contains("--dir"));
+        assert!(refused(&["torture", "memory", "--addr", "127.0.0.1:1", "--pid", "1"]).contains("--bound"));
+        assert!(refused(&["torture", "everything"]).contains("everything"));
+    }
+
+    #[test]
+    fn the_default_load_is_one_connection_one_outstanding_of_256_bytes() {
+        let cli = Cli::try_parse_from(["pyralog-bench", "produce", "--addr", "127.0.0.1:1", "--topic", "t"])
+            .unwrap();
+        let Command::Produce(args) = cli.command else { panic!() };
+        assert_eq!((args.load.connections, args.load.outstanding, args.load.record_bytes), (1, 1, 256));
+        assert_eq!(args.load.rate, None);
+    }
+}

@@ -1,0 +1,239 @@
+//! What a figure depends on besides the program: CPU, kernel, date, revision, pinning, descriptors.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+/// CPUs that this process may run on, in order.
+pub fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: an all-zero cpu_set_t is a valid empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most the given size into `set`.
+    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
+    if result != 0 {
+        return Vec::new();
+    }
+    let most = libc::CPU_SETSIZE as usize;
+    // SAFETY: every index is below CPU_SETSIZE.
+    (0..most).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
+}
+
+/// Binds the calling thread (and the threads and processes that it starts later) to one CPU.
+pub fn pin_to_cpu(cpu: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        allowed_cpus().contains(&cpu),
+        "CPU {cpu} is not available to this process; choose one of {:?}",
+        allowed_cpus()
+    );
+    // SAFETY: an all-zero cpu_set_t is a valid empty set; `cpu` is below CPU_SETSIZE as it was listed.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        set
+    };
+    // SAFETY: `set` is valid for the given size.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).with_context(|| format!("can't bind to CPU {cpu}"));
+    }
+    Ok(())
+}
+
+/// Lets timed waits of the calling thread end on time: the default slack of 50 µs would be part of every
+/// open-loop figure.
+pub fn tighten_timer_slack() {
+    // SAFETY: PR_SET_TIMERSLACK takes one integer and touches no memory of ours.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong, 0, 0, 0) };
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+pub fn raise_nofile_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is valid for reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Resident memory of a process, bytes.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/statm");
+    let text = fs::read_to_string(&path).with_context(|| format!("{path}: is the process still there?"))?;
+    let pages: u64 = text
+        .split_whitespace()
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .with_context(|| format!("{path}: not in the known format"))?;
+    // SAFETY: sysconf has no preconditions.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Ok(pages * u64::try_from(page_bytes).unwrap_or(4096))
+}
+
+/// Open descriptors of a process.
+pub fn open_descriptors(pid: u32) -> anyhow::Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    Ok(fs::read_dir(&path).with_context(|| format!("{path}: can't be listed"))?.count())
+}
+
+/// The CPU that takes the interrupts of the disk under `dir`, when the kernel tells.
+pub fn disk_interrupt_cpu(dir: &Path) -> Option<usize> {
+    let dev = fs::metadata(dir).ok()?.dev();
+    let sys = format!("/sys/dev/block/{}:{}", libc::major(dev), libc::minor(dev));
+    let device = fs::canonicalize(sys).ok()?;
+    // .../0000:00:02.0/virtio1/block/vda[/vda1] or .../nvme/nvme0/nvme0n1: take what names the interrupt.
+    let name = device
+        .components()
+        .filter_map(|part| part.as_os_str().to_str())
+        .find(|part| {
+            part.strip_prefix("virtio")
+                .or_else(|| part.strip_prefix("nvme"))
+                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+        })?
+        .to_owned();
+    let interrupts = fs::read_to_string("/proc/interrupts").ok()?;
+    let line = interrupts.lines().find(|line| {
+        line.split_whitespace().last().is_some_and(|last| {
+            last.starts_with(&format!("{name}-req")) || last.starts_with(&format!("{name}q1"))
+        })
+    })?;
+    let number = line.trim_start().split(':').next()?;
+    let list = fs::read_to_string(format!("/proc/irq/{number}/effective_affinity_list")).ok()?;
+    list.trim().parse().ok()
+}
+
+/// CPUs for the server and for the load: the server gets the one that takes the disk's interrupts.
+pub fn choose_cpus(dir: &Path) -> (Option<usize>, Option<usize>) {
+    let cpus = allowed_cpus();
+    if cpus.len() < 2 {
+        return (None, None);
+    }
+    let server = disk_interrupt_cpu(dir).filter(|cpu| cpus.contains(cpu)).or(cpus.last().copied());
+    let client = cpus.iter().copied().find(|cpu| Some(*cpu) != server);
+    (server, client)
+}
+
+/// Kernel, CPU, number of CPUs, time and revision, as they go above every table.
+pub struct HostFacts {
+    /// `uname -sr`.
+    pub kernel: String,
+    /// Model of the first CPU.
+    pub cpu_model: String,
+    /// CPUs that this process may use.
+    pub cpus: usize,
+    /// Date and time in UTC, ISO 8601.
+    pub date_utc: String,
+    /// Commit of the working directory, with `-dirty` when there are changes; empty outside a checkout.
+    pub git_revision: String,
+}
+
+impl HostFacts {
+    /// Looks around.
+    pub fn collect() -> Self {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let cpu_model = fs::read_to_string("/proc/cpuinfo")
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("model name")?.split_once(':').map(|pair| pair.1.trim().to_owned())
+            })
+            .unwrap_or_else(|| "unknown CPU".to_owned());
+        let git_revision = Command::new("git")
+            .args(["describe", "--always", "--dirty", "--abbrev=12"])
+            .output()
+            .ok()
+            .filter(|output| output.status.success())
+            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            .unwrap_or_default();
+        Self {
+            kernel: format!("Linux {}", release.trim()),
+            cpu_model,
+            cpus: allowed_cpus().len(),
+            date_utc: iso_utc(
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ),
+            git_revision,
+        }
+    }
+}
+
+impl std::fmt::Display for HostFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} · {} × {} · {} · revision {}",
+            self.kernel,
+            self.cpus,
+            self.cpu_model,
+            self.date_utc,
+            if self.git_revision.is_empty() { "unknown" } else { &self.git_revision }
+        )
+    }
+}
+
+/// Seconds since the epoch as `YYYY-MM-DDTHH:MM:SSZ` (proleptic Gregorian calendar).
+fn iso_utc(seconds: u64) -> String {
+    let (days, in_day) = (seconds / 86_400, seconds % 86_400);
+    let mut year = 1970;
+    let mut left = days;
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    while left >= 365 + u64::from(is_leap(year)) {
+        left -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if left < length {
+            break;
+        }
+        left -= length;
+        month += 1;
+    }
+    format!(
+        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}Z",
+        left + 1,
+        in_day / 3600,
+        in_day / 60 % 60,
+        in_day % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_come_out_right() {
+        assert_eq!(iso_utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(iso_utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(iso_utc(1_735_689_599), "2024-12-31T23:59:59Z");
+        assert_eq!(iso_utc(1_735_689_600), "2025-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn own_process_has_memory_and_descriptors() {
+        let pid = std::process::id();
+        assert!(resident_bytes(pid).unwrap() > 100_000);
+        let before = open_descriptors(pid).unwrap();
+        assert!(before >= 3);
+        assert!(resident_bytes(0).is_err());
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_refused() {
+        let error = pin_to_cpu(100_000).unwrap_err().to_string();
+        assert!(error.contains("choose one of"), "{error}");
+    }
+}

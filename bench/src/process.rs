@@ -1,0 +1,169 @@
+//! Server processes that these tools start, and stop again.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde_json::json;
+
+use crate::session::Session;
+
+/// How long a server may take to answer after its start (replay included) and to stop.
+const START_PATIENCE: Duration = Duration::from_secs(120);
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A process that ends with its owner: killed when dropped.
+pub struct OwnedProcess {
+    child: Child,
+    name: String,
+}
+
+impl OwnedProcess {
+    /// Starts it with nothing on its stdin.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("can't start {name}"))?;
+        Ok(Self { child, name })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Fails when it has ended.
+    pub fn ensure_running(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("{} ended by itself: {status}", self.name),
+        }
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().with_context(|| format!("can't kill {}", self.name))?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM; SIGKILL and an error when it doesn't end in time.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        let pid = libc::pid_t::try_from(self.pid())?;
+        // SAFETY: our own child, not waited for yet, so the id can't belong to anybody else.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let begin = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if begin.elapsed() > STOP_PATIENCE {
+                self.kill()?;
+                anyhow::bail!(
+                    "{} did not stop within {STOP_PATIENCE:?} of SIGTERM and was killed",
+                    self.name
+                );
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnedProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How to run a node.
+#[derive(Clone, Debug)]
+pub struct NodeSetup {
+    /// The `pyralog` program.
+    pub program: PathBuf,
+    /// Folder for configuration, data and log; `data` below it is the node's.
+    pub dir: PathBuf,
+    /// The client address; the same after a restart.
+    pub addr: SocketAddr,
+    /// One shard, on this CPU; `None` leaves shards and CPUs at the node's defaults.
+    pub one_shard_on: Option<usize>,
+}
+
+impl NodeSetup {
+    /// A node in `dir` on a free loopback port.
+    pub fn new(program: &Path, dir: &Path, one_shard_on: Option<usize>) -> anyhow::Result<Self> {
+        let addr = free_loopback_addr()?;
+        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), addr, one_shard_on })
+    }
+
+    /// The node's data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Starts the node and waits until it answers.
+    pub fn start(&self) -> anyhow::Result<OwnedProcess> {
+        let mut settings = json!({
+            "node": { "data_dir": self.data_dir() },
+            "network": { "listen_address": self.addr.to_string() },
+        });
+        if let (Some(cpu), Some(keys)) = (self.one_shard_on, settings.as_object_mut()) {
+            keys.insert("runtime".to_owned(), json!({ "shards": 1, "cpus": [cpu] }));
+        }
+        let config = self.dir.join("bench-node.json");
+        std::fs::write(&config, serde_json::to_vec_pretty(&settings)?)?;
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("node.log"))?;
+        let mut command = Command::new(&self.program);
+        command.args([OsStr::new("--config"), config.as_os_str()]).stdout(log.try_clone()?).stderr(log);
+        let mut process = OwnedProcess::start(&mut command)?;
+        let begin = Instant::now();
+        loop {
+            process
+                .ensure_running()
+                .with_context(|| format!("see its output:\n{}", tail_of(&self.dir.join("node.log"))))?;
+            match Session::connect(self.addr, None) {
+                Ok(_) => return Ok(process),
+                Err(error) if begin.elapsed() > START_PATIENCE => {
+                    return Err(error.context(format!("no answer {START_PATIENCE:?} after the start")));
+                }
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+fn tail_of(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
+}
+
+/// A loopback address whose port nobody listens on at the moment.
+fn free_loopback_addr() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// Starts this very program's floor server; returns it with its address.
+pub fn start_floor_server(
+    dir: &Path,
+    cpu: Option<usize>,
+    writes: usize,
+) -> anyhow::Result<(OwnedProcess, SocketAddr)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["floor-server", "--listen", "127.0.0.1:0", "--dir"]).arg(dir).stdout(Stdio::piped());
+    command.args(["--writes-in-flight", &writes.to_string()]);
+    if let Some(cpu) = cpu {
+        command.args(["--cpu", &cpu.to_string()]);
+    }
+    let mut process = OwnedProcess::start(&mut command)?;
+    let output = process.child.stdout.take().context("the floor server has no output")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    let addr = line.trim().strip_prefix("listening on ").and_then(|addr| addr.parse().ok());
+    Ok((process, addr.with_context(|| format!("the floor server said {line:?} instead of its address"))?))
+}

@@ -1,0 +1,67 @@
+//! The frames that the load consists of, built once, with only the correlation id patched per request.
+//!
+//! The floor server is sent the very same produce frames as a node and answers with frames of the very same
+//! size, so the bytes that cross the socket don't differ between the two.
+
+use anyhow::Context;
+
+/// Bytes of a frame header.
+pub const HEADER: usize = pyralog_core::limits::FRAME_HEADER_BYTES;
+
+/// Byte positions of the body's length and the correlation id in a frame header (docs/protocol.md).
+const LENGTH_AT: usize = 4;
+const CORRELATION_AT: usize = 8;
+
+/// The length of the whole frame that `bytes` begin with, or `None` while its header is incomplete.
+pub fn frame_len(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.get(..HEADER)?;
+    let length = u32::from_le_bytes(*header.get(LENGTH_AT..)?.first_chunk()?);
+    Some(HEADER + length as usize)
+}
+
+/// The correlation id of the frame that `bytes` begin with, or `None` while its header is incomplete.
+pub fn correlation_id(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(CORRELATION_AT..)?.first_chunk()?))
+}
+
+/// A complete frame, ready to be sent again and again under new correlation ids.
+#[derive(Clone)]
+pub struct FrameTemplate {
+    bytes: Vec<u8>,
+}
+
+impl FrameTemplate {
+    /// Takes a complete frame.
+    pub fn new(bytes: Vec<u8>) -> anyhow::Result<Self> {
+        let len = frame_len(&bytes).context("a frame shorter than its header")?;
+        anyhow::ensure!(len == bytes.len(), "a frame of {} bytes whose header says {len}", bytes.len());
+        Ok(Self { bytes })
+    }
+
+    /// The frame's length, bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Appends the frame under this correlation id. Allocates nothing while `out` has room.
+    pub fn append_to(&self, out: &mut Vec<u8>, correlation: u64) {
+        let start = out.len();
+        out.extend_from_slice(&self.bytes);
+        if let Some(field) = out.get_mut(start + CORRELATION_AT..start + HEADER) {
+            field.copy_from_slice(&correlation.to_le_bytes());
+        }
+    }
+}
+
+/// Appends a floor server's reply: a header with this correlation id and a body of zeros.
+pub fn append_floor_reply(out: &mut Vec<u8>, correlation: u64, body_bytes: usize) {
+    let start = out.len();
+    out.resize(start + HEADER + body_bytes, 0);
+    let Some(header) = out.get_mut(start..start + HEADER) else { return };
+    if let Some(length) = header.get_mut(LENGTH_AT..CORRELATION_AT) {
+        length.copy_from_slice(&(body_bytes as u32).to_le_bytes());
+    }
+    if let Some(field) = header.get_mut(CORRELATION_AT..) {
+        field.copy_from_slice(&correlation.to_le_bytes());
+    }
+}

@@ -1,0 +1,167 @@
+//! The floor server and the load generator against each other, and the program's own command line.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pyralog_bench::aligned::ALIGN;
+use pyralog_bench::floor::{FILE_NAME, FloorConfig, FloorServer, FloorTotals, RECV_BYTES, StopHandle};
+use pyralog_bench::load::{self, LoadShape};
+use pyralog_bench::produce::{batch_of_one, connect_floor, produce_frame, produce_reply_body_bytes};
+use pyralog_bench::wire;
+use pyralog_core::GroupId;
+
+struct Floor {
+    addr: SocketAddr,
+    stop: StopHandle,
+    thread: JoinHandle<anyhow::Result<FloorTotals>>,
+}
+
+fn start(dir: &Path, writes_in_flight: usize) -> Floor {
+    let server = FloorServer::bind(FloorConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        dir: dir.to_owned(),
+        file_bytes: 4 << 20,
+        cpu: None,
+        writes_in_flight,
+        reply_body_bytes: produce_reply_body_bytes(),
+    })
+    .unwrap();
+    let (addr, stop) = (server.local_addr().unwrap(), server.stop_handle().unwrap());
+    Floor { addr, stop, thread: std::thread::spawn(move || server.run()) }
+}
+
+impl Floor {
+    fn stop(self) -> FloorTotals {
+        self.stop.stop().unwrap();
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+/// A missing reply ends the test instead of hanging it.
+fn connect(floor: &Floor) -> TcpStream {
+    let socket = TcpStream::connect(floor.addr).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket
+}
+
+/// A folder on the disk that the sources are on: O_DIRECT is refused by some temporary file systems.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn shape(outstanding: usize, rate: Option<f64>, measured_ms: u64) -> LoadShape {
+    LoadShape { outstanding, rate, warmup: Duration::ZERO, measured: Duration::from_millis(measured_ms) }
+}
+
+#[test]
+fn every_request_is_answered_once_and_its_bytes_are_in_the_file() {
+    let dir = folder();
+    let floor = start(dir.path(), 1);
+    let mut socket = connect(&floor);
+    let mut frames = Vec::new();
+    for partition in 0..100u32 {
+        let frame = produce_frame(GroupId::new(1, partition), &batch_of_one(256).unwrap()).unwrap();
+        frame.append_to(&mut frames, u64::from(partition) + 1000);
+    }
+    // Cut in the middle of a frame: the server must put it together again.
+    let (first, rest) = frames.split_at(frames.len() / 2 + 7);
+    socket.write_all(first).unwrap();
+    let reply_bytes = wire::HEADER + produce_reply_body_bytes();
+    let mut replies = vec![0; reply_bytes * 100];
+    socket.read_exact(&mut replies[..reply_bytes]).unwrap();
+    socket.write_all(rest).unwrap();
+    socket.read_exact(&mut replies[reply_bytes..]).unwrap();
+    for (reply, wanted) in replies.chunks(reply_bytes).zip(1000u64..) {
+        assert_eq!(wire::frame_len(reply), Some(reply_bytes));
+        assert_eq!(wire::correlation_id(reply), Some(wanted));
+    }
+    let totals = floor.stop();
+    assert_eq!(totals.requests, 100);
+    assert!((2..=100).contains(&totals.appends), "{totals:?}");
+
+    // What was acknowledged is in the file: whole frames, each append from a 4 KiB border on.
+    let file = std::fs::read(dir.path().join(FILE_NAME)).unwrap();
+    let (mut at, mut found) = (0, Vec::new());
+    while at < totals.appends as usize * frames.len().next_multiple_of(ALIGN) && found.len() < frames.len() {
+        match wire::frame_len(&file[at..]) {
+            Some(len) if file[at] == 0xB7 => {
+                found.extend_from_slice(&file[at..at + len]);
+                at += len;
+            }
+            _ => at = (at + 1).next_multiple_of(ALIGN),
+        }
+    }
+    assert!(found == frames, "{} of {} bytes found", found.len(), frames.len());
+}
+
+#[test]
+fn the_load_generator_counts_what_the_server_counts() {
+    let dir = folder();
+    for (writes, connections, threads, outstanding, rate) in
+        [(1, 1, 1, 1, None), (1, 1, 1, 64, None), (2, 5, 2, 16, None), (1, 3, 1, 8, Some(500.0))]
+    {
+        let floor = start(dir.path(), writes);
+        let all = connect_floor(floor.addr, connections, 256).unwrap();
+        let result = load::run(all, threads, None, shape(outstanding, rate, 200)).unwrap();
+        let totals = floor.stop();
+        assert!(result.replies > 0);
+        assert_eq!(result.replies, totals.requests);
+        assert_eq!(result.latencies.count(), result.replies, "without warm-up all are measured");
+        if let Some(rate) = rate {
+            let wanted = (rate * 0.2) as u64;
+            // However slow the machine: what was due is sent, late if need be.
+            assert!(result.replies.abs_diff(wanted) <= connections as u64, "{} sent", result.replies);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_fits_no_buffer_closes_that_connection_only() {
+    let dir = folder();
+    let floor = start(dir.path(), 1);
+    let (mut good, mut bad) = (connect(&floor), connect(&floor));
+    let mut header = [0xB7; 16];
+    header[4..8].copy_from_slice(&(RECV_BYTES as u32).to_le_bytes());
+    bad.write_all(&header).unwrap();
+    assert_eq!(bad.read(&mut [0; 8]).unwrap(), 0);
+    let mut frame = Vec::new();
+    produce_frame(GroupId::new(1, 0), &batch_of_one(9).unwrap()).unwrap().append_to(&mut frame, 5);
+    good.write_all(&frame).unwrap();
+    let mut reply = vec![0; wire::HEADER + produce_reply_body_bytes()];
+    good.read_exact(&mut reply).unwrap();
+    assert_eq!(wire::correlation_id(&reply), Some(5));
+    assert_eq!(floor.stop().requests, 1);
+}
+
+#[test]
+fn a_server_that_goes_away_is_an_error_not_a_figure() {
+    let dir = folder();
+    let floor = start(dir.path(), 1);
+    let all = connect_floor(floor.addr, 1, 256).unwrap();
+    floor.stop();
+    let error = load::run(all, 1, None, shape(1, None, 200)).err().unwrap();
+    assert!(format!("{error:#}").contains("closed") || format!("{error:#}").contains("failed"), "{error:#}");
+}
+
+#[test]
+fn the_program_says_what_is_wrong_and_fails() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pyralog-bench")).args(args).output().unwrap();
+        assert!(!output.status.success(), "{args:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let missing = run(&["pairs", "--server", "/nonexistent/pyralog"]);
+    assert!(missing.contains("cargo build --release --bin pyralog"), "{missing}");
+    let folder = run(&["floor-server", "--dir", "/nonexistent"]);
+    assert!(folder.contains("/nonexistent"), "{folder}");
+    // A port that was free a moment ago: nobody listens there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let refused = run(&["produce", "--floor", "--addr", &free]);
+    assert!(refused.contains(&free), "{refused}");
+}
