@@ -97,6 +97,21 @@ impl<'a> Hello<'a> {
 }
 
 impl HelloReply {
+    /// Before the handshake.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            protocol_version: 0,
+            shards: 0,
+            shard: ANY_SHARD,
+            node: 0,
+            catalog_version: 0,
+            max_batch_bytes: 0,
+            max_fetch_bytes: 0,
+            max_in_flight_requests: 0,
+            server_version: String::new(),
+        }
+    }
+
     /// Appends the whole frame to `out`; a version string above its bound is cut.
     pub fn encode(&self, correlation_id: u64, out: &mut Vec<u8>) {
         let server = truncated(&self.server_version, MAX_SERVER_VERSION_BYTES);

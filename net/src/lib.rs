@@ -4,8 +4,10 @@
 //! - [`hello`]: the handshake, the first frame in each direction.
 //! - [`message`]: requests and replies as typed values; their bytes are made and read by `codec`
 //!   ([`message::Request::decode`], [`message::Response::encode`] and their opposites).
+//! - [`client`]: a blocking client, an idempotent producer and a consumer.
 //! - [`socket`]: how listening and connected sockets are set up.
 
+pub mod client;
 pub mod codec;
 pub mod frame;
 pub mod hello;
