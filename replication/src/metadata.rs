@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use pyralog_core::limits::{MAX_PARTITIONS_PER_NODE, MAX_PARTITIONS_PER_TOPIC, MAX_TOPIC_NAME_BYTES, MAX_TOPICS};
+use pyralog_core::limits::{
+    MAX_PARTITIONS_PER_NODE, MAX_PARTITIONS_PER_TOPIC, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+};
 use pyralog_core::{ErrorCode, GroupId};
 use rkyv::rancor;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -84,7 +86,8 @@ impl Command {
 
     /// The command of these bytes, validated.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        rkyv::from_bytes::<Self, rancor::Error>(&aligned(bytes)).map_err(|error| DecodeError(error.to_string()))
+        rkyv::from_bytes::<Self, rancor::Error>(&aligned(bytes))
+            .map_err(|error| DecodeError(error.to_string()))
     }
 }
 
@@ -117,8 +120,11 @@ impl Catalog {
         }
         (0..partitions)
             .map(|_| {
-                let (least, count) =
-                    load.iter_mut().enumerate().min_by_key(|(_, count)| **count).unwrap_or_else(|| unreachable!());
+                let (least, count) = load
+                    .iter_mut()
+                    .enumerate()
+                    .min_by_key(|(_, count)| **count)
+                    .unwrap_or_else(|| unreachable!());
                 *count += 1;
                 least as u16
             })
@@ -133,7 +139,8 @@ impl Catalog {
                     return Err((ErrorCode::InvalidTopic, format!("the name {name:?} is not allowed")));
                 }
                 if shards.is_empty() || shards.len() > MAX_PARTITIONS_PER_TOPIC as usize {
-                    let text = format!("{} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed", shards.len());
+                    let text =
+                        format!("{} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed", shards.len());
                     return Err((ErrorCode::InvalidTopic, text));
                 }
                 if self.topic_by_name(name).is_some() {
@@ -152,10 +159,12 @@ impl Catalog {
                 true => Ok(()),
                 false => Err((ErrorCode::UnknownTopicOrPartition, format!("no topic with id {topic}"))),
             },
-            Command::ReserveProducerIds { count } => match self.next_producer_id.checked_add(i64::from(*count)) {
-                Some(_) => Ok(()),
-                None => Err((ErrorCode::LimitReached, "producer ids are used up".into())),
-            },
+            Command::ReserveProducerIds { count } => {
+                match self.next_producer_id.checked_add(i64::from(*count)) {
+                    Some(_) => Ok(()),
+                    None => Err((ErrorCode::LimitReached, "producer ids are used up".into())),
+                }
+            }
         }
     }
 
@@ -193,7 +202,8 @@ impl Catalog {
 
     /// The catalogue of a snapshot, validated.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        rkyv::from_bytes::<Self, rancor::Error>(&aligned(bytes)).map_err(|error| DecodeError(error.to_string()))
+        rkyv::from_bytes::<Self, rancor::Error>(&aligned(bytes))
+            .map_err(|error| DecodeError(error.to_string()))
     }
 }
 

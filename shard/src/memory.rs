@@ -4,7 +4,7 @@
 //! Owner: the shard's thread. Chunks are `Rc`, never sent to another thread.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -17,8 +17,29 @@ pub struct Chunk {
     capacity: usize,
     /// Bytes below this are written and never change again while the chunk is shared.
     filled: Cell<usize>,
-    /// Memory of the pool, told when the chunk is dropped.
-    live: Rc<Cell<usize>>,
+    /// The pool's books, told when the chunk is dropped.
+    books: Rc<Books>,
+}
+
+/// What a pool and its chunks share.
+#[derive(Debug, Default)]
+struct Books {
+    /// Bytes of chunks alive.
+    live: Cell<usize>,
+    /// Memory of dropped journal chunks, kept so that the next one costs neither page faults nor zeroing.
+    spare: RefCell<Vec<NonNull<u8>>>,
+}
+
+/// Dropped journal chunks kept for reuse; more go back to the allocator.
+const SPARE_CHUNKS: usize = 4;
+
+impl Drop for Books {
+    fn drop(&mut self) {
+        for memory in self.spare.get_mut().drain(..) {
+            // SAFETY: only memory of chunks of exactly this layout is kept in `spare`, and each piece once.
+            unsafe { dealloc(memory.as_ptr(), Chunk::layout(CHUNK_BYTES)) };
+        }
+    }
 }
 
 impl Chunk {
@@ -30,13 +51,16 @@ impl Chunk {
         }
     }
 
-    fn new(capacity: usize, live: Rc<Cell<usize>>) -> Self {
-        let layout = Self::layout(capacity);
-        // SAFETY: the layout has a non-zero size.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        live.set(live.get() + capacity);
-        Self { memory, capacity, filled: Cell::new(0), live }
+    fn new(capacity: usize, books: Rc<Books>) -> Self {
+        let spare = if capacity == CHUNK_BYTES { books.spare.borrow_mut().pop() } else { None };
+        let memory = spare.unwrap_or_else(|| {
+            let layout = Self::layout(capacity);
+            // SAFETY: the layout has a non-zero size. Zeroed, so that every byte is initialised from the start.
+            let raw = unsafe { alloc_zeroed(layout) };
+            NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout))
+        });
+        books.live.set(books.live.get() + capacity);
+        Self { memory, capacity, filled: Cell::new(0), books }
     }
 
     /// Size in bytes.
@@ -57,16 +81,34 @@ impl Chunk {
     /// Appends `parts` at the fill mark and moves it. The caller has checked that they fit.
     pub fn append(&self, bytes: &[u8]) -> usize {
         let at = self.filled.get();
-        assert!(bytes.len() <= self.capacity - at, "chunk overflow: {at} + {} > {}", bytes.len(), self.capacity);
+        assert!(
+            bytes.len() <= self.capacity - at,
+            "chunk overflow: {at} + {} > {}",
+            bytes.len(),
+            self.capacity
+        );
         // SAFETY: `at + len <= capacity`, and nobody reads at or above the fill mark: `slice` refuses to.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(at), bytes.len()) };
         self.filled.set(at + bytes.len());
         at
     }
 
-    /// Moves the fill mark to `to`, over bytes that are zero because the memory began as zeros.
+    /// Moves the fill mark to `to`; the bytes in between become zeros.
+    pub fn zero_to(&self, to: usize) {
+        let at = self.filled.get();
+        assert!(to >= at && to <= self.capacity, "a chunk's fill mark moves forward, inside the chunk");
+        // SAFETY: in bounds by the assertion, and above the fill mark, where nobody reads.
+        unsafe { std::ptr::write_bytes(self.memory.as_ptr().add(at), 0, to - at) };
+        self.filled.set(to);
+    }
+
+    /// Moves the fill mark to `to` without touching what lies in between: memory of this process, initialised,
+    /// but of no meaning until [`Self::overwrite`] fills it in.
     pub fn skip_to(&self, to: usize) {
-        assert!(to >= self.filled.get() && to <= self.capacity, "chunk fill mark moves forward, inside the chunk");
+        assert!(
+            to >= self.filled.get() && to <= self.capacity,
+            "a chunk's fill mark moves forward, inside the chunk"
+        );
         self.filled.set(to);
     }
 
@@ -86,7 +128,9 @@ impl Chunk {
     pub unsafe fn overwrite(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.filled.get(), "overwrite above a chunk's fill mark");
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(offset), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(offset), bytes.len())
+        };
     }
 
     /// The whole memory, for a read to fill. Only while this is the one reference to the chunk.
@@ -105,7 +149,12 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.live.set(self.live.get() - self.capacity);
+        self.books.live.set(self.books.live.get() - self.capacity);
+        let mut spare = self.books.spare.borrow_mut();
+        if self.capacity == CHUNK_BYTES && spare.len() < SPARE_CHUNKS {
+            spare.push(self.memory);
+            return;
+        }
         // SAFETY: allocated in `new` with the same layout, freed once.
         unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) };
     }
@@ -167,32 +216,32 @@ impl ChunkSlice {
 /// Hands out chunks and counts the memory that is alive, wherever its references are.
 #[derive(Debug)]
 pub struct ChunkPool {
-    live: Rc<Cell<usize>>,
+    books: Rc<Books>,
     budget: usize,
 }
 
 impl ChunkPool {
     /// A pool that allows `budget` bytes alive at once.
     pub fn new(budget: usize) -> Self {
-        Self { live: Rc::new(Cell::new(0)), budget }
+        Self { books: Rc::default(), budget }
     }
 
-    /// A zeroed chunk of [`CHUNK_BYTES`], or `None` when the budget is used up.
+    /// A chunk of [`CHUNK_BYTES`], or `None` when the budget is used up.
     pub fn journal_chunk(&self) -> Option<Rc<Chunk>> {
         self.chunk(CHUNK_BYTES)
     }
 
-    /// A zeroed chunk of `capacity` bytes, or `None` when the budget is used up.
+    /// A chunk of `capacity` bytes, or `None` when the budget is used up.
     pub fn chunk(&self, capacity: usize) -> Option<Rc<Chunk>> {
-        if capacity == 0 || self.live.get() + capacity > self.budget {
+        if capacity == 0 || self.books.live.get() + capacity > self.budget {
             return None;
         }
-        Some(Rc::new(Chunk::new(capacity, Rc::clone(&self.live))))
+        Some(Rc::new(Chunk::new(capacity, Rc::clone(&self.books))))
     }
 
     /// Bytes alive.
     pub fn live_bytes(&self) -> usize {
-        self.live.get()
+        self.books.live.get()
     }
 
     /// Bytes allowed.

@@ -1,6 +1,491 @@
 //! The deterministic engine of one shard: events in, actions out. It knows no clock, socket, file or random
 //! source; the driver (`runtime`) and the simulator (`pyralog-sim`) run this same code.
+//!
+//! Owner: the shard's thread. Nothing here blocks; nothing here is shared.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `api`, `config`, `status` | the border |
+//! | `produce` | checks, dedupes, appends a batch; answers when its group commit is done |
+//! | `journal`, `pending` | group commits: their order, their layout, who waits for them |
+//! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
+//! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
+//! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
+//! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
+//! | `recovery` | makes an engine from what is on the disk |
 
 pub mod api;
+mod cold;
+pub mod config;
+mod controller;
+mod fetch;
+mod flush;
+mod journal;
+mod partition;
+mod pending;
+mod plan;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
+mod produce;
+mod producers;
+mod recovery;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ahash::RandomState;
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::message::{
+    ErrorReply, MetadataReply, MetadataRequest, PartitionMetadata, PartitionState, Request, Response,
+    TopicMetadata,
+};
+use pyralog_replication::metadata::Catalog;
+
+use crate::memory::ChunkPool;
 
 pub use api::*;
+pub use config::*;
+pub use recovery::{RecoveryError, recover};
+pub use status::*;
+
+use journal::Journal;
+use partition::Partition;
+
+/// Idle time after which the durable point is written down, microseconds.
+const MARKER_AFTER_US: u64 = 5_000;
+/// How often produces that wait for the disk are looked through for time-outs, microseconds.
+const TIMEOUT_CHECK_US: u64 = 100_000;
+/// Pause between attempts to write while the disk is full, microseconds.
+const DISK_FULL_RETRY_US: u64 = 1_000_000;
+/// Topics in one page of a metadata reply; fewer when they have many partitions.
+const METADATA_PAGE_PARTITIONS: usize = 16_384;
+
+/// What the shard can do at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Mode {
+    /// The first group commit of this life is on its way.
+    Starting,
+    /// Requests are served.
+    Serving,
+    /// An I/O error's effect is unknown: reads are served, writes refused, until recovery made a new engine.
+    Fenced(String),
+    /// Shutting down: no requests; the rest is made durable.
+    Stopping,
+    /// Shut down.
+    Stopped,
+}
+
+/// One shard's engine.
+pub struct Engine {
+    config: EngineConfig,
+    now: Now,
+    mode: Mode,
+    pool: ChunkPool,
+    /// For reads and index writes: bounded by the number of operations at once, apart from the cache's budget.
+    misc_pool: ChunkPool,
+    journal: Journal,
+    partitions: Vec<Option<Box<Partition>>>,
+    by_group: HashMap<GroupId, u32, RandomState>,
+    /// Producers of all partitions together.
+    producer_count: usize,
+    catalog: Option<Arc<Catalog>>,
+    controller: Option<controller::Controller>,
+    /// After damage with unknown groups: a partition that the first catalogue names and the disk does not may
+    /// have been lost.
+    opens_are_suspect: bool,
+    fetches: fetch::Waiters,
+    cold: cold::ColdReads,
+    flush: flush::Flusher,
+    tokens: u64,
+    /// When the journal fell idle with its durable point not yet on disk.
+    marker_due_us: Option<u64>,
+    interval_sync: IntervalSync,
+    /// No journal space; cleared when a flush or a new file brings some.
+    stalled: bool,
+    counters: Counters,
+    /// What recovery has to tell; handed out at the start.
+    recovery_log: Vec<Action>,
+}
+
+/// The flush of the journal at an interval.
+#[derive(Debug, Default)]
+struct IntervalSync {
+    due_us: Option<u64>,
+    /// Syncs on their way, and the commit that they cover.
+    outstanding: Vec<IoToken>,
+    covers_lsn: u64,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine(shard {}, {:?}, {} partitions)", self.config.shard, self.mode, self.by_group.len())
+    }
+}
+
+impl Engine {
+    /// Begins this life: the first group commit. `ShardStatus::ready` turns true when it is durable.
+    pub fn start(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.now = now;
+        actions.append(&mut self.recovery_log);
+        self.begin_life(actions);
+        self.end_of_pass(now, actions);
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, now: Now, event: Event<'_>, actions: &mut Vec<Action>) {
+        self.now = now;
+        match event {
+            Event::Request { conn, correlation_id, request } => {
+                self.request(conn, correlation_id, request, actions)
+            }
+            Event::ConnectionClosed { conn } => self.connection_closed(conn),
+            Event::IoDone { token, result } => self.io_done(token, result, actions),
+            Event::CatalogPublished { catalog } => self.catalog_published(catalog, actions),
+            Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
+            Event::Tick => self.tick(actions),
+            Event::Shutdown => self.shutdown(actions),
+        }
+    }
+
+    /// Ends a pass of events: seals a group commit when there is something to write.
+    pub fn end_of_pass(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.now = now;
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            return;
+        }
+        self.keep_memory_free(actions);
+        let durable = self.config.fsync == FsyncPolicy::EveryWrite || self.mode == Mode::Starting;
+        // Until this life's first commit is durable nothing else may be on its way: the number of the life
+        // must be on the disk before two commits can be there at once.
+        let depth = if self.mode == Mode::Starting { 1 } else { self.config.journal_writes_in_flight.max(1) };
+        #[cfg(feature = "planted-bugs")]
+        self.planted_ack_before_flush(actions);
+        self.journal.submit(depth, durable, &mut self.tokens, actions);
+        self.plan_marker();
+        self.flush_step(actions);
+        self.stop_when_done(actions);
+    }
+
+    /// When to send [`Event::Tick`], monotonic microseconds; `None` = nothing is timed.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            return self.fetches.next_deadline_us();
+        }
+        // Produces carry their own time-outs: look at the waiting ones now and then.
+        let timeout = self.journal.oldest_unfinished_us().map(|_| self.now.monotonic_us + TIMEOUT_CHECK_US);
+        [
+            self.fetches.next_deadline_us(),
+            self.marker_due_us,
+            self.interval_sync.due_us,
+            self.flush_deadline_us(),
+            timeout,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether produces should be read from sockets: false while unwritten bytes or memory are at their bound.
+    pub fn accepts_produce(&self) -> bool {
+        !self.stalled && self.journal.unwritten_bytes < pyralog_core::limits::UNWRITTEN_BYTES_PER_SHARD
+    }
+
+    /// State of the shard.
+    pub fn status(&self) -> ShardStatus {
+        let damaged = self.each_partition().filter(|p| p.end_unknown || !p.damaged.is_empty()).count();
+        ShardStatus {
+            ready: self.mode == Mode::Serving && self.catalog.is_some(),
+            fenced: match &self.mode {
+                Mode::Fenced(reason) => Some(reason.clone()),
+                _ => None,
+            },
+            disk_full: self.flush.disk_full(),
+            incarnation: self.journal.incarnation(),
+            durable_lsn: self.journal.durable_lsn,
+            journal_files: self.journal.files.len() as u32,
+            journal_files_free: self.journal.free_files() as u32,
+            unflushed_bytes: self.flush.unflushed_bytes(),
+            cache_live_bytes: self.pool.live_bytes() as u64,
+            cache_budget_bytes: self.pool.budget_bytes() as u64,
+            partitions: self.by_group.len() as u32,
+            damaged_partitions: damaged as u32,
+            waiting_fetches: self.fetches.len() as u32,
+            counters: self.counters.clone(),
+        }
+    }
+
+    /// State of one partition of this shard.
+    pub fn partition(&self, group: GroupId) -> Option<PartitionState> {
+        self.find(group).and_then(|index| self.at(index)).map(Partition::state)
+    }
+
+    /// State of all partitions of this shard, in the order of their ids (the metadata group left out).
+    pub fn partitions(&self) -> Vec<(GroupId, PartitionState)> {
+        let mut all: Vec<_> =
+            self.each_partition().map(|partition| (partition.group, partition.state())).collect();
+        all.retain(|(group, _)| *group != GroupId::METADATA);
+        all.sort_unstable_by_key(|(group, _)| *group);
+        all
+    }
+
+    fn each_partition(&self) -> impl Iterator<Item = &Partition> {
+        self.partitions.iter().flatten().map(Box::as_ref)
+    }
+
+    fn find(&self, group: GroupId) -> Option<u32> {
+        self.by_group.get(&group).copied()
+    }
+
+    fn at(&self, index: u32) -> Option<&Partition> {
+        self.partitions.get(index as usize)?.as_deref()
+    }
+
+    fn at_mut(&mut self, index: u32) -> Option<&mut Partition> {
+        self.partitions.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    fn insert_partition(&mut self, partition: Partition) -> u32 {
+        let index = self.partitions.len() as u32;
+        self.by_group.insert(partition.group, index);
+        self.partitions.push(Some(Box::new(partition)));
+        index
+    }
+
+    fn next_token(&mut self) -> IoToken {
+        self.tokens += 1;
+        IoToken(self.tokens)
+    }
+
+    fn request(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: Request<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if matches!(self.mode, Mode::Starting | Mode::Stopping | Mode::Stopped) {
+            return self.refuse(conn, correlation_id, ErrorCode::NotReady, String::new(), actions);
+        }
+        match request {
+            Request::Produce(produce) => self.produce(conn, correlation_id, &produce, actions),
+            Request::Fetch(fetch) => self.fetch(conn, correlation_id, &fetch, actions),
+            Request::ListOffsets(list) => self.list_offsets(conn, correlation_id, &list, actions),
+            Request::Metadata(metadata) => self.metadata(conn, correlation_id, &metadata, actions),
+            Request::InitProducerId => self.init_producer_id(conn, correlation_id, actions),
+            Request::CreateTopic(create) => self.create_topic(conn, correlation_id, &create, actions),
+            Request::DeleteTopic(delete) => self.delete_topic(conn, correlation_id, &delete, actions),
+            Request::DescribePartitions(describe) => {
+                let states = (describe.first..describe.first.saturating_add(describe.count.min(1_000)))
+                    .filter_map(|partition| self.partition(GroupId::new(describe.topic, partition)))
+                    .collect();
+                reply(conn, correlation_id, Response::DescribePartitions(states), actions);
+            }
+            Request::Ping => reply(conn, correlation_id, Response::Pong, actions),
+        }
+    }
+
+    fn refuse(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        code: ErrorCode,
+        detail: String,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(count) = self.counters.errors.get_mut(code as usize) {
+            *count += 1;
+        }
+        reply(conn, correlation_id, Response::Error(ErrorReply { code, detail }), actions);
+    }
+
+    fn metadata(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &MetadataRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(catalog) = self.catalog.clone() else {
+            let detail = "the catalogue is not loaded yet".into();
+            return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
+        };
+        let node = self.config.node.0;
+        let describe = |topic: &pyralog_replication::metadata::Topic| TopicMetadata {
+            id: topic.id,
+            name: topic.name.clone(),
+            retention_bytes: topic.retention_bytes,
+            retention_ms: topic.retention_ms,
+            partitions: topic
+                .shards
+                .iter()
+                .map(|shard| PartitionMetadata { leader: node, epoch: 0, shard: *shard })
+                .collect(),
+        };
+        let mut more = false;
+        let mut topics = Vec::new();
+        if let Some(name) = request.topic {
+            let Some(topic) = catalog.topic_by_name(name) else {
+                let detail = format!("no topic {name:?}");
+                return self.refuse(
+                    conn,
+                    correlation_id,
+                    ErrorCode::UnknownTopicOrPartition,
+                    detail,
+                    actions,
+                );
+            };
+            topics.push(describe(topic));
+        } else {
+            let mut partitions = 0;
+            for topic in catalog.topics.range(request.start_after.saturating_add(1)..).map(|(_, topic)| topic)
+            {
+                if !topics.is_empty()
+                    && (partitions + topic.shards.len() > METADATA_PAGE_PARTITIONS || topics.len() >= 1_000)
+                {
+                    more = true;
+                    break;
+                }
+                partitions += topic.shards.len();
+                topics.push(describe(topic));
+            }
+        }
+        let answer = MetadataReply {
+            node: self.config.node.0,
+            address: self.config.advertised_address.clone(),
+            shards: self.config.shards,
+            version: catalog.version,
+            server: self.config.server_version.clone(),
+            more,
+            topics,
+        };
+        reply(conn, correlation_id, Response::Metadata(Box::new(answer)), actions);
+    }
+
+    fn io_done(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+        let fenced = matches!(self.mode, Mode::Fenced(_) | Mode::Stopped);
+        if self.journal.owns(token) {
+            match result {
+                _ if fenced => {}
+                Ok(_) => {
+                    self.journal.written(token);
+                    self.complete_commits(actions);
+                }
+                Err(error) => self.fence(&error.detail, actions),
+            }
+        } else if let Some(at) = self.interval_sync.outstanding.iter().position(|sync| *sync == token) {
+            self.interval_sync.outstanding.swap_remove(at);
+            match result {
+                Ok(_) if self.interval_sync.outstanding.is_empty() => {
+                    self.journal.durable_lsn = self.journal.durable_lsn.max(self.interval_sync.covers_lsn);
+                }
+                Ok(_) => {}
+                Err(error) => self.fence(&error.detail, actions),
+            }
+        } else if self.cold.owns(token) {
+            self.cold_read_done(token, result, actions);
+        } else {
+            self.flush_io_done(token, result, actions);
+        }
+    }
+
+    /// An I/O error whose effect is unknown: refuse writes, tell the waiting ones, have the driver recover.
+    fn fence(&mut self, reason: &str, actions: &mut Vec<Action>) {
+        if matches!(self.mode, Mode::Fenced(_)) {
+            return;
+        }
+        self.mode = Mode::Fenced(reason.to_owned());
+        let mut waiting = Vec::new();
+        self.journal.seal_for_fence();
+        for commit in self.journal.unfinished() {
+            waiting.append(&mut commit.pending);
+        }
+        for pending in waiting {
+            if let pending::Pending::Produce { conn, correlation_id, .. } = pending {
+                self.refuse(conn, correlation_id, ErrorCode::StorageFailed, reason.to_owned(), actions);
+            }
+        }
+        self.fail_metadata_waiters(ErrorCode::StorageFailed, actions);
+        let text = format!(
+            "shard {}: {reason}. The shard takes no writes until it has re-read its disk; check the disk's health (dmesg, smartctl)",
+            self.config.shard
+        );
+        actions.push(Action::Log { level: LogLevel::Error, text });
+        actions.push(Action::Recover { reason: reason.to_owned() });
+    }
+
+    fn tick(&mut self, actions: &mut Vec<Action>) {
+        self.expire_fetches(actions);
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            return;
+        }
+        self.expire_produces(actions);
+        let now_us = self.now.monotonic_us;
+        if self.marker_due_us.is_some_and(|due| due <= now_us) {
+            self.marker_due_us = None;
+            if self.journal.idle() && self.journal.recorded_durable_lsn < self.journal.last_data_lsn {
+                // Without room the marker waits for the next commit; it only speeds up the evidence.
+                let _ = self.journal.seal_marker(&self.pool, now_us);
+            }
+        }
+        if self.interval_sync.due_us.is_some_and(|due| due <= now_us) {
+            self.interval_sync.due_us = None;
+            self.sync_journal(actions);
+        }
+        self.flush_tick(actions);
+    }
+
+    /// Flushes the journal files for `fsync_policy: interval`.
+    fn sync_journal(&mut self, actions: &mut Vec<Action>) {
+        if !self.interval_sync.outstanding.is_empty() {
+            self.interval_sync.due_us = Some(self.now.monotonic_us + 1_000);
+            return;
+        }
+        self.interval_sync.covers_lsn = self.journal.completed.lsn - 1;
+        let files: Vec<u32> = self.journal.files_in_use().collect();
+        for number in files {
+            let token = self.next_token();
+            self.interval_sync.outstanding.push(token);
+            actions.push(Action::Io { token, op: IoOp::Sync { file: FileId::Journal(number) } });
+        }
+    }
+
+    /// When everything is quiet and the newest data is durable without the disk saying so, say so soon.
+    fn plan_marker(&mut self) {
+        let quiet = self.journal.idle() && self.journal.durable_lsn >= self.journal.last_data_lsn;
+        if !quiet || self.journal.recorded_durable_lsn >= self.journal.last_data_lsn {
+            self.marker_due_us = None;
+        } else if self.marker_due_us.is_none() {
+            self.marker_due_us = Some(self.now.monotonic_us + MARKER_AFTER_US);
+        }
+    }
+
+    fn shutdown(&mut self, actions: &mut Vec<Action>) {
+        match self.mode {
+            Mode::Fenced(_) => {
+                self.mode = Mode::Stopped;
+                actions.push(Action::Stopped);
+            }
+            Mode::Stopped => actions.push(Action::Stopped),
+            Mode::Starting | Mode::Serving | Mode::Stopping => {
+                self.mode = Mode::Stopping;
+                self.fail_fetches(ErrorCode::NotReady, actions);
+                self.flush_for_shutdown();
+            }
+        }
+    }
+
+    fn stop_when_done(&mut self, actions: &mut Vec<Action>) {
+        if self.mode == Mode::Stopping && self.journal.idle() && self.flush.shutdown_done() {
+            self.mode = Mode::Stopped;
+            actions.push(Action::Stopped);
+        }
+    }
+}
+
+/// Answers a request.
+fn reply(conn: ConnId, correlation_id: u64, response: Response, actions: &mut Vec<Action>) {
+    actions.push(Action::Reply { conn, correlation_id, body: ReplyBody::Message(response) });
+}

@@ -8,4 +8,5 @@ pub(crate) mod bytes;
 pub mod checkpoint;
 pub mod index;
 pub mod journal;
+pub mod scan;
 pub mod segment;

@@ -1,0 +1,621 @@
+//! Reads of what the tail cache no longer holds: find the place by the segment's index, read, check every
+//! checksum, reply from the read buffer; read ahead for readers that go on in order; search by time.
+//!
+//! An index is derived and never evidence: a read begins where the index points, and goes back to the
+//! segment's start when what is there does not fit.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use ahash::RandomState;
+use pyralog_core::batch::{BatchError, BatchView};
+use pyralog_core::limits::{
+    COLD_READ_BYTES_PER_SHARD, INDEX_CACHE_BYTES_PER_SHARD, INDEX_INTERVAL_BYTES, MAX_BATCH_BYTES,
+};
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::message::{ListOffsetsReply, Response};
+
+use crate::format::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, Index};
+use crate::memory::{Chunk, ChunkSlice};
+
+use super::fetch::{Slices, time_in_tail};
+use super::{Action, ConnId, Engine, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, reply};
+
+/// Reads of segments at once.
+const MAX_READS: usize = 64;
+/// Reads that may wait for their turn.
+const MAX_QUEUED: usize = 8_192;
+/// Bytes that one read asks for at least, so that a run of small fetches costs few reads.
+const READ_BYTES: usize = 1 << 20;
+/// Memory of read-ahead that no reply refers to yet.
+const AHEAD_BYTES: usize = COLD_READ_BYTES_PER_SHARD / 2;
+/// Pause before a read that found no memory is tried again, microseconds.
+const RETRY_US: u64 = 2_000;
+/// A read that finds no memory for this long has slow readers disconnected, microseconds.
+const SHED_AFTER_US: u64 = 1_000_000;
+
+/// A client that waits for a read.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    conn: ConnId,
+    correlation_id: u64,
+}
+
+/// What a read is for.
+#[derive(Clone, Copy, Debug)]
+enum Want {
+    Fetch { offset: i64, max_bytes: usize },
+    Time { wanted: i64 },
+}
+
+/// One read on its way through index and log.
+#[derive(Clone, Debug)]
+struct Job {
+    /// `None`: reading ahead.
+    client: Option<Client>,
+    group: GroupId,
+    segment: i64,
+    want: Want,
+    stage: Stage,
+    /// The index pointed nowhere useful: read from the segment's start.
+    distrust_index: bool,
+    queued_us: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Index,
+    Log { position: u64 },
+}
+
+/// Batches read and not yet asked for.
+#[derive(Debug)]
+struct Ahead {
+    group: GroupId,
+    segment: i64,
+    /// Offset of the first batch at `at`.
+    offset: i64,
+    at: usize,
+    /// Position of the chunk's start in the file.
+    position: u64,
+    chunk: Rc<Chunk>,
+}
+
+/// A parsed index kept in memory.
+#[derive(Debug)]
+struct CachedIndex {
+    group: GroupId,
+    segment: i64,
+    index: Index,
+    bytes: usize,
+}
+
+/// Reads of segments, what they found ahead, and the indexes they used.
+#[derive(Debug)]
+pub(super) struct ColdReads {
+    active: HashMap<IoToken, Job, RandomState>,
+    queue: VecDeque<Job>,
+    ahead: VecDeque<Ahead>,
+    ahead_bytes: usize,
+    indexes: VecDeque<CachedIndex>,
+    index_bytes: usize,
+}
+
+impl Default for ColdReads {
+    fn default() -> Self {
+        Self {
+            active: HashMap::with_hasher(RandomState::with_seeds(13, 14, 15, 16)),
+            queue: VecDeque::new(),
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            indexes: VecDeque::new(),
+            index_bytes: 0,
+        }
+    }
+}
+
+impl ColdReads {
+    pub(super) fn owns(&self, token: IoToken) -> bool {
+        self.active.contains_key(&token)
+    }
+
+    /// When to try again the reads that found no memory.
+    pub(super) fn retry_due_us(&self, now_us: u64) -> Option<u64> {
+        (!self.queue.is_empty()).then_some(now_us + RETRY_US)
+    }
+
+    pub(super) fn forget_connection(&mut self, conn: ConnId) {
+        self.queue.retain(|job| job.client.is_none_or(|client| client.conn != conn));
+    }
+
+    pub(super) fn forget_group(&mut self, group: GroupId) {
+        self.forget(|other, _| other == group);
+    }
+
+    /// A segment is deleted.
+    pub(super) fn forget_segment(&mut self, group: GroupId, segment: i64) {
+        self.forget(|other, base| other == group && base == segment);
+    }
+
+    /// A segment's index has grown.
+    pub(super) fn forget_index(&mut self, group: GroupId, segment: i64) {
+        if let Some(at) =
+            self.indexes.iter().position(|known| known.group == group && known.segment == segment)
+            && let Some(index) = self.indexes.remove(at)
+        {
+            self.index_bytes -= index.bytes;
+        }
+    }
+
+    fn forget(&mut self, gone: impl Fn(GroupId, i64) -> bool) {
+        self.ahead.retain(|ahead| !gone(ahead.group, ahead.segment));
+        self.indexes.retain(|index| !gone(index.group, index.segment));
+        self.ahead_bytes = self.ahead.iter().map(|ahead| ahead.chunk.capacity()).sum();
+        self.index_bytes = self.indexes.iter().map(|index| index.bytes).sum();
+    }
+
+    /// The index, and moves it to the back of the queue for eviction.
+    fn index(&mut self, group: GroupId, segment: i64) -> Option<&Index> {
+        let at = self.indexes.iter().position(|known| known.group == group && known.segment == segment)?;
+        let index = self.indexes.remove(at)?;
+        self.indexes.push_back(index);
+        self.indexes.back().map(|known| &known.index)
+    }
+
+    fn keep_index(&mut self, group: GroupId, segment: i64, index: Index) {
+        let bytes = index.memory_bytes();
+        self.forget_index(group, segment);
+        self.index_bytes += bytes;
+        self.indexes.push_back(CachedIndex { group, segment, index, bytes });
+        while self.index_bytes > INDEX_CACHE_BYTES_PER_SHARD && self.indexes.len() > 1 {
+            if let Some(oldest) = self.indexes.pop_front() {
+                self.index_bytes -= oldest.bytes;
+            }
+        }
+    }
+
+    fn take_ahead(&mut self, group: GroupId, offset: i64) -> Option<Ahead> {
+        let at = self.ahead.iter().position(|ahead| ahead.group == group && ahead.offset == offset)?;
+        let ahead = self.ahead.remove(at)?;
+        self.ahead_bytes -= ahead.chunk.capacity();
+        Some(ahead)
+    }
+
+    fn keep_ahead(&mut self, ahead: Ahead) {
+        self.ahead_bytes += ahead.chunk.capacity();
+        self.ahead.push_back(ahead);
+        while self.ahead_bytes > AHEAD_BYTES {
+            match self.ahead.pop_front() {
+                Some(oldest) => self.ahead_bytes -= oldest.chunk.capacity(),
+                None => break,
+            }
+        }
+    }
+
+    /// A read ahead that will bring `offset`: it becomes the client's.
+    fn adopt(&mut self, group: GroupId, offset: i64, client: Client, max_bytes: usize) -> bool {
+        let wanted = |job: &&mut Job| {
+            job.client.is_none()
+                && job.group == group
+                && matches!(job.want, Want::Fetch { offset: other, .. } if other == offset)
+        };
+        let Some(job) = self.active.values_mut().find(wanted) else { return false };
+        job.client = Some(client);
+        job.want = Want::Fetch { offset, max_bytes };
+        true
+    }
+
+    fn is_coming(&self, group: GroupId, offset: i64) -> bool {
+        let same = |want: &Want| matches!(want, Want::Fetch { offset: other, .. } if *other == offset);
+        self.ahead.iter().any(|ahead| ahead.group == group && ahead.offset == offset)
+            || self.active.values().any(|job| job.group == group && same(&job.want))
+    }
+}
+
+impl Engine {
+    /// Answers a fetch at `offset`, which the segments hold or nobody does.
+    pub(super) fn fetch_cold(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        index: u32,
+        offset: i64,
+        max_bytes: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(partition) = self.at(index) else { return };
+        let group = partition.group;
+        let client = Client { conn, correlation_id };
+        if let Some(ahead) = self.cold.take_ahead(group, offset) {
+            let job = Job {
+                client: Some(client),
+                group,
+                segment: ahead.segment,
+                want: Want::Fetch { offset, max_bytes },
+                stage: Stage::Log { position: ahead.position },
+                distrust_index: false,
+                queued_us: self.now.monotonic_us,
+            };
+            return self.serve(job, ahead.chunk, ahead.at, actions);
+        }
+        if self.cold.adopt(group, offset, client, max_bytes) {
+            return;
+        }
+        let Some(segment) = self.segment_of(index, offset) else {
+            let detail =
+                format!("offset {offset} of partition {group} is in no segment and not in the journal");
+            return self.refuse(conn, correlation_id, ErrorCode::CorruptRange, detail, actions);
+        };
+        let want = Want::Fetch { offset, max_bytes };
+        self.enqueue(Some(client), group, segment, want, actions);
+    }
+
+    pub(super) fn search_time_cold(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        index: u32,
+        segment: i64,
+        wanted: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(group) = self.at(index).map(|partition| partition.group) else { return };
+        self.enqueue(Some(Client { conn, correlation_id }), group, segment, Want::Time { wanted }, actions);
+    }
+
+    /// Base of the segment that holds `offset`.
+    fn segment_of(&self, index: u32, offset: i64) -> Option<i64> {
+        let segments = &self.at(index)?.segments;
+        let after = segments.partition_point(|segment| segment.base <= offset);
+        let segment = segments.get(after.checked_sub(1)?)?;
+        (offset < segment.end).then_some(segment.base)
+    }
+
+    fn enqueue(
+        &mut self,
+        client: Option<Client>,
+        group: GroupId,
+        segment: i64,
+        want: Want,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.cold.queue.len() >= MAX_QUEUED {
+            if let Some(client) = client {
+                let detail = format!("{MAX_QUEUED} reads wait for the disk");
+                self.refuse(client.conn, client.correlation_id, ErrorCode::Overloaded, detail, actions);
+            }
+            return;
+        }
+        let stage = Stage::Index;
+        let queued_us = self.now.monotonic_us;
+        let job = Job { client, group, segment, want, stage, distrust_index: false, queued_us };
+        self.cold.queue.push_back(job);
+        self.start_reads(actions);
+    }
+
+    /// Starts queued reads while there is room and memory.
+    pub(super) fn start_reads(&mut self, actions: &mut Vec<Action>) {
+        while self.cold.active.len() < MAX_READS {
+            let Some(job) = self.cold.queue.pop_front() else { return };
+            if let Err(job) = self.start_read(job, actions) {
+                if self.now.monotonic_us.saturating_sub(job.queued_us) > SHED_AFTER_US {
+                    actions.push(Action::ShedSlowReaders { bytes: READ_BYTES + MAX_BATCH_BYTES });
+                }
+                self.cold.queue.push_front(job);
+                return;
+            }
+        }
+    }
+
+    /// Issues the next operation of a job; gives it back when there is no memory.
+    fn start_read(&mut self, mut job: Job, actions: &mut Vec<Action>) -> Result<(), Job> {
+        let found = self.find(job.group).and_then(|index| self.at(index));
+        let segment =
+            found.and_then(|p| p.segments.iter().find(|segment| segment.base == job.segment)).cloned();
+        let Some(segment) = segment else {
+            self.fail_job(&job, ErrorCode::OffsetOutOfRange, "the segment was deleted".into(), actions);
+            return Ok(());
+        };
+        if job.stage == Stage::Index {
+            let position = match (self.cold.index(job.group, job.segment), job.distrust_index) {
+                (_, true) => Some(0),
+                (Some(index), false) => Some(match job.want {
+                    Want::Fetch { offset, .. } => index.position_for_offset(offset),
+                    Want::Time { wanted } => index.position_for_time(wanted),
+                }),
+                // A segment shorter than one interval has nothing to look up.
+                (None, false) if segment.bytes <= u64::from(INDEX_INTERVAL_BYTES) => Some(0),
+                (None, false) => None,
+            };
+            if let Some(position) = position {
+                job.stage = Stage::Log { position };
+            }
+        }
+        let (file, offset, len) = match job.stage {
+            Stage::Index => {
+                let entries = segment.bytes / u64::from(INDEX_INTERVAL_BYTES) + 2;
+                (
+                    FileId::Index(job.group, job.segment),
+                    0,
+                    INDEX_HEADER_BYTES as u64 + entries * INDEX_ENTRY_BYTES as u64,
+                )
+            }
+            Stage::Log { position } => {
+                let wanted = match job.want {
+                    Want::Fetch { max_bytes, .. } => max_bytes.max(READ_BYTES) + MAX_BATCH_BYTES,
+                    Want::Time { .. } => READ_BYTES + MAX_BATCH_BYTES,
+                };
+                let left = segment.bytes.saturating_sub(position);
+                (FileId::Segment(job.group, job.segment), position, left.min(wanted as u64))
+            }
+        };
+        if len == 0 {
+            self.corrupt(&job, "the segment ends before the offset", actions);
+            return Ok(());
+        }
+        let Some(into) = self.misc_pool.chunk(len as usize) else { return Err(job) };
+        let token = self.next_token();
+        self.cold.active.insert(token, job);
+        actions.push(Action::Io { token, op: IoOp::Read { file, offset, into } });
+        Ok(())
+    }
+
+    pub(super) fn cold_read_done(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+        let Some(mut job) = self.cold.active.remove(&token) else { return };
+        match (job.stage, result) {
+            (Stage::Index, Ok(Some(chunk))) => {
+                let segment_bytes =
+                    self.find(job.group).and_then(|index| self.at(index)).and_then(|partition| {
+                        Some(partition.segments.iter().find(|segment| segment.base == job.segment)?.bytes)
+                    });
+                let bytes = chunk.bytes(0, chunk.filled());
+                match Index::parse(bytes, job.segment, segment_bytes.unwrap_or(0)) {
+                    Ok(index) => self.cold.keep_index(job.group, job.segment, index),
+                    Err(_) => job.distrust_index = true,
+                }
+                self.cold.queue.push_front(job);
+            }
+            (Stage::Index, _) => {
+                // Missing or unreadable: the segment itself decides.
+                job.distrust_index = true;
+                self.cold.queue.push_front(job);
+            }
+            (Stage::Log { .. }, Ok(Some(chunk))) => self.serve(job, chunk, 0, actions),
+            (Stage::Log { .. }, Ok(None)) => {
+                self.fail_job(&job, ErrorCode::Internal, "a read without bytes".into(), actions)
+            }
+            (Stage::Log { .. }, Err(error)) if error.kind == IoErrorKind::NotFound => {
+                self.corrupt(&job, "the segment file is missing", actions);
+            }
+            (Stage::Log { .. }, Err(error)) => {
+                self.fail_job(&job, ErrorCode::StorageFailed, error.detail, actions);
+            }
+        }
+        self.start_reads(actions);
+    }
+
+    /// Finds what the job wants in `chunk` from `at` on.
+    fn serve(&mut self, job: Job, chunk: Rc<Chunk>, at: usize, actions: &mut Vec<Action>) {
+        match job.want {
+            Want::Fetch { offset, max_bytes } => self.serve_fetch(job, chunk, at, offset, max_bytes, actions),
+            Want::Time { wanted } => self.serve_time(job, &chunk, wanted, actions),
+        }
+    }
+
+    fn serve_fetch(
+        &mut self,
+        mut job: Job,
+        chunk: Rc<Chunk>,
+        at: usize,
+        offset: i64,
+        max_bytes: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        let Stage::Log { position } = job.stage else { return };
+        let run = find_run(chunk.bytes(0, chunk.filled()), at, offset, max_bytes);
+        match run {
+            Run::Found { from, to, next_offset } => {
+                let slices: Slices =
+                    std::iter::once(ChunkSlice::new(Rc::clone(&chunk), from, to - from)).collect();
+                let ahead_at = Ahead {
+                    group: job.group,
+                    segment: job.segment,
+                    offset: next_offset,
+                    at: to,
+                    position,
+                    chunk,
+                };
+                match (job.client, self.find(job.group)) {
+                    (Some(client), Some(index)) => {
+                        self.send_batches(client.conn, client.correlation_id, index, slices, actions);
+                        self.read_ahead(ahead_at, actions);
+                    }
+                    (Some(_), None) => {
+                        self.fail_job(
+                            &job,
+                            ErrorCode::UnknownTopicOrPartition,
+                            "the topic was deleted".into(),
+                            actions,
+                        );
+                    }
+                    // Read ahead: keep it from the batch that was asked for on.
+                    (None, _) => self.cold.keep_ahead(Ahead { offset, at: from, ..ahead_at }),
+                }
+            }
+            Run::Beyond { to } if to > 0 => {
+                job.stage = Stage::Log { position: position + to as u64 };
+                self.requeue(job, actions);
+            }
+            Run::Beyond { .. } => self.corrupt(&job, "a batch is cut short", actions),
+            Run::Broken(_) if !job.distrust_index && position > 0 && at == 0 => {
+                self.cold.forget_index(job.group, job.segment);
+                job.distrust_index = true;
+                job.stage = Stage::Index;
+                self.requeue(job, actions);
+            }
+            Run::Broken(what) => self.corrupt(&job, &what, actions),
+        }
+    }
+
+    fn serve_time(&mut self, mut job: Job, chunk: &Rc<Chunk>, wanted: i64, actions: &mut Vec<Action>) {
+        let (Stage::Log { position }, Some(index)) = (job.stage, self.find(job.group)) else {
+            return self.fail_job(
+                &job,
+                ErrorCode::UnknownTopicOrPartition,
+                "the topic was deleted".into(),
+                actions,
+            );
+        };
+        let Some(partition) = self.at(index) else { return };
+        let bytes = chunk.bytes(0, chunk.filled());
+        let mut at = 0;
+        while let Ok((batch, _)) = BatchView::parse(bytes.get(at..).unwrap_or_default()) {
+            if batch.max_timestamp() >= wanted && batch.last_offset() >= partition.log_start {
+                let found =
+                    ListOffsetsReply { offset: batch.base_offset(), timestamp: batch.max_timestamp() };
+                if let Some(client) = job.client {
+                    reply(client.conn, client.correlation_id, Response::ListOffsets(found), actions);
+                }
+                return;
+            }
+            at += batch.len_bytes();
+        }
+        let here = partition.segments.iter().find(|segment| segment.base == job.segment);
+        if at > 0 && here.is_some_and(|segment| position + (at as u64) < segment.bytes) {
+            job.stage = Stage::Log { position: position + at as u64 };
+            return self.requeue(job, actions);
+        }
+        let cached_from = partition.tail.front().map_or(partition.log_end, |batch| batch.base_offset);
+        let next = partition
+            .segments
+            .iter()
+            .find(|segment| {
+                segment.base > job.segment && segment.base < cached_from && segment.max_timestamp >= wanted
+            })
+            .map(|segment| segment.base);
+        match (next, job.client) {
+            (Some(base), _) => {
+                job.segment = base;
+                job.stage = Stage::Index;
+                job.distrust_index = false;
+                self.requeue(job, actions);
+            }
+            (None, Some(client)) => {
+                let found = time_in_tail(partition, wanted);
+                reply(client.conn, client.correlation_id, Response::ListOffsets(found), actions);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// After `ahead.offset` was reached: keep what was read already, or read on.
+    fn read_ahead(&mut self, ahead: Ahead, actions: &mut Vec<Action>) {
+        let Some(index) = self.find(ahead.group) else { return };
+        let cached = self.at(index).is_some_and(|partition| partition.tail_index(ahead.offset).is_some());
+        if cached || self.cold.is_coming(ahead.group, ahead.offset) {
+            return;
+        }
+        let bytes = ahead.chunk.bytes(0, ahead.chunk.filled());
+        let whole = BatchView::parse(bytes.get(ahead.at..).unwrap_or_default()).is_ok();
+        if whole {
+            return self.cold.keep_ahead(ahead);
+        }
+        let Some(segment) = self.segment_of(index, ahead.offset) else { return };
+        let mut job = Job {
+            client: None,
+            group: ahead.group,
+            segment,
+            want: Want::Fetch { offset: ahead.offset, max_bytes: READ_BYTES },
+            stage: Stage::Log { position: 0 },
+            distrust_index: false,
+            queued_us: self.now.monotonic_us,
+        };
+        if segment == ahead.segment {
+            job.stage = Stage::Log { position: ahead.position + ahead.at as u64 };
+        }
+        // Reading ahead is a favour: without room or memory it does not happen.
+        if self.cold.active.len() < MAX_READS / 2 {
+            let _ = self.start_read(job, actions);
+        }
+    }
+
+    fn requeue(&mut self, job: Job, actions: &mut Vec<Action>) {
+        self.cold.queue.push_front(job);
+        self.start_reads(actions);
+    }
+
+    fn corrupt(&mut self, job: &Job, what: &str, actions: &mut Vec<Action>) {
+        let wanted = match job.want {
+            Want::Fetch { offset, .. } => format!("offset {offset}"),
+            Want::Time { wanted } => format!("time {wanted}"),
+        };
+        let detail = format!("segment {} of partition {}, {wanted}: {what}", job.segment, job.group);
+        if job.client.is_some() {
+            let text = format!(
+                "{detail}. The range is refused, the rest stays readable; run `pyralog-admin log verify` on a stopped node"
+            );
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+        self.fail_job(job, ErrorCode::CorruptRange, detail, actions);
+    }
+
+    fn fail_job(&mut self, job: &Job, code: ErrorCode, detail: String, actions: &mut Vec<Action>) {
+        if let Some(client) = job.client {
+            self.refuse(client.conn, client.correlation_id, code, detail, actions);
+        }
+    }
+}
+
+/// Where the wanted batches are in a piece of a segment.
+enum Run {
+    /// Whole, checked batches at `from..to`; the one that follows has `next_offset`.
+    Found { from: usize, to: usize, next_offset: i64 },
+    /// The wanted batch lies behind the whole batches, which end at `to`.
+    Beyond { to: usize },
+    /// What is there is no batch, or not the wanted one.
+    Broken(String),
+}
+
+/// Finds the batch that holds `offset` in `bytes` from `at` on, and the ones behind it up to `max_bytes`.
+fn find_run(bytes: &[u8], mut at: usize, offset: i64, max_bytes: usize) -> Run {
+    let mut from = None;
+    let mut expected = None;
+    loop {
+        let batch = match BatchView::parse(bytes.get(at..).unwrap_or_default()) {
+            Ok((batch, _)) => batch,
+            Err(error) => {
+                return match (from, expected, error) {
+                    (Some(from), Some(next_offset), _) => Run::Found { from, to: at, next_offset },
+                    (_, _, BatchError::Truncated { .. }) => Run::Beyond { to: at },
+                    (_, _, error) => Run::Broken(error.to_string()),
+                };
+            }
+        };
+        let base = batch.base_offset();
+        let wrong_place = match expected {
+            Some(expected) => base != expected,
+            None => base > offset,
+        };
+        let damage = if wrong_place {
+            Some(format!("a batch with offset {base} is where {} belongs", expected.unwrap_or(offset)))
+        } else if batch.last_offset() >= offset && !batch.verify_crc() {
+            Some(format!("the checksum of offsets {base}..={} does not match", batch.last_offset()))
+        } else {
+            None
+        };
+        if let Some(what) = damage {
+            return match (from, expected) {
+                (Some(from), Some(next_offset)) => Run::Found { from, to: at, next_offset },
+                _ => Run::Broken(what),
+            };
+        }
+        if batch.last_offset() >= offset {
+            let start = *from.get_or_insert(at);
+            if at > start && at - start + batch.len_bytes() > max_bytes {
+                return Run::Found { from: start, to: at, next_offset: base };
+            }
+        }
+        expected = Some(batch.last_offset() + 1);
+        at += batch.len_bytes();
+    }
+}

@@ -1,0 +1,448 @@
+//! Metadata. On shard 0: admin requests become commands in the metadata group; a committed command changes
+//! the catalogue, which is published to every shard. On every shard: partitions are opened and dropped as the
+//! catalogue says, through the shard's own journal.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
+use pyralog_core::limits::MAX_PARTITIONS_PER_TOPIC;
+use pyralog_core::{ErrorCode, GroupId, ShardId};
+use pyralog_net::message::{
+    CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, InitProducerIdReply, Response,
+};
+use pyralog_replication::metadata::{Catalog, Command};
+
+use crate::format::journal::{FrameHeader, FrameKind};
+
+use super::partition::Partition;
+use super::pending::Pending;
+use super::{Action, ConnId, Engine, IoOp, LogLevel, Mode, reply};
+
+/// Producer ids reserved by one command.
+const PRODUCER_ID_BLOCK: u32 = 1_000;
+/// Admin requests that may wait at once.
+const MAX_WAITING_ADMIN: usize = 4_096;
+
+/// A client that waits for a metadata change.
+#[derive(Clone, Debug)]
+struct Client {
+    conn: ConnId,
+    correlation_id: u64,
+    answer: Response,
+}
+
+/// A command in the metadata group that is not committed yet.
+#[derive(Debug)]
+struct InFlight {
+    next_offset: i64,
+    command: Command,
+    client: Option<Client>,
+}
+
+/// Shard 0's part.
+#[derive(Debug)]
+pub(super) struct Controller {
+    /// Committed commands applied.
+    committed: Catalog,
+    /// The same with the commands in flight: new ones are checked against it.
+    tentative: Catalog,
+    in_flight: VecDeque<InFlight>,
+    /// Clients that wait until every shard serves a version.
+    applying: VecDeque<(u64, Client)>,
+    /// The version that each shard serves.
+    applied: Vec<u64>,
+    producer_ids: Range<i64>,
+    waiting_for_ids: VecDeque<(ConnId, u64)>,
+    reserving: bool,
+    builder: BatchBuilder,
+}
+
+impl Controller {
+    /// A controller that goes on from the recovered catalogue.
+    pub(super) fn new(catalog: Catalog, shards: u16) -> Self {
+        Self {
+            tentative: catalog.clone(),
+            committed: catalog,
+            in_flight: VecDeque::new(),
+            applying: VecDeque::new(),
+            applied: vec![0; usize::from(shards)],
+            producer_ids: 0..0,
+            waiting_for_ids: VecDeque::new(),
+            reserving: false,
+            builder: BatchBuilder::new(),
+        }
+    }
+
+    /// The committed catalogue.
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.committed
+    }
+}
+
+impl Engine {
+    pub(super) fn create_topic(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &CreateTopicRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let shards = self.config.shards;
+        let Some(controller) = &self.controller else {
+            return self.refuse_admin(conn, correlation_id, actions);
+        };
+        if request.partitions == 0 || request.partitions > MAX_PARTITIONS_PER_TOPIC {
+            let detail =
+                format!("{} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed", request.partitions);
+            return self.refuse(conn, correlation_id, ErrorCode::InvalidTopic, detail, actions);
+        }
+        let command = Command::CreateTopic {
+            name: request.name.to_owned(),
+            shards: controller.tentative.place(request.partitions, shards),
+            retention_bytes: request.retention_bytes,
+            retention_ms: request.retention_ms,
+        };
+        let answer = Response::CreateTopic(CreateTopicReply { id: controller.tentative.next_topic_id });
+        self.admin(Client { conn, correlation_id, answer }, command, actions);
+    }
+
+    pub(super) fn delete_topic(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &DeleteTopicRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(controller) = &self.controller else {
+            return self.refuse_admin(conn, correlation_id, actions);
+        };
+        let Some(topic) = controller.tentative.topic_by_name(request.name).map(|topic| topic.id) else {
+            let detail = format!("no topic {:?}", request.name);
+            return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
+        };
+        let client = Client { conn, correlation_id, answer: Response::DeleteTopic };
+        self.admin(client, Command::DeleteTopic { topic }, actions);
+    }
+
+    pub(super) fn init_producer_id(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
+        let Some(controller) = &mut self.controller else {
+            return self.refuse_admin(conn, correlation_id, actions);
+        };
+        if let Some(producer_id) = controller.producer_ids.next() {
+            let answer = InitProducerIdReply { producer_id, producer_epoch: 0 };
+            return reply(conn, correlation_id, Response::InitProducerId(answer), actions);
+        }
+        if controller.waiting_for_ids.len() >= MAX_WAITING_ADMIN {
+            let detail = format!("{MAX_WAITING_ADMIN} producers wait for their ids");
+            return self.refuse(conn, correlation_id, ErrorCode::Overloaded, detail, actions);
+        }
+        controller.waiting_for_ids.push_back((conn, correlation_id));
+        self.reserve_producer_ids(actions);
+    }
+
+    /// Reserves the next block of producer ids, once.
+    fn reserve_producer_ids(&mut self, actions: &mut Vec<Action>) {
+        let Some(controller) = &self.controller else { return };
+        if controller.reserving || controller.waiting_for_ids.is_empty() {
+            return;
+        }
+        match self.append_command(Command::ReserveProducerIds { count: PRODUCER_ID_BLOCK }, None) {
+            Ok(()) => {
+                if let Some(controller) = &mut self.controller {
+                    controller.reserving = true;
+                }
+            }
+            Err((code, detail)) => {
+                let waiting = self.controller.as_mut().map(|c| std::mem::take(&mut c.waiting_for_ids));
+                for (conn, correlation_id) in waiting.into_iter().flatten() {
+                    self.refuse(conn, correlation_id, code, detail.clone(), actions);
+                }
+            }
+        }
+    }
+
+    fn refuse_admin(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
+        let detail = format!("this is shard {}", self.config.shard);
+        self.refuse(conn, correlation_id, ErrorCode::NotController, detail, actions);
+    }
+
+    fn admin(&mut self, client: Client, command: Command, actions: &mut Vec<Action>) {
+        let (conn, correlation_id) = (client.conn, client.correlation_id);
+        if let Err((code, detail)) = self.append_command(command, Some(client)) {
+            self.refuse(conn, correlation_id, code, detail, actions);
+        }
+    }
+
+    /// Checks a command and appends it to the metadata group.
+    fn append_command(
+        &mut self,
+        command: Command,
+        client: Option<Client>,
+    ) -> Result<(), (ErrorCode, String)> {
+        if let Mode::Fenced(reason) = &self.mode {
+            return Err((ErrorCode::Fenced, reason.clone()));
+        }
+        if self.stalled {
+            return Err(self.no_room());
+        }
+        let index = self
+            .find(GroupId::METADATA)
+            .ok_or((ErrorCode::Internal, "the metadata group is not on this shard".to_owned()))?;
+        if self.at(index).is_some_and(|partition| partition.end_unknown) {
+            return Err((ErrorCode::LogEndUnknown, "the metadata group is damaged".into()));
+        }
+        let timestamp = self.now.wall_ms;
+        let Some(controller) = &mut self.controller else {
+            return Err((ErrorCode::NotController, String::new()));
+        };
+        if controller.in_flight.len() + controller.applying.len() >= MAX_WAITING_ADMIN {
+            return Err((
+                ErrorCode::Overloaded,
+                format!("{MAX_WAITING_ADMIN} metadata changes are under way"),
+            ));
+        }
+        controller.tentative.check(&command)?;
+        let mut builder = std::mem::take(&mut controller.builder);
+        let built = build_command(&mut builder, timestamp, &command);
+        let appended = built.and_then(|bytes| {
+            let batch =
+                BatchView::parse_exact(&bytes).map_err(|error| (ErrorCode::Internal, error.to_string()))?;
+            self.append(index, &batch)
+        });
+        let Some(controller) = &mut self.controller else {
+            return Err((ErrorCode::NotController, String::new()));
+        };
+        controller.builder = builder;
+        let (_, next_offset) = appended?;
+        controller.tentative.apply(&command);
+        controller.in_flight.push_back(InFlight { next_offset, command, client });
+        self.attach(Pending::Metadata { next_offset });
+        Ok(())
+    }
+
+    /// Commands below `next_offset` are committed: apply them and publish the catalogue.
+    pub(super) fn metadata_committed(&mut self, next_offset: i64, actions: &mut Vec<Action>) {
+        if let Some(index) = self.find(GroupId::METADATA) {
+            self.persisted(index, next_offset, actions);
+        }
+        let Some(controller) = &mut self.controller else { return };
+        while controller.in_flight.front().is_some_and(|first| first.next_offset <= next_offset) {
+            let Some(done) = controller.in_flight.pop_front() else { break };
+            if let Command::ReserveProducerIds { count } = done.command {
+                let first = controller.committed.next_producer_id;
+                controller.producer_ids = first..first + i64::from(count);
+                controller.reserving = false;
+            }
+            controller.committed.apply(&done.command);
+            if let Some(client) = done.client {
+                controller.applying.push_back((controller.committed.version, client));
+            }
+        }
+        self.publish_catalog(actions);
+        self.hand_out_producer_ids(actions);
+    }
+
+    fn hand_out_producer_ids(&mut self, actions: &mut Vec<Action>) {
+        let Some(controller) = &mut self.controller else { return };
+        while !controller.waiting_for_ids.is_empty() {
+            let Some(producer_id) = controller.producer_ids.next() else { break };
+            let Some((conn, correlation_id)) = controller.waiting_for_ids.pop_front() else { break };
+            let answer = InitProducerIdReply { producer_id, producer_epoch: 0 };
+            reply(conn, correlation_id, Response::InitProducerId(answer), actions);
+        }
+        self.reserve_producer_ids(actions);
+    }
+
+    /// Hands the committed catalogue to every shard.
+    pub(super) fn publish_catalog(&mut self, actions: &mut Vec<Action>) {
+        if let Some(controller) = &self.controller {
+            actions.push(Action::PublishCatalog { catalog: Arc::new(controller.committed.clone()) });
+        }
+    }
+
+    /// A shard serves `version`: answer the clients for whom it was the last one.
+    pub(super) fn catalog_applied(&mut self, shard: ShardId, version: u64, actions: &mut Vec<Action>) {
+        let Some(controller) = &mut self.controller else { return };
+        if let Some(applied) = controller.applied.get_mut(usize::from(shard.0)) {
+            *applied = (*applied).max(version);
+        }
+        let everywhere = controller.applied.iter().copied().min().unwrap_or(0);
+        while controller.applying.front().is_some_and(|(version, _)| *version <= everywhere) {
+            let Some((_, client)) = controller.applying.pop_front() else { break };
+            reply(client.conn, client.correlation_id, client.answer, actions);
+        }
+    }
+
+    /// The shard is fenced: nobody will learn from this engine how their change ended.
+    pub(super) fn fail_metadata_waiters(&mut self, code: ErrorCode, actions: &mut Vec<Action>) {
+        let Some(controller) = &mut self.controller else { return };
+        let mut waiting: Vec<_> = controller.waiting_for_ids.drain(..).collect();
+        waiting.extend(
+            controller.in_flight.drain(..).filter_map(|f| f.client).map(|c| (c.conn, c.correlation_id)),
+        );
+        waiting.extend(controller.applying.drain(..).map(|(_, c)| (c.conn, c.correlation_id)));
+        for (conn, correlation_id) in waiting {
+            self.refuse(conn, correlation_id, code, String::new(), actions);
+        }
+    }
+
+    /// Opens and drops partitions so that this shard holds what the catalogue says.
+    pub(super) fn catalog_published(&mut self, catalog: Arc<Catalog>, actions: &mut Vec<Action>) {
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopping | Mode::Stopped) {
+            return;
+        }
+        if self.catalog.as_ref().is_some_and(|known| known.version > catalog.version) {
+            return;
+        }
+        let drops = self.groups_to_drop(&catalog, actions);
+        let opens = self.groups_to_open(&catalog);
+        for group in drops {
+            if !self.drop_group(group, actions) {
+                return self.postpone_catalog(catalog);
+            }
+        }
+        for (group, suspect) in opens {
+            if !self.open_group(group, suspect) {
+                return self.postpone_catalog(catalog);
+            }
+        }
+        self.opens_are_suspect = false;
+        for partition in self.partitions.iter_mut().flatten() {
+            if let Some(topic) = catalog.topics.get(&partition.group.topic.0) {
+                partition.retention_bytes = retention(topic.retention_bytes, self.config.retention_bytes);
+                partition.retention_ms = retention(topic.retention_ms, self.config.retention_ms);
+            }
+        }
+        let version = catalog.version;
+        self.catalog = Some(catalog);
+        if self.journal.attach(Pending::Catalog { version }).is_err() {
+            actions.push(Action::CatalogApplied { version });
+        }
+    }
+
+    /// No journal space for the frames: try again when some is there.
+    fn postpone_catalog(&mut self, catalog: Arc<Catalog>) {
+        self.flush.postpone_catalog(catalog);
+    }
+
+    fn groups_to_drop(&mut self, catalog: &Catalog, actions: &mut Vec<Action>) -> Vec<GroupId> {
+        let mut drops = Vec::new();
+        let mut unknown = 0;
+        for group in self.by_group.keys().copied().filter(|group| *group != GroupId::METADATA) {
+            if group.topic.0 >= catalog.next_topic_id {
+                unknown += 1;
+            } else if !catalog.topics.contains_key(&group.topic.0) {
+                drops.push(group);
+            }
+        }
+        if unknown > 0 {
+            let text = format!(
+                "shard {}: {unknown} partitions are newer than the catalogue; they are kept on disk and not deleted. The metadata group was damaged or replaced: restore shard 0's data",
+                self.config.shard
+            );
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+        drops.sort_unstable();
+        drops
+    }
+
+    fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, bool)> {
+        let mine = self.config.shard.0;
+        let mut opens = Vec::new();
+        for topic in catalog.topics.values() {
+            for (partition, shard) in topic.shards.iter().enumerate() {
+                let group = GroupId::new(topic.id, partition as u32);
+                if *shard == mine && !self.by_group.contains_key(&group) {
+                    opens.push((group, self.opens_are_suspect));
+                }
+            }
+        }
+        opens
+    }
+
+    fn open_group(&mut self, group: GroupId, suspect: bool) -> bool {
+        let epoch = self.journal.incarnation() as u32;
+        let frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
+        if let Err(full) = self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+            self.stall(full);
+            return false;
+        }
+        let mut partition = Partition::empty(group, epoch, 0);
+        partition.end_unknown = suspect;
+        self.insert_partition(partition);
+        true
+    }
+
+    fn drop_group(&mut self, group: GroupId, actions: &mut Vec<Action>) -> bool {
+        let Some(index) = self.find(group) else { return true };
+        let epoch = self.journal.incarnation() as u32;
+        let frame = FrameHeader::bodyless(FrameKind::DropGroup, group, 0, epoch);
+        if let Err(full) = self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+            self.stall(full);
+            return false;
+        }
+        self.attach(Pending::Dropped { group });
+        self.by_group.remove(&group);
+        let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
+        if let Some(partition) = taken {
+            self.producer_count -= partition.producers.len();
+            self.flush.forget(index, &partition);
+            self.fail_fetches_of(&partition, actions);
+            self.cold.forget_group(group);
+        }
+        true
+    }
+
+    /// The drop is in the journal for good: the files can go.
+    pub(super) fn delete_files_of(&mut self, group: GroupId, actions: &mut Vec<Action>) {
+        if self.flush.busy_with(group) {
+            self.flush.delete_later(group);
+            return;
+        }
+        let token = self.next_token();
+        self.flush.expect_delete(token);
+        actions.push(Action::Io { token, op: IoOp::DeleteGroup { group } });
+    }
+
+    /// Lays down the first frame of this life.
+    pub(super) fn begin_life(&mut self, actions: &mut Vec<Action>) {
+        let epoch = self.journal.incarnation() as u32;
+        let frame = FrameHeader::bodyless(FrameKind::NewLife, GroupId::METADATA, 0, epoch);
+        match self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+            Ok(_) => self.attach(Pending::NewLife),
+            Err(_) => {
+                let reason = "no journal space for the first commit after recovery".to_owned();
+                self.fence(&reason, actions);
+            }
+        }
+    }
+
+    /// The first commit of this life is durable: serve.
+    pub(super) fn life_began(&mut self, actions: &mut Vec<Action>) {
+        if self.mode == Mode::Starting {
+            self.mode = Mode::Serving;
+        }
+        self.publish_catalog(actions);
+    }
+}
+
+fn retention(topic: i64, node: Option<u64>) -> Option<u64> {
+    match topic {
+        0 => None,
+        bound if bound > 0 => Some(bound as u64),
+        _ => node,
+    }
+}
+
+fn build_command(
+    builder: &mut BatchBuilder,
+    timestamp: i64,
+    command: &Command,
+) -> Result<Vec<u8>, (ErrorCode, String)> {
+    let internal = |error: pyralog_core::batch::BatchError| (ErrorCode::TooLarge, error.to_string());
+    builder.clear();
+    builder.append(timestamp, None, Some(&command.encode()), &[]).map_err(internal)?;
+    Ok(builder.build(Compression::None).map_err(internal)?.to_vec())
+}

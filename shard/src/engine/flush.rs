@@ -1,0 +1,661 @@
+//! Writes the cache out to segments, makes checkpoints, recycles journal files, applies retention.
+//!
+//! One run at a time: a cut through the journal is chosen; every partition's batches up to the cut go to its
+//! segments, which are then synced; a checkpoint says that a replay may begin at the cut; journal files from
+//! before the *previous* checkpoint's cut become free (so that one damaged checkpoint costs nothing).
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pyralog_core::GroupId;
+use pyralog_core::limits::{CHUNK_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD};
+use pyralog_replication::Group;
+use pyralog_replication::metadata::Catalog;
+
+use crate::format::checkpoint::{
+    Checkpoint, GroupCheckpoint, ProducerBatch, ProducerCheckpoint, ReplayPoint, SegmentMeta,
+};
+use crate::memory::{ChunkPool, ChunkSlice};
+
+use super::journal::{Full, JournalFile};
+use super::partition::Partition;
+use super::plan::FlushPlan;
+use super::{
+    Action, DISK_FULL_RETRY_US, Engine, FileId, IoError, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, Mode,
+};
+
+/// Partitions that are written out at once.
+const JOBS: usize = 16;
+/// How often retention is looked at, microseconds.
+const RETENTION_EVERY_US: u64 = 5_000_000;
+
+/// One partition being written out. Its operations run one after the other.
+#[derive(Debug)]
+struct Job {
+    index: u32,
+    plan: FlushPlan,
+    token: IoToken,
+    /// The group was dropped meanwhile.
+    forgotten: bool,
+}
+
+/// Where a run stands.
+#[derive(Debug)]
+enum Stage {
+    Idle,
+    /// Partitions are written out.
+    Segments {
+        cut: ReplayPoint,
+        queue: VecDeque<u32>,
+        jobs: Vec<Job>,
+        failed: Option<IoError>,
+    },
+    /// The checkpoint is written (`synced` false) or made durable.
+    Checkpoint {
+        cut: ReplayPoint,
+        token: IoToken,
+        synced: bool,
+        deletes: Vec<FileId>,
+    },
+}
+
+/// The flusher of one shard.
+#[derive(Debug)]
+pub(super) struct Flusher {
+    stage: Stage,
+    pool: ChunkPool,
+    dirty: Vec<u32>,
+    unflushed_bytes: u64,
+    oldest_unflushed_us: Option<u64>,
+    /// A run is wanted whatever the age and size of what is unflushed.
+    wanted: bool,
+    disk_full: bool,
+    retry_us: Option<u64>,
+    /// Sequence of the newest checkpoint, and the generation from which each slot's replay begins (0 = no valid one).
+    checkpoint_seq: u64,
+    slot_generations: [u64; 2],
+    flushed_lsn: u64,
+    /// Segments that the next checkpoint no longer names.
+    deletes: Vec<FileId>,
+    /// Deletions on their way; how they end changes nothing, recovery repeats them.
+    deleting: Vec<IoToken>,
+    creating: Option<(IoToken, JournalFile)>,
+    max_journal_bytes: u64,
+    postponed_catalog: Option<Arc<Catalog>>,
+    delete_later: Vec<GroupId>,
+    retention_due_us: Option<u64>,
+    shutting_down: bool,
+    shutdown_done: bool,
+}
+
+impl Flusher {
+    pub(super) fn new(checkpoint_seq: u64, slot_generations: [u64; 2], max_journal_bytes: u64) -> Self {
+        Self {
+            stage: Stage::Idle,
+            pool: ChunkPool::new(MAX_CHECKPOINT_BYTES * 2),
+            dirty: Vec::new(),
+            unflushed_bytes: 0,
+            oldest_unflushed_us: None,
+            wanted: false,
+            disk_full: false,
+            retry_us: None,
+            checkpoint_seq,
+            slot_generations,
+            flushed_lsn: 0,
+            deletes: Vec::new(),
+            deleting: Vec::new(),
+            creating: None,
+            max_journal_bytes,
+            postponed_catalog: None,
+            delete_later: Vec::new(),
+            retention_due_us: None,
+            shutting_down: false,
+            shutdown_done: false,
+        }
+    }
+
+    pub(super) fn disk_full(&self) -> bool {
+        self.disk_full
+    }
+
+    pub(super) fn unflushed_bytes(&self) -> u64 {
+        self.unflushed_bytes
+    }
+
+    pub(super) fn shutdown_done(&self) -> bool {
+        self.shutdown_done && matches!(self.stage, Stage::Idle)
+    }
+
+    pub(super) fn wanted(&mut self, _full: Full) {
+        self.wanted = true;
+    }
+
+    /// A batch was appended to `partition`.
+    pub(super) fn note_unflushed(&mut self, now_us: u64, partition: &mut Partition, index: u32, bytes: u64) {
+        self.unflushed_bytes += bytes;
+        self.oldest_unflushed_us.get_or_insert(now_us);
+        if !partition.dirty {
+            partition.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    /// The partition is dropped.
+    pub(super) fn forget(&mut self, index: u32, partition: &Partition) {
+        let unflushed: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();
+        self.unflushed_bytes = self.unflushed_bytes.saturating_sub(unflushed);
+        self.dirty.retain(|dirty| *dirty != index);
+        let gone = |file: &FileId| matches!(file, FileId::Segment(g, _) | FileId::Index(g, _) if *g == partition.group);
+        self.deletes.retain(|file| !gone(file));
+        if let Stage::Segments { queue, jobs, .. } = &mut self.stage {
+            queue.retain(|queued| *queued != index);
+            for job in jobs.iter_mut().filter(|job| job.index == index) {
+                job.forgotten = true;
+            }
+        }
+    }
+
+    /// Whether operations on the group's files are on their way.
+    pub(super) fn busy_with(&self, group: GroupId) -> bool {
+        matches!(&self.stage, Stage::Segments { jobs, .. } if jobs.iter().any(|job| job.plan.group == group))
+    }
+
+    pub(super) fn delete_later(&mut self, group: GroupId) {
+        self.delete_later.push(group);
+    }
+
+    pub(super) fn expect_delete(&mut self, token: IoToken) {
+        self.deleting.push(token);
+    }
+
+    pub(super) fn postpone_catalog(&mut self, catalog: Arc<Catalog>) {
+        self.postponed_catalog = Some(catalog);
+        self.wanted = true;
+    }
+
+    /// Takes over what recovery found unflushed.
+    pub(super) fn recovered(&mut self, index: u32, partition: &mut Partition) {
+        let bytes: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();
+        if bytes > 0 {
+            self.note_unflushed(0, partition, index, bytes);
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn flush_deadline_us(&self) -> Option<u64> {
+        let flush = &self.flush;
+        let idle = matches!(flush.stage, Stage::Idle);
+        let age = flush.oldest_unflushed_us.filter(|_| idle && flush.retry_us.is_none());
+        let reads = self.cold.retry_due_us(self.now.monotonic_us);
+        let due = age.map(|oldest| oldest + self.config.max_buffer_time_us);
+        [due, flush.retry_us, flush.retention_due_us, reads].into_iter().flatten().min()
+    }
+
+    pub(super) fn flush_tick(&mut self, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        if self.flush.retry_us.is_some_and(|due| due <= now_us) {
+            self.flush.retry_us = None;
+            self.flush.wanted = true;
+        }
+        let retains = |p: &Partition| p.retention_bytes.is_some() || p.retention_ms.is_some();
+        if self.flush.retention_due_us.is_none_or(|due| due <= now_us) {
+            let any = self.each_partition().any(retains);
+            self.flush.retention_due_us = any.then_some(now_us + RETENTION_EVERY_US);
+            if any && matches!(self.flush.stage, Stage::Idle) {
+                self.apply_retention();
+                self.flush.wanted |= !self.flush.deletes.is_empty();
+            }
+        }
+        self.start_reads(actions);
+    }
+
+    pub(super) fn flush_for_shutdown(&mut self) {
+        self.flush.shutting_down = true;
+        self.flush.wanted = true;
+    }
+
+    /// Keeps memory and journal files at hand; has a flush free some before they are needed.
+    pub(super) fn keep_memory_free(&mut self, actions: &mut Vec<Action>) {
+        let bound = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        while (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound && self.evict_oldest() {}
+        let crowded = (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound;
+        if matches!(self.flush.stage, Stage::Idle)
+            && (crowded || self.flush.unflushed_bytes > bound as u64 / 2)
+        {
+            self.flush.wanted = true;
+        }
+        let pinned = self.pool.live_bytes().saturating_sub(self.journal.chunks.len() * CHUNK_BYTES);
+        if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
+            actions.push(Action::ShedSlowReaders { bytes: 2 * CHUNK_BYTES });
+        }
+        if self.journal.free_files() == 0 {
+            self.create_journal_file(actions);
+        }
+    }
+
+    /// Drops the oldest chunk of the cache if everything in it is in segments.
+    fn evict_oldest(&mut self) -> bool {
+        let Some(oldest) = self.journal.chunks.front() else { return false };
+        if self.journal.chunks.len() < 2 || oldest.last_lsn > self.flush.flushed_lsn {
+            return false;
+        }
+        let Some(chunk) = self.journal.chunks.pop_front() else { return false };
+        for index in chunk.partitions {
+            let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+            else {
+                continue;
+            };
+            while partition.tail.front().is_some_and(|batch| batch.lsn <= chunk.last_lsn) {
+                partition.tail.pop_front();
+            }
+        }
+        true
+    }
+
+    /// Makes one more journal file when none is free and the bound allows it; else a flush must recycle some.
+    fn create_journal_file(&mut self, actions: &mut Vec<Action>) {
+        let bytes: u64 = self.journal.files.iter().map(|file| file.len).sum();
+        if self.flush.creating.is_some() || self.flush.retry_us.is_some() {
+            return;
+        }
+        if bytes + self.config.journal_file_bytes > self.flush.max_journal_bytes {
+            self.flush.wanted = true;
+            return;
+        }
+        let number = self.journal.files.iter().map(|file| file.number + 1).max().unwrap_or(0);
+        let len = self.config.journal_file_bytes;
+        let token = self.next_token();
+        self.flush.creating = Some((token, JournalFile { number, len, generation: 0, free: true }));
+        actions.push(Action::Io { token, op: IoOp::CreateZeroed { file: FileId::Journal(number), len } });
+    }
+
+    /// Begins a run when one is due, and moves the running one on.
+    pub(super) fn flush_step(&mut self, actions: &mut Vec<Action>) {
+        if self.mode == Mode::Starting {
+            return;
+        }
+        if matches!(self.flush.stage, Stage::Idle) && self.run_is_due() {
+            self.begin_run();
+        }
+        self.start_jobs(actions);
+        self.end_segments_stage(actions);
+    }
+
+    fn run_is_due(&self) -> bool {
+        let flush = &self.flush;
+        if flush.retry_us.is_some() && !flush.shutting_down {
+            return false;
+        }
+        if flush.shutting_down {
+            return !flush.shutdown_done && self.journal.idle();
+        }
+        let old = |oldest: u64| oldest + self.config.max_buffer_time_us <= self.now.monotonic_us;
+        let progress = !flush.dirty.is_empty()
+            || !flush.deletes.is_empty()
+            || flush
+                .slot_generations
+                .iter()
+                .any(|generation| *generation < self.journal.completed.generation);
+        progress && (flush.wanted || flush.oldest_unflushed_us.is_some_and(old))
+    }
+
+    fn begin_run(&mut self) {
+        self.apply_retention();
+        let flush = &mut self.flush;
+        flush.wanted = false;
+        flush.oldest_unflushed_us = None;
+        let queue = std::mem::take(&mut flush.dirty);
+        for index in &queue {
+            if let Some(partition) = self.partitions.get_mut(*index as usize).and_then(Option::as_deref_mut) {
+                partition.dirty = false;
+            }
+        }
+        let cut = self.journal.completed;
+        flush.stage = Stage::Segments { cut, queue: queue.into(), jobs: Vec::new(), failed: None };
+    }
+
+    /// Starts the next partitions of the run.
+    fn start_jobs(&mut self, actions: &mut Vec<Action>) {
+        loop {
+            let Stage::Segments { cut, queue, jobs, failed } = &mut self.flush.stage else { return };
+            if failed.is_some() || jobs.len() >= JOBS {
+                return;
+            }
+            let Some(index) = queue.pop_front() else { return };
+            let cut_lsn = cut.lsn - 1;
+            let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+            else {
+                continue;
+            };
+            let plan = FlushPlan::new(partition, cut_lsn, &self.config, &self.flush.pool);
+            // Batches behind the cut are for the next run.
+            if partition.tail.back().is_some_and(|batch| batch.lsn > cut_lsn) && !partition.dirty {
+                partition.dirty = true;
+                self.flush.dirty.push(index);
+                self.flush.oldest_unflushed_us.get_or_insert(self.now.monotonic_us);
+            }
+            let Some(plan) = plan else { continue };
+            let mut job = Job { index, plan, token: IoToken(0), forgotten: false };
+            if advance(&mut job, &mut self.tokens, actions) {
+                jobs.push(job);
+            }
+        }
+    }
+
+    pub(super) fn flush_io_done(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            return;
+        }
+        if let Some(at) = self.flush.deleting.iter().position(|deleting| *deleting == token) {
+            self.flush.deleting.swap_remove(at);
+            return;
+        }
+        if let Some((_, file)) = self.flush.creating.take_if(|(creating, _)| *creating == token) {
+            return match result {
+                Ok(_) => {
+                    self.journal.files.push(file);
+                    self.room_again();
+                }
+                Err(error) => self.flush_failed(error, actions),
+            };
+        }
+        match &mut self.flush.stage {
+            Stage::Checkpoint { token: expected, .. } if *expected == token => {
+                self.checkpoint_step(result, actions)
+            }
+            Stage::Segments { .. } => self.job_step(token, result, actions),
+            _ => {}
+        }
+    }
+
+    fn job_step(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+        let Stage::Segments { jobs, failed, .. } = &mut self.flush.stage else { return };
+        let Some(at) = jobs.iter().position(|job| job.token == token) else { return };
+        match result {
+            Err(error) => {
+                let job = jobs.swap_remove(at);
+                self.flush.dirty.push(job.index);
+                if let Some(partition) = self.at_mut(job.index) {
+                    partition.dirty = true;
+                }
+                if let Stage::Segments { failed, .. } = &mut self.flush.stage
+                    && !job.forgotten
+                {
+                    *failed = Some(error);
+                }
+            }
+            Ok(_) => {
+                let stop = failed.is_some();
+                let Some(job) = jobs.get_mut(at) else { return };
+                if !job.forgotten && !stop && advance(job, &mut self.tokens, actions) {
+                    return;
+                }
+                let job = jobs.swap_remove(at);
+                self.job_ended(job, actions);
+            }
+        }
+    }
+
+    /// A partition's operations are over: all done, or given up.
+    fn job_ended(&mut self, job: Job, actions: &mut Vec<Action>) {
+        if job.forgotten {
+            if let Some(at) = self.flush.delete_later.iter().position(|group| *group == job.plan.group) {
+                let group = self.flush.delete_later.swap_remove(at);
+                self.delete_files_of(group, actions);
+            }
+            return;
+        }
+        let done = job.plan.operations.is_empty();
+        let Some(partition) = self.partitions.get_mut(job.index as usize).and_then(Option::as_deref_mut)
+        else {
+            return;
+        };
+        if !done {
+            if !partition.dirty {
+                partition.dirty = true;
+                self.flush.dirty.push(job.index);
+            }
+            return;
+        }
+        self.flush.unflushed_bytes = self.flush.unflushed_bytes.saturating_sub(job.plan.bytes);
+        self.counters.segment_bytes += job.plan.bytes;
+        for base in job.plan.bases() {
+            self.cold.forget_index(job.plan.group, base);
+        }
+        job.plan.commit(partition);
+    }
+
+    /// When every partition is written out: the checkpoint; when one failed: give up and try later.
+    fn end_segments_stage(&mut self, actions: &mut Vec<Action>) {
+        let Stage::Segments { queue, jobs, failed, cut } = &mut self.flush.stage else { return };
+        if !jobs.is_empty() || (failed.is_none() && !queue.is_empty()) {
+            return;
+        }
+        let cut = *cut;
+        if let Some(error) = failed.take() {
+            let rest: Vec<u32> = queue.drain(..).collect();
+            for index in rest {
+                if let Some(partition) = self.at_mut(index)
+                    && !partition.dirty
+                {
+                    partition.dirty = true;
+                    self.flush.dirty.push(index);
+                }
+            }
+            self.flush.stage = Stage::Idle;
+            return self.flush_failed(error, actions);
+        }
+        self.flush.flushed_lsn = cut.lsn - 1;
+        if !self.config.cache_enabled {
+            while self.evict_oldest() {}
+        }
+        self.write_checkpoint(cut, actions);
+    }
+
+    fn write_checkpoint(&mut self, cut: ReplayPoint, actions: &mut Vec<Action>) {
+        let seq = self.flush.checkpoint_seq + 1;
+        let deletes = std::mem::take(&mut self.flush.deletes);
+        let encoded = self.checkpoint(seq, cut).encode();
+        let found = encoded.ok().and_then(|bytes| Some((self.flush.pool.chunk(bytes.len())?, bytes)));
+        let Some((chunk, bytes)) = found else {
+            self.flush.stage = Stage::Idle;
+            return self.fence(
+                "the checkpoint exceeds its bound: too many partitions or producers on this shard",
+                actions,
+            );
+        };
+        chunk.append(&bytes);
+        let data = vec![ChunkSlice::new(Rc::clone(&chunk), 0, bytes.len())];
+        let token = self.next_token();
+        self.flush.stage = Stage::Checkpoint { cut, token, synced: false, deletes };
+        let file = FileId::Checkpoint((seq % 2) as u8);
+        actions.push(Action::Io { token, op: IoOp::Write { file, offset: 0, data } });
+    }
+
+    fn checkpoint_step(&mut self, result: IoResult, actions: &mut Vec<Action>) {
+        let next = self.next_token();
+        let seq = self.flush.checkpoint_seq + 1;
+        let Stage::Checkpoint { cut, token, synced, deletes } = &mut self.flush.stage else { return };
+        if let Err(error) = result {
+            self.flush.deletes.append(deletes);
+            // The slot may be half written: the other one is the valid one.
+            if let Some(generation) = self.flush.slot_generations.get_mut((seq % 2) as usize) {
+                *generation = 0;
+            }
+            self.flush.stage = Stage::Idle;
+            return self.flush_failed(error, actions);
+        }
+        if !*synced {
+            *synced = true;
+            *token = next;
+            let file = FileId::Checkpoint((seq % 2) as u8);
+            actions.push(Action::Io { token: next, op: IoOp::Sync { file } });
+            return;
+        }
+        let generation = cut.generation;
+        let deletes = std::mem::take(deletes);
+        self.flush.stage = Stage::Idle;
+        self.checkpoint_done(seq, generation, deletes, actions);
+    }
+
+    fn checkpoint_done(
+        &mut self,
+        seq: u64,
+        generation: u64,
+        deletes: Vec<FileId>,
+        actions: &mut Vec<Action>,
+    ) {
+        self.counters.checkpoints += 1;
+        self.flush.checkpoint_seq = seq;
+        if let Some(slot) = self.flush.slot_generations.get_mut((seq % 2) as usize) {
+            *slot = generation;
+        }
+        for file in deletes {
+            let token = self.next_token();
+            self.flush.deleting.push(token);
+            actions.push(Action::Io { token, op: IoOp::Delete { file } });
+        }
+        let keep_from = self.flush.slot_generations.iter().copied().min().unwrap_or(0);
+        self.journal.recycle_below(keep_from);
+        if self.flush.disk_full {
+            self.flush.disk_full = false;
+            let text =
+                format!("shard {}: there is space on the disk again, writing goes on", self.config.shard);
+            actions.push(Action::Log { level: LogLevel::Info, text });
+        }
+        if self.journal.free_files() > 0 {
+            self.room_again();
+        } else if self.stalled {
+            // The files go free with the next checkpoint, when the older slot moves on too.
+            self.flush.wanted = true;
+        }
+        if self.flush.shutting_down && self.flush.dirty.is_empty() {
+            self.flush.shutdown_done = true;
+        }
+        if let Some(catalog) = self.flush.postponed_catalog.take() {
+            self.catalog_published(catalog, actions);
+        }
+    }
+
+    /// Journal space may be there again.
+    fn room_again(&mut self) {
+        let bound = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        while (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound && self.evict_oldest() {}
+        self.stalled = false;
+    }
+
+    /// A disk that is full is tried again later; any other failure leaves the disk's content unknown.
+    fn flush_failed(&mut self, error: IoError, actions: &mut Vec<Action>) {
+        if error.kind != IoErrorKind::NoSpace {
+            return self.fence(&error.detail, actions);
+        }
+        if !self.flush.disk_full {
+            let text = format!(
+                "shard {}: {}. Batches stay in the journal; writes are refused when it is full. Free space or lower the retention",
+                self.config.shard, error.detail
+            );
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+        self.flush.disk_full = true;
+        self.flush.retry_us = Some(self.now.monotonic_us + DISK_FULL_RETRY_US);
+        if self.flush.shutting_down {
+            // What is not in segments is in the journal: the next start replays it.
+            self.flush.shutdown_done = true;
+        }
+    }
+
+    /// Everything that a recovery needs besides the journal from `replay_from` on.
+    fn checkpoint(&self, seq: u64, replay_from: ReplayPoint) -> Checkpoint {
+        let mut groups: Vec<GroupCheckpoint> = self.each_partition().map(group_checkpoint).collect();
+        groups.sort_unstable_by_key(|state| state.group);
+        Checkpoint {
+            seq,
+            journal_id: self.config.journal_id,
+            incarnation: self.journal.incarnation(),
+            replay_from,
+            groups,
+            catalog: self.controller.as_ref().map(|controller| controller.catalog().encode()),
+        }
+    }
+
+    /// Lets go of segments beyond the partitions' retention. Their files go when a checkpoint no longer names them.
+    fn apply_retention(&mut self) {
+        let wall_ms = self.now.wall_ms;
+        for partition in self.partitions.iter_mut().flatten() {
+            if partition.group == GroupId::METADATA {
+                continue;
+            }
+            let mut bytes: u64 = partition.segments.iter().map(|segment| segment.bytes).sum();
+            while let Some(first) = partition.segments.front() {
+                let too_many = partition.retention_bytes.is_some_and(|bound| bytes > bound)
+                    && partition.segments.len() > 1;
+                let horizon =
+                    partition.retention_ms.map(|ms| wall_ms.saturating_sub(ms.min(i64::MAX as u64) as i64));
+                let too_old = horizon.is_some_and(|horizon| first.max_timestamp < horizon);
+                if !too_many && !too_old {
+                    break;
+                }
+                bytes -= first.bytes;
+                let (base, end) = (first.base, first.end);
+                partition.segments.pop_front();
+                partition.log_start =
+                    partition.segments.front().map_or(end.max(partition.flushed_to), |next| next.base);
+                partition.damaged.retain(|(_, to)| *to > partition.log_start);
+                self.cold.forget_segment(partition.group, base);
+                self.flush.deletes.push(FileId::Segment(partition.group, base));
+                self.flush.deletes.push(FileId::Index(partition.group, base));
+            }
+        }
+    }
+}
+
+/// Issues the job's next operation; `false` when there is none left.
+fn advance(job: &mut Job, tokens: &mut u64, actions: &mut Vec<Action>) -> bool {
+    let Some(op) = job.plan.operations.pop_front() else { return false };
+    *tokens += 1;
+    job.token = IoToken(*tokens);
+    actions.push(Action::Io { token: job.token, op });
+    true
+}
+
+fn group_checkpoint(partition: &Partition) -> GroupCheckpoint {
+    let committed = partition.replica.high_watermark();
+    let producers = partition.producers.snapshot(committed);
+    GroupCheckpoint {
+        group: partition.group,
+        log_start: partition.log_start,
+        flushed_to: partition.flushed_to,
+        epoch: partition.replica.epoch(),
+        end_unknown: partition.end_unknown,
+        damaged: partition.damaged.clone(),
+        segments: partition
+            .segments
+            .iter()
+            .map(|segment| SegmentMeta {
+                base: segment.base,
+                end_offset: segment.end,
+                bytes: segment.bytes,
+                max_timestamp: segment.max_timestamp,
+            })
+            .collect(),
+        producers: producers
+            .into_iter()
+            .map(|(producer_id, producer)| ProducerCheckpoint {
+                producer_id,
+                epoch: producer.epoch,
+                last_used_ms: producer.last_used_ms,
+                batches: producer
+                    .batches
+                    .iter()
+                    .map(|batch| ProducerBatch {
+                        first_seq: batch.first_sequence,
+                        last_seq: batch.last_sequence,
+                        base_offset: batch.base_offset,
+                    })
+                    .collect(),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,430 @@
+//! The writing side of the journal: lays batches into the current chunk as frames of a group commit, seals
+//! commits, keeps their order, and rolls over regions and files.
+//!
+//! A chunk is the image of one region, so offsets in the chunk and in the file differ only by the region's
+//! base. The formats are in `crate::format::journal`, the rules of recovery in `docs/storage-format.md`.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN};
+
+use crate::format::checkpoint::ReplayPoint;
+use crate::format::journal::{
+    COMMIT_HEADER_BYTES, CommitHeader, FrameHeader, FramesCrc, frame_len, frame_seed,
+};
+use crate::memory::{Chunk, ChunkPool, ChunkSlice};
+
+use super::api::{Action, FileId, IoOp, IoToken};
+use super::pending::Pending;
+
+/// A journal file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct JournalFile {
+    pub(super) number: u32,
+    pub(super) len: u64,
+    /// Generation of its current or last use; 0 = never used.
+    pub(super) generation: u64,
+    /// Waiting to be used (again).
+    pub(super) free: bool,
+}
+
+/// The commit that batches are being added to.
+#[derive(Debug)]
+struct Building {
+    start: usize,
+    frame_count: u32,
+    frames_crc: FramesCrc,
+    /// Binds the frames to this commit.
+    seed: u32,
+    pending: Vec<Pending>,
+    opened_us: u64,
+    laid_bytes: usize,
+}
+
+/// A sealed commit, waiting to be submitted or on its way.
+#[derive(Debug)]
+pub(super) struct Commit {
+    pub(super) lsn: u64,
+    pub(super) pending: Vec<Pending>,
+    pub(super) token: Option<IoToken>,
+    pub(super) done: bool,
+    pub(super) opened_us: u64,
+    /// Where the log goes on after this commit.
+    pub(super) after: ReplayPoint,
+    file: u32,
+    position: u64,
+    data: ChunkSlice,
+    laid_bytes: usize,
+}
+
+impl Commit {
+    /// Bytes on disk.
+    pub(super) fn bytes(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// A chunk of the cache in journal order, with the partitions of its batches (one entry per batch).
+#[derive(Debug)]
+pub(super) struct CachedChunk {
+    pub(super) chunk: Rc<Chunk>,
+    pub(super) last_lsn: u64,
+    pub(super) partitions: Vec<u32>,
+}
+
+/// Why nothing more can be laid down now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// No chunk memory: evict or flush.
+    Memory,
+    /// No free journal file: recycle or create.
+    Files,
+}
+
+/// A frame laid into the chunk.
+#[derive(Debug)]
+pub(super) struct Laid {
+    pub(super) lsn: u64,
+    pub(super) data: ChunkSlice,
+}
+
+/// The journal of one shard, writing side.
+#[derive(Debug)]
+pub(super) struct Journal {
+    id: u64,
+    incarnation: u64,
+    /// Where the next commit goes: file, generation, position, lsn and the chain so far.
+    next: ReplayPoint,
+    /// Image of the region at `region_base` of the current file.
+    chunk: Option<Rc<Chunk>>,
+    region_base: u64,
+    building: Option<Building>,
+    sealed: VecDeque<Commit>,
+    in_flight: VecDeque<Commit>,
+    pub(super) files: Vec<JournalFile>,
+    pub(super) chunks: VecDeque<CachedChunk>,
+    /// All commits up to this one are done as the fsync policy demands.
+    pub(super) completed: ReplayPoint,
+    /// All commits up to this one are on stable storage.
+    pub(super) durable_lsn: u64,
+    /// The `durable_lsn` in the newest sealed header: what a recovery will find as evidence.
+    pub(super) recorded_durable_lsn: u64,
+    /// The newest commit that carries frames.
+    pub(super) last_data_lsn: u64,
+    /// Bytes laid down and not yet completed.
+    pub(super) unwritten_bytes: usize,
+    spare_pending: Vec<Vec<Pending>>,
+    #[cfg(feature = "planted-bugs")]
+    pub(super) planted: Option<super::planted::PlantedBug>,
+}
+
+impl Journal {
+    /// A journal that goes on at `next`, in a new life.
+    pub(super) fn new(id: u64, incarnation: u64, next: ReplayPoint, files: Vec<JournalFile>) -> Self {
+        Self {
+            id,
+            incarnation,
+            chunk: None,
+            region_base: next.position - next.position % CHUNK_BYTES as u64,
+            building: None,
+            sealed: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            files,
+            chunks: VecDeque::new(),
+            durable_lsn: next.lsn - 1,
+            recorded_durable_lsn: 0,
+            last_data_lsn: next.lsn - 1,
+            completed: next,
+            next,
+            unwritten_bytes: 0,
+            spare_pending: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+
+    /// Life of the journal.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Nothing is laid down that is not done.
+    pub(super) fn idle(&self) -> bool {
+        self.building.is_none() && self.sealed.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Commits not yet completed, oldest first.
+    pub(super) fn unfinished(&mut self) -> impl Iterator<Item = &mut Commit> {
+        self.in_flight.iter_mut().chain(self.sealed.iter_mut())
+    }
+
+    /// When the oldest unfinished commit was begun.
+    pub(super) fn oldest_unfinished_us(&self) -> Option<u64> {
+        let commit = self.in_flight.front().or(self.sealed.front()).map(|commit| commit.opened_us);
+        commit.or(self.building.as_ref().map(|building| building.opened_us))
+    }
+
+    /// Free files.
+    pub(super) fn free_files(&self) -> usize {
+        self.files.iter().filter(|file| file.free).count()
+    }
+
+    /// Files that are older than `generation` become free.
+    pub(super) fn recycle_below(&mut self, generation: u64) -> usize {
+        let current = self.next.file;
+        let mut freed = 0;
+        for file in &mut self.files {
+            if !file.free && file.number != current && file.generation < generation {
+                file.free = true;
+                freed += 1;
+            }
+        }
+        freed
+    }
+
+    /// Lays one frame down. On `Err` nothing has changed, except that the commit so far may have been sealed.
+    /// The body comes in two parts, so that the fields which the leader fills in need no second pass.
+    pub(super) fn lay(
+        &mut self,
+        pool: &ChunkPool,
+        now_us: u64,
+        frame: &FrameHeader,
+        head: &[u8],
+        body: &[u8],
+    ) -> Result<Laid, Full> {
+        let body_len = head.len() + body.len();
+        let need = frame_len(body_len);
+        self.make_room(pool, need, now_us)?;
+        let (Some(chunk), Some(building)) = (&self.chunk, &mut self.building) else {
+            unreachable!("make_room leaves a chunk and a commit");
+        };
+        let header = frame.encode(building.seed);
+        building.frames_crc.add(&header);
+        building.frame_count += 1;
+        building.laid_bytes += need;
+        chunk.append(&header);
+        let at = chunk.append(head);
+        chunk.append(body);
+        chunk.zero_to((at + body_len).next_multiple_of(8));
+        self.unwritten_bytes += need;
+        self.last_data_lsn = self.next.lsn;
+        Ok(Laid { lsn: self.next.lsn, data: ChunkSlice::new(Rc::clone(chunk), at, body_len) })
+    }
+
+    /// Notes whom to answer when the commit being built is done; with none being built, the newest unfinished
+    /// one; `Err` gives it back when everything is done already.
+    pub(super) fn attach(&mut self, pending: Pending) -> Result<(), Pending> {
+        if let Some(building) = &mut self.building {
+            building.pending.push(pending);
+        } else if let Some(commit) = self.sealed.back_mut().or(self.in_flight.back_mut()) {
+            commit.pending.push(pending);
+        } else {
+            return Err(pending);
+        }
+        Ok(())
+    }
+
+    /// Notes that the current chunk holds a batch of this partition.
+    pub(super) fn note_cached(&mut self, partition: u32) {
+        let lsn = self.next.lsn;
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.last_lsn = lsn;
+            cached.partitions.push(partition);
+        }
+    }
+
+    /// A commit is open and `need` more bytes fit into it and its region.
+    fn make_room(&mut self, pool: &ChunkPool, need: usize, now_us: u64) -> Result<(), Full> {
+        if let (Some(chunk), Some(building)) = (&self.chunk, &self.building) {
+            let size = chunk.filled() - building.start;
+            let fits = chunk.filled() + need <= CHUNK_BYTES;
+            if fits && (size + need <= COMMIT_TARGET_BYTES || building.frame_count == 0) {
+                return Ok(());
+            }
+            self.seal(false);
+        }
+        let room = self.chunk.as_ref().map_or(0, |chunk| CHUNK_BYTES - chunk.filled());
+        if room < COMMIT_HEADER_BYTES + need {
+            self.next_region(pool, need)?;
+        }
+        let Some(chunk) = &self.chunk else { unreachable!("next_region leaves a chunk") };
+        let start = chunk.filled();
+        chunk.skip_to(start + COMMIT_HEADER_BYTES);
+        let pending = self.spare_pending.pop().unwrap_or_default();
+        self.building = Some(Building {
+            start,
+            frame_count: 0,
+            frames_crc: FramesCrc::default(),
+            seed: frame_seed(self.id, self.incarnation, self.next.lsn),
+            pending,
+            opened_us: now_us,
+            laid_bytes: 0,
+        });
+        Ok(())
+    }
+
+    /// Goes on in the region that `next` lies in (at the start of a life), the next region, or the next file.
+    fn next_region(&mut self, pool: &ChunkPool, need: usize) -> Result<(), Full> {
+        let offset = (self.next.position - self.region_base) as usize;
+        let first = self.chunk.is_none() && offset + COMMIT_HEADER_BYTES + need <= CHUNK_BYTES;
+        let len = self.files.iter().find(|file| file.number == self.next.file).map_or(0, |file| file.len);
+        let base = if first { self.region_base } else { self.region_base + CHUNK_BYTES as u64 };
+        let stays = base + CHUNK_BYTES as u64 <= len;
+        // A free file of a higher generation is the dead tail of an earlier life: it goes first, so that no two
+        // files ever claim one generation.
+        let current = self.next.generation;
+        let free = self.files.iter().filter(|file| file.free);
+        let free = free.min_by_key(|file| (file.generation <= current, file.generation)).copied();
+        if !stays && free.is_none() {
+            return Err(Full::Files);
+        }
+        let chunk = pool.journal_chunk().ok_or(Full::Memory)?;
+        if stays {
+            self.region_base = base;
+            self.next.position = if first { self.next.position } else { base };
+        } else if let Some(free) = free {
+            self.next.file = free.number;
+            self.next.generation = self.next_generation(free.generation);
+            self.next.position = 0;
+            self.region_base = 0;
+            for file in &mut self.files {
+                if file.number == free.number {
+                    file.free = false;
+                    file.generation = self.next.generation;
+                }
+            }
+        }
+        chunk.skip_to((self.next.position - self.region_base) as usize);
+        let last_lsn = self.next.lsn;
+        self.chunks.push_back(CachedChunk { chunk: Rc::clone(&chunk), last_lsn, partitions: Vec::new() });
+        self.chunk = Some(chunk);
+        Ok(())
+    }
+
+    fn next_generation(&self, _of_free_file: u64) -> u64 {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted == Some(super::planted::PlantedBug::ReuseWithoutGeneration) && _of_free_file > 0 {
+            return _of_free_file;
+        }
+        self.next.generation + 1
+    }
+
+    /// Closes the commit being built: padding, header, chain.
+    fn seal(&mut self, marker: bool) {
+        let (Some(chunk), Some(building)) = (&self.chunk, self.building.take()) else { return };
+        let payload_len = chunk.filled() - building.start - COMMIT_HEADER_BYTES;
+        let end = chunk.filled().next_multiple_of(JOURNAL_ALIGN);
+        chunk.zero_to(end);
+        let mut header = CommitHeader {
+            marker,
+            journal_id: self.id,
+            generation: self.next.generation,
+            lsn: self.next.lsn,
+            incarnation: self.incarnation,
+            durable_lsn: self.durable_lsn,
+            position: self.next.position,
+            payload_len: payload_len as u32,
+            frame_count: building.frame_count,
+            prev_crc: self.next.prev_crc,
+            file: self.next.file,
+            frames_crc: building.frames_crc.value(),
+            header_crc: 0,
+        };
+        let bytes = header.encode();
+        // SAFETY: the header's range was reserved by `make_room`; no slice covers it and no I/O has begun on it.
+        unsafe { chunk.overwrite(building.start, &bytes) };
+        let position = self.next.position;
+        let lsn = self.next.lsn;
+        self.recorded_durable_lsn = self.durable_lsn;
+        self.next.lsn += 1;
+        self.next.position = self.region_base + end as u64;
+        self.next.prev_crc = header.header_crc;
+        self.next.incarnation = self.incarnation;
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.last_lsn = lsn;
+        }
+        self.sealed.push_back(Commit {
+            lsn,
+            pending: building.pending,
+            token: None,
+            done: false,
+            opened_us: building.opened_us,
+            after: self.next,
+            file: self.next.file,
+            position,
+            data: ChunkSlice::new(Rc::clone(chunk), building.start, end - building.start),
+            laid_bytes: building.laid_bytes,
+        });
+    }
+
+    /// Closes the commit being built, so that everything unfinished is in `unfinished`.
+    pub(super) fn seal_for_fence(&mut self) {
+        self.seal(false);
+    }
+
+    /// Opens and seals a commit without frames, which carries the durable point to the disk.
+    pub(super) fn seal_marker(&mut self, pool: &ChunkPool, now_us: u64) -> Result<(), Full> {
+        debug_assert!(self.building.is_none(), "a marker is written when nothing else is");
+        self.make_room(pool, 0, now_us)?;
+        self.seal(true);
+        Ok(())
+    }
+
+    /// Submits sealed commits, and the one being built, while fewer than `depth` are on their way.
+    pub(super) fn submit(&mut self, depth: usize, durable: bool, token: &mut u64, actions: &mut Vec<Action>) {
+        while self.in_flight.len() < depth {
+            if self.sealed.is_empty() {
+                self.seal(false);
+            }
+            let Some(mut commit) = self.sealed.pop_front() else { return };
+            *token += 1;
+            let token = IoToken(*token);
+            commit.token = Some(token);
+            let (file, offset) = (FileId::Journal(commit.file), commit.position);
+            let op = IoOp::JournalWrite { file, offset, data: commit.data.clone(), durable };
+            actions.push(Action::Io { token, op });
+            self.in_flight.push_back(commit);
+        }
+    }
+
+    /// Whether `token` names a commit on its way; notes that its write is done.
+    pub(super) fn written(&mut self, token: IoToken) -> bool {
+        match self.in_flight.iter_mut().find(|commit| commit.token == Some(token)) {
+            Some(commit) => {
+                commit.done = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether `token` names a commit on its way.
+    pub(super) fn owns(&self, token: IoToken) -> bool {
+        self.in_flight.iter().any(|commit| commit.token == Some(token))
+    }
+
+    /// The next commit in order that is done, if it is.
+    pub(super) fn pop_completed(&mut self) -> Option<Commit> {
+        if !self.in_flight.front()?.done {
+            return None;
+        }
+        let commit = self.in_flight.pop_front()?;
+        self.completed = commit.after;
+        self.unwritten_bytes -= commit.laid_bytes;
+        Some(commit)
+    }
+
+    /// Takes the emptied list of a completed commit back, for reuse.
+    pub(super) fn give_back(&mut self, mut pending: Vec<Pending>) {
+        pending.clear();
+        if self.spare_pending.len() < 8 {
+            self.spare_pending.push(pending);
+        }
+    }
+
+    /// Files written since `from` that are not known durable, for a flush at an interval.
+    pub(super) fn files_in_use(&self) -> impl Iterator<Item = u32> + '_ {
+        self.files.iter().filter(|file| !file.free && file.generation > 0).map(|file| file.number)
+    }
+}

@@ -1,0 +1,31 @@
+//! What waits for a group commit.
+
+use pyralog_net::message::Acks;
+
+use super::api::ConnId;
+
+/// Something to do when a commit is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// A batch was appended by a client.
+    Produce {
+        conn: ConnId,
+        correlation_id: u64,
+        partition: u32,
+        base_offset: i64,
+        next_offset: i64,
+        acks: Acks,
+        duplicate: bool,
+        deadline_us: u64,
+    },
+    /// The answer was given already (acks none, or its time was over); the append itself goes on.
+    Answered { partition: u32, next_offset: i64 },
+    /// A metadata command was appended.
+    Metadata { next_offset: i64 },
+    /// The catalogue's changes up to this version are in the journal.
+    Catalog { version: u64 },
+    /// The group is dropped for good: its files can go.
+    Dropped { group: pyralog_core::GroupId },
+    /// This life has begun.
+    NewLife,
+}

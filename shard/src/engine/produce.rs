@@ -1,0 +1,373 @@
+//! The way of a produce: check, dedupe, give offsets, lay into the journal; and the answer when its group
+//! commit is done.
+
+use pyralog_core::batch::BatchView;
+use pyralog_core::limits::{MAX_BATCH_BYTES, MAX_PRODUCERS_PER_SHARD, UNWRITTEN_BYTES_PER_SHARD};
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::message::{Acks, Durability, ProduceReply, ProduceRequest, Response};
+use pyralog_replication::Group;
+
+use crate::format::journal::{FrameHeader, FrameKind};
+
+use super::journal::Full;
+use super::pending::Pending;
+use super::producers::{Appended, PRODUCER_IDLE_MS, Verdict};
+use super::{Action, ConnId, Engine, FsyncPolicy, Mode, reply};
+
+/// Bytes at the front of a batch that the leader writes: base offset, length, leader epoch.
+const HEAD_BYTES: usize = 16;
+
+/// Why a batch is not appended.
+type Refusal = (ErrorCode, String);
+
+impl Engine {
+    pub(super) fn produce(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &ProduceRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Err((code, detail)) = self.try_produce(conn, correlation_id, request, actions) {
+            self.refuse(conn, correlation_id, code, detail, actions);
+        }
+    }
+
+    fn try_produce(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &ProduceRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        if let Mode::Fenced(reason) = &self.mode {
+            return Err((ErrorCode::Fenced, reason.clone()));
+        }
+        let index = self.writable_partition(request.group)?;
+        let batch = check_batch(request.batch)?;
+        let timeout_us = match request.timeout_ms {
+            0 => self.config.request_timeout_us,
+            ms => u64::from(ms) * 1_000,
+        };
+        let deadline_us = self.now.monotonic_us.saturating_add(timeout_us);
+        if let Some(original) = self.dedupe(index, &batch)? {
+            let next_offset = original + i64::from(batch.record_count());
+            let pending = Pending::Produce {
+                conn,
+                correlation_id,
+                partition: index,
+                base_offset: original,
+                next_offset,
+                acks: request.acks,
+                duplicate: true,
+                deadline_us,
+            };
+            self.counters.duplicates += 1;
+            self.answer_duplicate(pending, next_offset, actions);
+            return Ok(());
+        }
+        let (base_offset, next_offset) = self.append(index, &batch)?;
+        let answered = request.acks == Acks::None;
+        let pending = if answered {
+            Pending::Answered { partition: index, next_offset }
+        } else {
+            Pending::Produce {
+                conn,
+                correlation_id,
+                partition: index,
+                base_offset,
+                next_offset,
+                acks: request.acks,
+                duplicate: false,
+                deadline_us,
+            }
+        };
+        self.attach(pending);
+        if answered {
+            let high_watermark = self.at(index).map_or(0, |partition| partition.replica.high_watermark());
+            let done = ProduceReply {
+                base_offset,
+                high_watermark,
+                durability: Durability::Memory,
+                duplicate: false,
+            };
+            reply(conn, correlation_id, Response::Produce(done), actions);
+        }
+        Ok(())
+    }
+
+    /// The partition, if it is here and takes writes from clients.
+    fn writable_partition(&self, group: GroupId) -> Result<u32, Refusal> {
+        let found = self.find(group).filter(|_| group != GroupId::METADATA);
+        let Some((index, partition)) = found.and_then(|index| Some((index, self.at(index)?))) else {
+            return Err(self.not_here(group));
+        };
+        if partition.end_unknown {
+            return Err((ErrorCode::LogEndUnknown, format!("partition {group}")));
+        }
+        if self.stalled || self.journal.unwritten_bytes >= UNWRITTEN_BYTES_PER_SHARD {
+            return Err(self.no_room());
+        }
+        Ok(index)
+    }
+
+    /// Why a group is not served here.
+    pub(super) fn not_here(&self, group: GroupId) -> Refusal {
+        match self.catalog.as_ref().and_then(|catalog| catalog.shard_of(group)) {
+            Some(shard) if shard != self.config.shard.0 => (
+                ErrorCode::NotLeader,
+                format!("partition {group} is on shard {shard}, this is {}", self.config.shard),
+            ),
+            _ => (ErrorCode::UnknownTopicOrPartition, format!("partition {group}")),
+        }
+    }
+
+    pub(super) fn no_room(&self) -> Refusal {
+        if self.flush.disk_full() {
+            (ErrorCode::DiskFull, format!("shard {}", self.config.shard))
+        } else {
+            (ErrorCode::Overloaded, format!("shard {} waits for its disk", self.config.shard))
+        }
+    }
+
+    /// The original base offset when the batch is a duplicate.
+    fn dedupe(&mut self, index: u32, batch: &BatchView<'_>) -> Result<Option<i64>, Refusal> {
+        let producer_id = batch.producer_id();
+        if producer_id < 0 {
+            return Ok(None);
+        }
+        let wall_ms = self.now.wall_ms;
+        let full = self.producer_count >= MAX_PRODUCERS_PER_SHARD;
+        let Some(partition) = self.at_mut(index) else { return Ok(None) };
+        let (first, last) = (batch.base_sequence(), batch.last_sequence());
+        match partition.producers.judge(producer_id, batch.producer_epoch(), first, last) {
+            Verdict::Duplicate(offset) => return Ok(Some(offset)),
+            Verdict::Refuse(code) => {
+                let text =
+                    format!("producer {producer_id} sent sequence {first} to partition {}", partition.group);
+                return Err((code, text));
+            }
+            Verdict::Append => {}
+        }
+        if !partition.producers.has_room(producer_id) || (full && first == 0) {
+            let forgotten = partition.producers.forget_idle(wall_ms.saturating_sub(PRODUCER_IDLE_MS));
+            let room = partition.producers.has_room(producer_id);
+            let group = partition.group;
+            self.producer_count -= forgotten;
+            if !room || self.producer_count >= MAX_PRODUCERS_PER_SHARD {
+                return Err((
+                    ErrorCode::Overloaded,
+                    format!("partition {group} remembers as many producers as it may"),
+                ));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives the batch its offsets and lays it into the journal. The caller attaches who waits for it.
+    pub(super) fn append(&mut self, index: u32, batch: &BatchView<'_>) -> Result<(i64, i64), Refusal> {
+        let now_us = self.now.monotonic_us;
+        let wall_ms = self.now.wall_ms;
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return Err((ErrorCode::Internal, "a partition went away while it was written".into()));
+        };
+        let base_offset = partition.log_end;
+        let next_offset = base_offset
+            .checked_add(i64::from(batch.record_count()))
+            .ok_or((ErrorCode::LimitReached, "the partition has used up its offsets".to_owned()))?;
+        let epoch = partition.replica.epoch();
+        let bytes = batch.bytes();
+        let frame = FrameHeader {
+            kind: FrameKind::Batch,
+            body_len: bytes.len() as u32,
+            group: partition.group,
+            base_offset,
+            epoch,
+            record_count: batch.record_count(),
+            body_crc: batch.crc(),
+        };
+        let (mut head, rest) = match bytes.split_first_chunk::<HEAD_BYTES>() {
+            Some((head, rest)) => (*head, rest),
+            None => return Err((ErrorCode::InvalidBatch, "shorter than its header".into())),
+        };
+        head[..8].copy_from_slice(&base_offset.to_be_bytes());
+        head[12..].copy_from_slice(&epoch.to_be_bytes());
+        let laid = match self.journal.lay(&self.pool, now_us, &frame, &head, rest) {
+            Ok(laid) => laid,
+            Err(full) => {
+                self.stall(full);
+                return Err(self.no_room());
+            }
+        };
+        self.journal.note_cached(index);
+        partition.push_tail(base_offset, next_offset, batch.max_timestamp(), laid.lsn, laid.data);
+        partition.replica.appended(next_offset);
+        if batch.producer_id() >= 0 {
+            let appended = Appended {
+                first_sequence: batch.base_sequence(),
+                last_sequence: batch.last_sequence(),
+                base_offset,
+            };
+            let new =
+                partition.producers.note(batch.producer_id(), batch.producer_epoch(), wall_ms, appended);
+            self.producer_count += usize::from(new);
+        }
+        self.flush.note_unflushed(now_us, partition, index, bytes.len() as u64);
+        self.counters.batches += 1;
+        self.counters.records += u64::from(batch.record_count());
+        self.counters.bytes += bytes.len() as u64;
+        Ok((base_offset, next_offset))
+    }
+
+    /// Something just laid down waits for its commit.
+    pub(super) fn attach(&mut self, pending: Pending) {
+        if self.journal.attach(pending).is_err() {
+            unreachable!("a frame was just laid, so a commit is unfinished");
+        }
+    }
+
+    /// The journal can take no more for now: have a flush make room, and stop reading produces.
+    pub(super) fn stall(&mut self, full: Full) {
+        self.stalled = true;
+        self.flush.wanted(full);
+    }
+
+    /// A duplicate of a batch that is still on its way waits with it.
+    fn answer_duplicate(&mut self, pending: Pending, next_offset: i64, actions: &mut Vec<Action>) {
+        let Pending::Produce { partition, .. } = pending else { return };
+        let committed =
+            self.at(partition).is_some_and(|partition| partition.replica.high_watermark() >= next_offset);
+        let waiting = if committed { Err(pending) } else { self.journal.attach(pending) };
+        if let Err(pending) = waiting {
+            self.answer(pending, actions);
+        }
+    }
+
+    /// Answers everybody who waited for commits that are done now, in the order of the commits.
+    pub(super) fn complete_commits(&mut self, actions: &mut Vec<Action>) {
+        while let Some(mut commit) = self.journal.pop_completed() {
+            if self.config.fsync == FsyncPolicy::EveryWrite || self.mode == Mode::Starting {
+                self.journal.durable_lsn = commit.lsn;
+            } else if self.interval_sync.due_us.is_none()
+                && let FsyncPolicy::Interval(every_us) = self.config.fsync
+            {
+                self.interval_sync.due_us = Some(self.now.monotonic_us + every_us);
+            }
+            self.counters.commits += 1;
+            self.counters.journal_bytes += commit.bytes() as u64;
+            let pending = std::mem::take(&mut commit.pending);
+            for pending in &pending {
+                self.commit_done(*pending, actions);
+            }
+            self.journal.give_back(pending);
+        }
+    }
+
+    fn commit_done(&mut self, pending: Pending, actions: &mut Vec<Action>) {
+        match pending {
+            Pending::Produce { partition, next_offset, .. } => {
+                self.persisted(partition, next_offset, actions);
+                self.answer(pending, actions);
+            }
+            Pending::Answered { partition, next_offset } => self.persisted(partition, next_offset, actions),
+            Pending::Metadata { next_offset } => self.metadata_committed(next_offset, actions),
+            Pending::Catalog { version } => actions.push(Action::CatalogApplied { version }),
+            Pending::Dropped { group } => self.delete_files_of(group, actions),
+            Pending::NewLife => self.life_began(actions),
+        }
+    }
+
+    /// This shard's journal holds the partition's log below `next_offset`: move the high watermark.
+    pub(super) fn persisted(&mut self, index: u32, next_offset: i64, actions: &mut Vec<Action>) {
+        let Some(partition) = self.at_mut(index) else { return };
+        let before = partition.replica.high_watermark();
+        let after = partition.replica.persisted(next_offset);
+        if after > before && !partition.waiting.is_empty() {
+            self.wake_fetches(index, actions);
+        }
+    }
+
+    fn answer(&mut self, pending: Pending, actions: &mut Vec<Action>) {
+        let Pending::Produce { conn, correlation_id, partition, base_offset, acks, duplicate, .. } = pending
+        else {
+            return;
+        };
+        let Some(partition) = self.at(partition) else {
+            // Deleted while the batch was on its way.
+            let detail = "the topic was deleted".into();
+            return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
+        };
+        let durability = match self.config.fsync {
+            FsyncPolicy::EveryWrite if acks == Acks::Leader => Durability::LeaderDurable,
+            FsyncPolicy::EveryWrite => Durability::QuorumDurable,
+            FsyncPolicy::Interval(_) | FsyncPolicy::Never => Durability::Written,
+        };
+        let high_watermark = partition.replica.high_watermark();
+        let done = ProduceReply { base_offset, high_watermark, durability, duplicate };
+        reply(conn, correlation_id, Response::Produce(done), actions);
+    }
+
+    /// Answers produces whose time is over. Their appends go on; the outcome is unknown to the client.
+    pub(super) fn expire_produces(&mut self, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        let mut expired = Vec::new();
+        for commit in self.journal.unfinished() {
+            for pending in &mut commit.pending {
+                if let Pending::Produce { conn, correlation_id, partition, next_offset, deadline_us, .. } =
+                    *pending
+                    && deadline_us <= now_us
+                {
+                    expired.push((conn, correlation_id));
+                    *pending = Pending::Answered { partition, next_offset };
+                }
+            }
+        }
+        for (conn, correlation_id) in expired {
+            let detail = format!("shard {} waits for its disk", self.config.shard);
+            self.refuse(conn, correlation_id, ErrorCode::RequestTimedOut, detail, actions);
+        }
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn planted_ack_before_flush(&mut self, actions: &mut Vec<Action>) {
+        if self.config.planted != Some(super::planted::PlantedBug::AckBeforeFlush)
+            || self.mode == Mode::Starting
+        {
+            return;
+        }
+        let mut early = Vec::new();
+        self.journal.seal_for_fence();
+        for commit in self.journal.unfinished() {
+            for pending in &mut commit.pending {
+                if let Pending::Produce { partition, next_offset, .. } = *pending {
+                    early.push(*pending);
+                    *pending = Pending::Answered { partition, next_offset };
+                }
+            }
+        }
+        for pending in early {
+            self.answer(pending, actions);
+        }
+    }
+}
+
+/// One whole, undamaged batch with its sequences in order.
+fn check_batch(bytes: &[u8]) -> Result<BatchView<'_>, Refusal> {
+    if bytes.len() > MAX_BATCH_BYTES {
+        return Err((
+            ErrorCode::TooLarge,
+            format!("a batch of {} bytes; {MAX_BATCH_BYTES} is the bound", bytes.len()),
+        ));
+    }
+    let batch = BatchView::parse_exact(bytes).map_err(|error| (error.code(), error.to_string()))?;
+    if batch.is_control() || batch.is_transactional() {
+        return Err((
+            ErrorCode::InvalidBatch,
+            "control and transactional batches are not taken from producers".into(),
+        ));
+    }
+    if !batch.verify_crc() {
+        return Err((ErrorCode::CorruptBatch, String::new()));
+    }
+    Ok(batch)
+}

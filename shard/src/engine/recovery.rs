@@ -1,0 +1,611 @@
+//! Makes an engine from what is on the disk: newest valid checkpoint, then the journal from there on.
+//! The rules and why they are so: `docs/storage-format.md`.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+
+use ahash::RandomState;
+use pyralog_core::batch::BatchView;
+use pyralog_core::limits::{
+    CHUNK_BYTES, COLD_READ_BYTES_PER_SHARD, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
+};
+use pyralog_core::{GroupId, ShardId};
+use pyralog_replication::SingleVoter;
+use pyralog_replication::metadata::{Catalog, Command};
+use smallvec::SmallVec;
+
+use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint};
+use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
+use crate::format::scan::{Damage, Lost, Place, ScanEnd, ScanError, ScanSink, scan};
+use crate::memory::{Chunk, ChunkPool, ChunkSlice};
+
+use super::controller::Controller;
+use super::flush::Flusher;
+use super::journal::{CachedChunk, Journal, JournalFile};
+use super::partition::{Partition, Segment};
+use super::plan::FlushPlan;
+use super::producers::{Appended, Producer};
+use super::{
+    Action, Counters, Engine, EngineConfig, FileId, IntervalSync, IoError, IoOp, LogLevel, Mode, Now,
+    RecoveryDisk,
+};
+
+/// Why a shard can't start from its disk.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RecoveryError(pub String);
+
+impl From<IoError> for RecoveryError {
+    fn from(error: IoError) -> Self {
+        Self(format!("recovery can't go on: {}", error.detail))
+    }
+}
+
+/// Journal files that a new shard begins with.
+const FIRST_FILES: u32 = 2;
+
+/// Recovers a shard from its disk. Blocking; before the shard serves anybody.
+///
+/// # Errors
+/// When the disk fails, or when what is on it can't be the shard's data (both checkpoints damaged, the journal's
+/// begin missing): nothing is changed then, and the text says what to do.
+pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> Result<Engine, RecoveryError> {
+    let listing = disk.list()?;
+    let slots = load_checkpoints(&config, disk, &listing)?;
+    let checkpoint = slots.newest();
+    let files = journal_files(&config, disk, &listing)?;
+    if checkpoint.is_none() {
+        check_beginning(&config, disk, &listing, &files)?;
+    }
+    let mut replay = Replay::new(&config, now, checkpoint)?;
+    replay.remove_leftovers(disk, &listing)?;
+    let from = checkpoint.map(|checkpoint| checkpoint.replay_from);
+    let end = scan(disk, config.journal_id, &files, from, &mut replay)
+        .map_err(|error| RecoveryError(error.to_string()))?;
+    replay.check_segments(&listing);
+    // What was read may be in a volatile cache only, if the writer died before its flush: make it durable
+    // before anybody reads it or it counts as committed.
+    for (number, _) in &files {
+        disk.sync(FileId::Journal(*number))?;
+    }
+    replay.finish(disk, end, &slots, files)
+}
+
+/// The two checkpoint slots.
+struct Slots {
+    slots: [Option<Checkpoint>; 2],
+    notes: Vec<String>,
+}
+
+impl Slots {
+    fn newest(&self) -> Option<&Checkpoint> {
+        self.slots.iter().flatten().max_by_key(|checkpoint| checkpoint.seq)
+    }
+}
+
+fn load_checkpoints(
+    config: &EngineConfig,
+    disk: &mut dyn RecoveryDisk,
+    listing: &[(FileId, u64)],
+) -> Result<Slots, RecoveryError> {
+    let mut found = Slots { slots: [None, None], notes: Vec::new() };
+    for (file, len) in listing {
+        let FileId::Checkpoint(slot) = *file else { continue };
+        let Some(place) = found.slots.get_mut(usize::from(slot)) else { continue };
+        let mut bytes = vec![0; (*len).min(MAX_CHECKPOINT_BYTES as u64 * 2) as usize];
+        let read = disk.read(*file, 0, &mut bytes)?;
+        match Checkpoint::decode(bytes.get(..read).unwrap_or_default()) {
+            Ok(checkpoint) if checkpoint.journal_id == config.journal_id => *place = Some(checkpoint),
+            Ok(_) => {
+                found.notes.push(format!("checkpoint slot {slot} belongs to another journal; it is not used"))
+            }
+            Err(error) => {
+                found.notes.push(format!("checkpoint slot {slot} is not valid ({error}); it is not used"))
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Journal files of full length; a shorter one was being created when the node died and holds nothing.
+fn journal_files(
+    config: &EngineConfig,
+    disk: &mut dyn RecoveryDisk,
+    listing: &[(FileId, u64)],
+) -> Result<Vec<(u32, u64)>, RecoveryError> {
+    let mut files = Vec::new();
+    for (file, len) in listing {
+        let FileId::Journal(number) = *file else { continue };
+        if *len >= CHUNK_BYTES as u64 && len % CHUNK_BYTES as u64 == 0 {
+            files.push((number, *len));
+        } else {
+            disk.delete(*file)?;
+        }
+    }
+    files.sort_unstable();
+    let mut number = 0;
+    while files.len() < FIRST_FILES as usize {
+        if !files.iter().any(|(known, _)| *known == number) {
+            disk.create_zeroed(FileId::Journal(number), config.journal_file_bytes)?;
+            files.push((number, config.journal_file_bytes));
+        }
+        number += 1;
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Without a checkpoint the journal must begin at its first commit, or be empty in a shard without data.
+fn check_beginning(
+    config: &EngineConfig,
+    disk: &mut dyn RecoveryDisk,
+    listing: &[(FileId, u64)],
+    files: &[(u32, u64)],
+) -> Result<(), RecoveryError> {
+    let mut used = false;
+    for (number, _) in files {
+        let mut block = [0; pyralog_core::limits::JOURNAL_ALIGN];
+        let read = disk.read(FileId::Journal(*number), 0, &mut block)?;
+        let header = CommitHeader::decode(block.get(..read).unwrap_or_default());
+        if header.is_ok_and(|header| header.journal_id == config.journal_id && header.lsn == 1) {
+            return Ok(());
+        }
+        used |= block.iter().any(|byte| *byte != 0);
+    }
+    let segments = listing.iter().any(|(file, _)| matches!(file, FileId::Segment(..)));
+    let checkpoints = listing.iter().any(|(file, len)| matches!(file, FileId::Checkpoint(_)) && *len > 0);
+    if !segments && !checkpoints {
+        // The first commit of the first life may be torn; nothing can have been acknowledged before it.
+        return Ok(());
+    }
+    Err(RecoveryError(format!(
+        "shard {}: no valid checkpoint, and the journal does not hold its beginning{}: the shard can't tell what it held. Nothing was changed. Restore checkpoint.0 or checkpoint.1 of the shard from a backup; `pyralog-admin log verify` lists what is readable",
+        config.shard,
+        if used { "" } else { " (its files are blank)" },
+    )))
+}
+
+/// The state that the replay builds up.
+struct Replay<'a> {
+    config: &'a EngineConfig,
+    now: Now,
+    pool: ChunkPool,
+    flush_pool: ChunkPool,
+    partitions: Vec<Option<Box<Partition>>>,
+    by_group: HashMap<GroupId, u32, RandomState>,
+    chunks: VecDeque<CachedChunk>,
+    /// What the checkpoint names, for cleaning up.
+    checkpointed: HashMap<GroupId, i64, RandomState>,
+    catalog: Option<Catalog>,
+    incarnation: u64,
+    /// Partitions whose log may have gone on in damage; cleared by a later batch, which shows the gap.
+    suspects: BTreeSet<GroupId>,
+    unknown_damage: bool,
+    log: Vec<(LogLevel, String)>,
+    scratch: Vec<u8>,
+}
+
+impl<'a> Replay<'a> {
+    fn new(
+        config: &'a EngineConfig,
+        now: Now,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Self, RecoveryError> {
+        let cache = config.cache_bytes.max(4 * CHUNK_BYTES);
+        let mut replay = Self {
+            config,
+            now,
+            pool: ChunkPool::new(cache + PINNED_BYTES_PER_SHARD),
+            flush_pool: ChunkPool::new(MAX_CHECKPOINT_BYTES),
+            partitions: Vec::new(),
+            by_group: HashMap::with_hasher(RandomState::with_seeds(17, 18, 19, 20)),
+            chunks: VecDeque::new(),
+            checkpointed: HashMap::with_hasher(RandomState::with_seeds(21, 22, 23, 24)),
+            catalog: None,
+            incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
+            suspects: BTreeSet::new(),
+            unknown_damage: false,
+            log: Vec::new(),
+            scratch: Vec::new(),
+        };
+        for state in checkpoint.iter().flat_map(|checkpoint| &checkpoint.groups) {
+            replay.checkpointed.insert(state.group, state.flushed_to);
+            replay.insert(restored(state));
+        }
+        if config.shard == ShardId(0) {
+            let bytes = checkpoint.and_then(|checkpoint| checkpoint.catalog.as_deref());
+            let catalog = bytes.map(Catalog::decode).transpose();
+            replay.catalog =
+                Some(catalog.map_err(|error| RecoveryError(error.to_string()))?.unwrap_or_default());
+            if !replay.by_group.contains_key(&GroupId::METADATA) {
+                replay.insert(Partition::empty(GroupId::METADATA, 0, 0));
+            }
+        }
+        Ok(replay)
+    }
+
+    fn insert(&mut self, partition: Partition) -> u32 {
+        let index = self.partitions.len() as u32;
+        self.by_group.insert(partition.group, index);
+        self.partitions.push(Some(Box::new(partition)));
+        index
+    }
+
+    /// Files that a crash left behind: segments that no checkpoint names. The journal still holds their batches.
+    fn remove_leftovers(
+        &mut self,
+        disk: &mut dyn RecoveryDisk,
+        listing: &[(FileId, u64)],
+    ) -> Result<(), RecoveryError> {
+        for (file, len) in listing {
+            let (FileId::Segment(group, base) | FileId::Index(group, base)) = *file else { continue };
+            let partition =
+                self.by_group.get(&group).and_then(|index| self.partitions.get(*index as usize)?.as_deref());
+            let named = partition
+                .and_then(|partition| partition.segments.iter().find(|segment| segment.base == base));
+            match (named, file) {
+                (None, _) => disk.delete(*file)?,
+                (Some(segment), FileId::Segment(..)) if *len > segment.bytes => {
+                    disk.truncate(*file, segment.bytes)?
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Segments that the checkpoint names and the disk does not hold are damage.
+    fn check_segments(&mut self, listing: &[(FileId, u64)]) {
+        let sizes: HashMap<FileId, u64, RandomState> = listing.iter().copied().collect();
+        for partition in self.partitions.iter_mut().flatten() {
+            let Some(flushed_to) = self.checkpointed.get(&partition.group) else { continue };
+            let mut short = Vec::new();
+            for segment in partition.segments.iter().filter(|segment| segment.base < *flushed_to) {
+                let len = sizes.get(&FileId::Segment(partition.group, segment.base)).copied();
+                if len.unwrap_or(0) < segment.bytes {
+                    short.push((segment.base, segment.end, len));
+                }
+            }
+            for (base, end, len) in short {
+                let group = partition.group;
+                let what = match len {
+                    None => {
+                        partition.note_damage(base, end);
+                        "is missing".to_owned()
+                    }
+                    // What is there stays readable; a read of the rest finds that it is cut short.
+                    Some(len) => format!("is cut to {len} bytes"),
+                };
+                let text =
+                    format!("segment {base} of partition {group} {what}: offsets up to {end} are damaged");
+                self.log.push((LogLevel::Error, text));
+            }
+        }
+    }
+
+    /// Notes one batch of the journal.
+    fn batch(&mut self, chunk: &Rc<Chunk>, lsn: u64, frame: &FrameHeader, body_at: usize) {
+        let index = match self.by_group.get(&frame.group) {
+            Some(index) => *index,
+            // Its opening was in damage, or it is dropped further on.
+            None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
+        };
+        self.suspects.remove(&frame.group);
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let (base, next) = (frame.base_offset, frame.end_offset());
+        if next <= partition.log_end {
+            return;
+        }
+        if base != partition.log_end {
+            let text = format!(
+                "offsets {}..{base} of partition {} are missing from the journal: the range is refused",
+                partition.log_end, frame.group
+            );
+            partition.note_damage(partition.log_end, base);
+            self.log.push((LogLevel::Error, text));
+        }
+        let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
+        let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
+        if batch.producer_id() >= 0 {
+            let appended = Appended {
+                first_sequence: batch.base_sequence(),
+                last_sequence: batch.last_sequence(),
+                base_offset: base,
+            };
+            partition.producers.note(batch.producer_id(), batch.producer_epoch(), self.now.wall_ms, appended);
+        }
+        if frame.group == GroupId::METADATA
+            && let Some(catalog) = &mut self.catalog
+            && let Err(text) = apply_commands(catalog, &batch, &mut self.scratch)
+        {
+            self.log.push((LogLevel::Error, text));
+        }
+        let max_timestamp = batch.max_timestamp();
+        partition.push_tail(base, next, max_timestamp, lsn, data);
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.partitions.push(index);
+        }
+    }
+
+    /// Writes everything replayed so far to segments and drops it from the cache.
+    fn make_room(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
+        let mut buffer = Vec::new();
+        for partition in self.partitions.iter_mut().flatten() {
+            let Some(mut plan) = FlushPlan::new(partition, u64::MAX, self.config, &self.flush_pool) else {
+                continue;
+            };
+            for op in plan.operations.drain(..) {
+                match op {
+                    IoOp::Write { file, offset, data } => {
+                        buffer.clear();
+                        data.iter().for_each(|slice| buffer.extend_from_slice(slice.bytes()));
+                        disk.write(file, offset, &buffer)?;
+                    }
+                    IoOp::Sync { file } => disk.sync(file)?,
+                    _ => unreachable!("a flush plan writes and syncs"),
+                }
+            }
+            plan.commit(partition);
+            partition.tail.clear();
+        }
+        self.chunks.clear();
+        Ok(())
+    }
+
+    /// Everything is read: the engine.
+    fn finish(
+        mut self,
+        disk: &mut dyn RecoveryDisk,
+        end: ScanEnd,
+        slots: &Slots,
+        files: Vec<(u32, u64)>,
+    ) -> Result<Engine, RecoveryError> {
+        let cache = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
+            self.make_room(disk)?;
+        }
+        let incarnation = self.incarnation.max(end.incarnation) + 1;
+        let suspects = std::mem::take(&mut self.suspects);
+        for partition in self.partitions.iter_mut().flatten() {
+            partition.end_unknown |= suspects.contains(&partition.group);
+            partition.replica = SingleVoter::recovered(incarnation as u32, partition.log_end);
+            if partition.end_unknown {
+                let text = format!(
+                    "partition {}: damage hides where its log ends; it can be read up to {} and takes no writes",
+                    partition.group, partition.log_end
+                );
+                self.log.push((LogLevel::Error, text));
+            }
+        }
+        self.log.extend(slots.notes.iter().map(|note| (LogLevel::Warn, note.clone())));
+        if let Some(torn) = &end.torn {
+            self.log.push((
+                LogLevel::Info,
+                format!("the journal ends with a write that the last life did not finish: {torn}"),
+            ));
+        }
+        let generations =
+            slots.slots.each_ref().map(|slot| slot.as_ref().map_or(0, |slot| slot.replay_from.generation));
+        let journal = self.journal(incarnation, &end, &files, generations);
+        Ok(self.engine(journal, slots.newest().map_or(0, |newest| newest.seq), generations))
+    }
+
+    fn journal(
+        &mut self,
+        incarnation: u64,
+        end: &ScanEnd,
+        files: &[(u32, u64)],
+        generations: [u64; 2],
+    ) -> Journal {
+        let keep_from = generations.into_iter().min().unwrap_or(0);
+        // Where nothing was ever written the log begins at the beginning.
+        let first = files.first().map_or(0, |(number, _)| *number);
+        let place = end.resume.unwrap_or(Place { generation: 1, position: 0, file: first });
+        let next = ReplayPoint {
+            lsn: end.next_lsn,
+            file: place.file,
+            generation: place.generation,
+            position: place.position,
+            prev_crc: end.prev_crc,
+            incarnation: end.incarnation,
+        };
+        let known = |number: u32| {
+            end.files.iter().find(|(file, _)| *file == number).and_then(|(_, generation)| *generation)
+        };
+        let mut journal_files: Vec<JournalFile> = files
+            .iter()
+            .map(|(number, len)| {
+                let generation = known(*number).unwrap_or(0);
+                // A generation above the last one is a dead tail: torn before its first commit was durable.
+                let free = generation == 0 || generation < keep_from || generation > next.generation;
+                JournalFile { number: *number, len: *len, generation, free }
+            })
+            .collect();
+        if let Some(current) = journal_files.iter_mut().find(|file| file.number == next.file) {
+            current.generation = next.generation;
+            current.free = false;
+        }
+        let mut journal = Journal::new(self.config.journal_id, incarnation, next, journal_files);
+        journal.chunks = std::mem::take(&mut self.chunks);
+        journal
+    }
+
+    fn engine(self, mut journal: Journal, checkpoint_seq: u64, generations: [u64; 2]) -> Engine {
+        let config = self.config.clone();
+        let max_journal_bytes = config.cache_bytes as u64 * 2 + config.journal_file_bytes * 4;
+        let mut flush = Flusher::new(checkpoint_seq, generations, max_journal_bytes);
+        let mut partitions = self.partitions;
+        let mut producer_count = 0;
+        for (index, partition) in partitions.iter_mut().enumerate() {
+            if let Some(partition) = partition.as_deref_mut() {
+                flush.recovered(index as u32, partition);
+                producer_count += partition.producers.len();
+            }
+        }
+        #[cfg(feature = "planted-bugs")]
+        {
+            journal.planted = config.planted;
+        }
+        journal.last_data_lsn = 0;
+        let mut engine = Engine {
+            now: self.now,
+            mode: Mode::Starting,
+            pool: self.pool,
+            misc_pool: ChunkPool::new(COLD_READ_BYTES_PER_SHARD),
+            journal,
+            partitions,
+            by_group: self.by_group,
+            producer_count,
+            catalog: None,
+            controller: self.catalog.map(|catalog| Controller::new(catalog, config.shards)),
+            opens_are_suspect: self.unknown_damage,
+            fetches: Default::default(),
+            cold: Default::default(),
+            flush,
+            tokens: 0,
+            marker_due_us: None,
+            interval_sync: IntervalSync::default(),
+            stalled: false,
+            counters: Counters::default(),
+            recovery_log: Vec::new(),
+            config,
+        };
+        engine.recovery_log = self
+            .log
+            .into_iter()
+            .map(|(level, text)| Action::Log {
+                level,
+                text: format!("shard {}: {text}", engine.config.shard),
+            })
+            .collect();
+        engine
+    }
+}
+
+impl ScanSink for Replay<'_> {
+    fn chunk(&mut self, disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
+        let cache = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
+            self.make_room(disk)?;
+        }
+        match self.pool.journal_chunk() {
+            Some(chunk) => Ok(chunk),
+            None => Err(ScanError::Sink(
+                "the replay needs more memory than the cache has; raise storage.cache_config.max_size".into(),
+            )),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        header: &CommitHeader,
+        chunk: &Rc<Chunk>,
+        frames: &[(FrameHeader, usize)],
+    ) -> Result<(), ScanError> {
+        if self.chunks.back().is_none_or(|cached| !Rc::ptr_eq(&cached.chunk, chunk)) {
+            let cached =
+                CachedChunk { chunk: Rc::clone(chunk), last_lsn: header.lsn, partitions: Vec::new() };
+            self.chunks.push_back(cached);
+        }
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.last_lsn = header.lsn;
+        }
+        self.incarnation = self.incarnation.max(header.incarnation);
+        for (frame, body_at) in frames {
+            match frame.kind {
+                FrameKind::Batch => self.batch(chunk, header.lsn, frame, *body_at),
+                FrameKind::OpenGroup => {
+                    if !self.by_group.contains_key(&frame.group) {
+                        self.insert(Partition::empty(frame.group, frame.epoch, frame.base_offset));
+                    }
+                }
+                FrameKind::DropGroup => {
+                    self.suspects.remove(&frame.group);
+                    if let Some(index) = self.by_group.remove(&frame.group)
+                        && let Some(slot) = self.partitions.get_mut(index as usize)
+                    {
+                        *slot = None;
+                    }
+                }
+                FrameKind::NewLife => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn damage(&mut self, damage: Damage) -> Result<(), ScanError> {
+        self.log.push((LogLevel::Error, damage.detail));
+        match damage.lost {
+            Lost::Body(frame) if frame.kind == FrameKind::Batch => {
+                let index = match self.by_group.get(&frame.group) {
+                    Some(index) => *index,
+                    None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
+                };
+                if let Some(partition) =
+                    self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+                    && frame.end_offset() > partition.log_end
+                {
+                    partition.note_damage(partition.log_end, frame.end_offset());
+                    partition.log_end = frame.end_offset();
+                }
+            }
+            _ => {
+                self.unknown_damage = true;
+                self.suspects.extend(self.by_group.keys().copied());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn restored(state: &GroupCheckpoint) -> Partition {
+    let mut partition = Partition::empty(state.group, state.epoch, state.log_start);
+    partition.flushed_to = state.flushed_to;
+    partition.end_unknown = state.end_unknown;
+    partition.damaged = state.damaged.clone();
+    partition.segments = state
+        .segments
+        .iter()
+        .map(|segment| Segment {
+            base: segment.base,
+            end: segment.end_offset,
+            bytes: segment.bytes,
+            max_timestamp: segment.max_timestamp,
+            index: None,
+        })
+        .collect();
+    // Damage beyond the segments was found by an earlier recovery; everything in the journal from this
+    // checkpoint on lies behind it.
+    let damaged_to = state.damaged.iter().map(|(_, to)| *to).max().unwrap_or(0);
+    partition.log_end = state.flushed_to.max(damaged_to);
+    for producer in &state.producers {
+        let batches: SmallVec<_> = producer
+            .batches
+            .iter()
+            .map(|batch| Appended {
+                first_sequence: batch.first_seq,
+                last_sequence: batch.last_seq,
+                base_offset: batch.base_offset,
+            })
+            .collect();
+        let known = Producer { epoch: producer.epoch, last_used_ms: producer.last_used_ms, batches };
+        partition.producers.restore(producer.producer_id, known);
+    }
+    partition
+}
+
+/// Applies the commands of a batch of the metadata group that the catalogue does not hold yet.
+fn apply_commands(catalog: &mut Catalog, batch: &BatchView<'_>, scratch: &mut Vec<u8>) -> Result<(), String> {
+    let records = batch.records(scratch).map_err(|error| format!("the metadata log is damaged: {error}"))?;
+    for record in records {
+        let record = record.map_err(|error| format!("the metadata log is damaged: {error}"))?;
+        if record.offset < catalog.version as i64 {
+            continue;
+        }
+        let command = Command::decode(record.value.unwrap_or_default());
+        catalog.apply(&command.map_err(|error| format!("the metadata log is damaged: {error}"))?);
+    }
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! One shard: an engine on a disk in memory, with the driver's part played step by step.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
+use pyralog_core::{GroupId, NodeId, ShardId};
+use pyralog_net::message::{
+    Acks, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
+};
+
+use super::disk::MemDisk;
+use crate::engine::{
+    Action, ConnId, Engine, EngineConfig, Event, FsyncPolicy, LogLevel, Now, ReplyBody, recover,
+};
+
+/// A reply as a client sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Got {
+    Message(Response),
+    Batches(FetchReplyHead, Vec<u8>),
+}
+
+pub(super) struct Shard {
+    pub(super) engine: Engine,
+    pub(super) disk: MemDisk,
+    pub(super) now: Now,
+    pub(super) replies: HashMap<u64, Got>,
+    pub(super) logs: Vec<(LogLevel, String)>,
+    pub(super) recover_wanted: Option<String>,
+    pub(super) stopped: bool,
+    /// Operations are kept back instead of run.
+    pub(super) hold_io: bool,
+    pub(super) held: Vec<Action>,
+    config: EngineConfig,
+    correlation: u64,
+}
+
+pub(super) fn config() -> EngineConfig {
+    EngineConfig {
+        node: NodeId(1),
+        shard: ShardId(0),
+        shards: 1,
+        advertised_address: "127.0.0.1:9092".into(),
+        server_version: "test".into(),
+        journal_id: 77,
+        cache_bytes: 32 << 20,
+        cache_enabled: true,
+        max_buffer_time_us: 10_000_000,
+        fsync: FsyncPolicy::EveryWrite,
+        journal_file_bytes: 8 << 20,
+        journal_writes_in_flight: 2,
+        segment_max_bytes: 4 << 20,
+        segment_sync_on_write: false,
+        retention_bytes: None,
+        retention_ms: None,
+        request_timeout_us: 30_000_000,
+        #[cfg(feature = "planted-bugs")]
+        planted: None,
+    }
+}
+
+impl Shard {
+    pub(super) fn start(config: EngineConfig, disk: MemDisk) -> Self {
+        Self::try_start(config, disk).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(super) fn try_start(config: EngineConfig, mut disk: MemDisk) -> Result<Self, String> {
+        let now = Now { monotonic_us: 1_000_000, wall_ms: 1_700_000_000_000 };
+        let engine = recover(config.clone(), &mut disk, now).map_err(|error| error.to_string())?;
+        let mut shard = Self {
+            engine,
+            disk,
+            now,
+            replies: HashMap::new(),
+            logs: Vec::new(),
+            recover_wanted: None,
+            stopped: false,
+            hold_io: false,
+            held: Vec::new(),
+            config,
+            correlation: 0,
+        };
+        let mut actions = Vec::new();
+        shard.engine.start(now, &mut actions);
+        shard.carry_out(actions);
+        Ok(shard)
+    }
+
+    /// Dies and comes back with what is on the disk.
+    pub(super) fn restart(self) -> Self {
+        Self::start(self.config, self.disk)
+    }
+
+    pub(super) fn event(&mut self, event: Event<'_>) {
+        let mut actions = Vec::new();
+        self.engine.handle(self.now, event, &mut actions);
+        self.engine.end_of_pass(self.now, &mut actions);
+        self.carry_out(actions);
+    }
+
+    pub(super) fn release_io(&mut self) {
+        self.hold_io = false;
+        let held = std::mem::take(&mut self.held);
+        self.carry_out(held);
+    }
+
+    fn carry_out(&mut self, mut actions: Vec<Action>) {
+        while !actions.is_empty() {
+            let mut next = Vec::new();
+            for action in actions.drain(..) {
+                self.one(action, &mut next);
+            }
+            self.engine.end_of_pass(self.now, &mut next);
+            actions = next;
+        }
+    }
+
+    fn one(&mut self, action: Action, next: &mut Vec<Action>) {
+        match action {
+            Action::Io { .. } if self.hold_io => self.held.push(action),
+            Action::Io { token, op } => {
+                let result = self.disk.run(op);
+                self.engine.handle(self.now, Event::IoDone { token, result }, next);
+            }
+            Action::Reply { correlation_id, body, .. } => {
+                let got = match body {
+                    ReplyBody::Message(message) => Got::Message(message),
+                    ReplyBody::Fetch { head, slices } => {
+                        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes().to_vec()).collect();
+                        assert_eq!(bytes.len(), head.batch_bytes as usize);
+                        Got::Batches(head, bytes)
+                    }
+                };
+                assert!(self.replies.insert(correlation_id, got).is_none(), "two replies to one request");
+            }
+            Action::PublishCatalog { catalog } => {
+                self.engine.handle(self.now, Event::CatalogPublished { catalog: Arc::clone(&catalog) }, next);
+            }
+            Action::CatalogApplied { version } => {
+                self.engine.handle(self.now, Event::CatalogApplied { shard: ShardId(0), version }, next);
+            }
+            Action::Recover { reason } => self.recover_wanted = Some(reason),
+            Action::Log { level, text } => self.logs.push((level, text)),
+            Action::Stopped => self.stopped = true,
+            Action::ShedSlowReaders { .. } => {}
+        }
+    }
+
+    pub(super) fn send(&mut self, request: Request<'_>) -> u64 {
+        self.correlation += 1;
+        let correlation_id = self.correlation;
+        self.event(Event::Request { conn: ConnId(1), correlation_id, request });
+        correlation_id
+    }
+
+    pub(super) fn call(&mut self, request: Request<'_>) -> Got {
+        let id = self.send(request);
+        self.replies.remove(&id).unwrap_or_else(|| panic!("no reply to request {id}"))
+    }
+
+    pub(super) fn create(&mut self, name: &str, partitions: u32) -> u32 {
+        let create = CreateTopicRequest { name, partitions, retention_bytes: -1, retention_ms: -1 };
+        match self.call(Request::CreateTopic(create)) {
+            Got::Message(Response::CreateTopic(reply)) => reply.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn produce(&mut self, group: GroupId, batch: &[u8]) -> Response {
+        let request = ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch };
+        match self.call(Request::Produce(request)) {
+            Got::Message(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn fetch(&mut self, group: GroupId, offset: i64, max_bytes: u32) -> Got {
+        self.call(Request::Fetch(FetchRequest { group, offset, min_bytes: 0, max_bytes, max_wait_ms: 0 }))
+    }
+
+    /// All records from the log start on, as (offset, value).
+    pub(super) fn read_all(&mut self, group: GroupId) -> Vec<(i64, Vec<u8>)> {
+        let mut records = Vec::new();
+        let mut scratch = Vec::new();
+        let mut offset = self.engine.partition(group).unwrap().log_start;
+        loop {
+            let (head, bytes) = match self.fetch(group, offset, 1 << 20) {
+                Got::Batches(head, bytes) => (head, bytes),
+                other => panic!("fetch at {offset}: {other:?}"),
+            };
+            if bytes.is_empty() {
+                assert_eq!(offset, head.high_watermark);
+                return records;
+            }
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let (batch, after) = BatchView::parse(rest).unwrap();
+                assert!(batch.verify_crc());
+                assert_eq!(batch.base_offset(), offset);
+                for record in batch.records(&mut scratch).unwrap() {
+                    let record = record.unwrap();
+                    records.push((record.offset, record.value.unwrap().to_vec()));
+                }
+                offset = batch.last_offset() + 1;
+                rest = after;
+            }
+        }
+    }
+
+    pub(super) fn advance(&mut self, us: u64) {
+        self.now.monotonic_us += us;
+        self.now.wall_ms += (us / 1_000) as i64;
+        self.event(Event::Tick);
+    }
+}
+
+/// A batch of one record per value. `producer` is (id, epoch, base sequence).
+pub(super) fn batch(timestamp: i64, producer: Option<(i64, i16, i32)>, values: &[&[u8]]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new();
+    if let Some((id, epoch, sequence)) = producer {
+        builder.set_producer(id, epoch, sequence);
+    }
+    for value in values {
+        builder.append(timestamp, None, Some(value), &[]).unwrap();
+    }
+    builder.build(Compression::None).unwrap().to_vec()
+}
