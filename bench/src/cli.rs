@@ -188,6 +188,8 @@ pub enum Torture {
     Frames(FramesArgs),
     /// Readers that stop reading, writers that never stop, many partitions; memory must stay within the bound
     Memory(MemoryArgs),
+    /// Kill the node again and again under an idempotent producer; every acknowledged line must be there once
+    Kill(KillArgs),
 }
 
 /// Arguments of `torture connections`.
@@ -254,6 +256,29 @@ pub struct MemoryArgs {
     /// Stop writing after this much, MiB: it all goes to the node's disk
     #[arg(long, default_value_t = 8_192)]
     pub write_mib: u64,
+}
+
+/// Arguments of `torture kill`.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// The `pyralog` program
+    #[arg(long)]
+    pub server: PathBuf,
+    /// Folder for the node; a temporary one is made in it and removed unless something is wrong
+    #[arg(long, default_value = ".")]
+    pub dir: PathBuf,
+    /// The file whose lines are produced
+    #[arg(long)]
+    pub file: PathBuf,
+    /// How often to kill the node
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(0..=1_000))]
+    pub kills: u64,
+    /// Seed of the moments
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Program for the offline check, run as `PROGRAM log verify DIR` [default: pyralog-admin beside --server]
+    #[arg(long)]
+    pub admin: Option<PathBuf>,
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::session::Session;
 
@@ -106,8 +106,13 @@ impl NodeSetup {
         self.dir.join("data")
     }
 
-    /// Starts the node and waits until it answers.
-    pub fn start(&self) -> anyhow::Result<OwnedProcess> {
+    /// Where the node's output goes.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("node.log")
+    }
+
+    /// The configuration file's content.
+    fn settings(&self) -> Value {
         let mut settings = json!({
             "node": { "data_dir": self.data_dir() },
             "network": { "listen_address": self.addr.to_string() },
@@ -115,21 +120,43 @@ impl NodeSetup {
         if let (Some(cpu), Some(keys)) = (self.one_shard_on, settings.as_object_mut()) {
             keys.insert("runtime".to_owned(), json!({ "shards": 1, "cpus": [cpu] }));
         }
+        settings
+    }
+
+    /// Starts the node and waits until it answers.
+    pub fn start(&self) -> anyhow::Result<OwnedProcess> {
+        let mut process = self.spawn()?;
+        self.wait_until_it_answers(&mut process)?;
+        Ok(process)
+    }
+
+    /// Starts the node without waiting for anything. Its output is appended to [`Self::log_path`].
+    pub fn spawn(&self) -> anyhow::Result<OwnedProcess> {
         let config = self.dir.join("bench-node.json");
-        std::fs::write(&config, serde_json::to_vec_pretty(&settings)?)?;
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("node.log"))?;
+        std::fs::write(&config, serde_json::to_vec_pretty(&self.settings())?)?;
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(&self.program);
         command.args([OsStr::new("--config"), config.as_os_str()]).stdout(log.try_clone()?).stderr(log);
-        let mut process = OwnedProcess::start(&mut command)?;
+        // Only the file decides, whatever the user's environment says.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PYRALOG"))
+        {
+            command.env_remove(name);
+        }
+        OwnedProcess::start(&mut command)
+    }
+
+    /// Waits until the node answers a handshake.
+    pub fn wait_until_it_answers(&self, process: &mut OwnedProcess) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
             process
                 .ensure_running()
-                .with_context(|| format!("see its output:\n{}", tail_of(&self.dir.join("node.log"))))?;
+                .with_context(|| format!("see its output:\n{}", tail_of(&self.log_path())))?;
             match Session::connect(self.addr, None) {
-                Ok(_) => return Ok(process),
+                Ok(_) => return Ok(()),
                 Err(error) if begin.elapsed() > START_PATIENCE => {
-                    return Err(error.context(format!("no answer {START_PATIENCE:?} after the start")));
+                    return Err(anyhow::Error::from(error)
+                        .context(format!("no answer {START_PATIENCE:?} after the start")));
                 }
                 Err(_) => std::thread::sleep(PAUSE),
             }
@@ -166,4 +193,32 @@ pub fn start_floor_server(
     BufReader::new(output).read_line(&mut line)?;
     let addr = line.trim().strip_prefix("listening on ").and_then(|addr| addr.parse().ok());
     Ok((process, addr.with_context(|| format!("the floor server said {line:?} instead of its address"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use pyralog_core::config::{Layers, load};
+
+    use super::*;
+
+    #[test]
+    fn the_node_would_take_its_configuration() {
+        for cpu in [None, Some(1)] {
+            let setup = NodeSetup::new(Path::new("pyralog"), Path::new("/d"), cpu).unwrap();
+            let file = Some(("bench-node.json".to_owned(), setup.settings().to_string()));
+            let config = load(&Layers { file, ..Layers::default() }).unwrap().config;
+            assert_eq!(config.node.data_dir, setup.data_dir());
+            assert_eq!(config.network.listen_address, setup.addr);
+            assert_eq!(config.runtime.cpus, cpu.map(|cpu| vec![cpu]));
+            assert_eq!(config.runtime.shards, cpu.map(|_| 1));
+        }
+    }
+
+    #[test]
+    fn a_program_that_ends_by_itself_is_told_with_its_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = NodeSetup::new(Path::new("/bin/false"), dir.path(), None).unwrap();
+        let error = setup.start().err().unwrap();
+        assert!(format!("{error:#}").contains("ended by itself"), "{error:#}");
+    }
 }

@@ -76,7 +76,7 @@ pub fn connect_node(
     partitions
         .take(connections)
         .map(|(partition, place)| {
-            let socket = Session::connect(addr, Some(place.shard))?.into_socket();
+            let socket = Session::connect(addr, Some(place.shard))?.into_socket()?;
             let frame = produce_frame(GroupId::new(topic.id, partition), &batch)?;
             Ok(LoadConnection { socket, frame, check: check_produce_reply })
         })

@@ -56,11 +56,11 @@ impl Fate {
             Self::ServedHalfClose => {
                 let mut session = Session::connect(addr, None)?;
                 session.call(&Request::Ping)?;
-                Ok(session.into_socket())
+                session.into_socket()
             }
-            Self::ServedIdle => Ok(Session::connect(addr, None)?.into_socket()),
+            Self::ServedIdle => Session::connect(addr, None)?.into_socket(),
             Self::ServedReset => {
-                let mut socket = Session::connect(addr, None)?.into_socket();
+                let mut socket = Session::connect(addr, None)?.into_socket()?;
                 let mut ping = Vec::new();
                 Request::Ping.encode(9, &mut ping)?;
                 socket.write_all(ping.get(..ping.len() / 2).unwrap_or_default())?;
@@ -70,7 +70,7 @@ impl Fate {
                 let mut socket = TcpStream::connect_timeout(&addr, PATIENCE)?;
                 if matches!(self, Self::HalfFrame | Self::HalfFrameReset) {
                     let mut hello = Vec::new();
-                    hello_frame(None).encode(0, &mut hello)?;
+                    hello_frame().encode(0, &mut hello)?;
                     socket.write_all(hello.get(..hello.len() / 2).unwrap_or_default())?;
                 }
                 Ok(socket)

@@ -124,7 +124,7 @@ fn one_connection(
 }
 
 fn handshake(addr: SocketAddr) -> anyhow::Result<TcpStream> {
-    Ok(Session::connect(addr, None).context("the node refuses good connections")?.into_socket())
+    Session::connect(addr, None).context("the node refuses good connections")?.into_socket()
 }
 
 /// Reads to the end and counts the frames. Silence is a hang of the server and an error.

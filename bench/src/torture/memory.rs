@@ -9,12 +9,10 @@ use anyhow::Context;
 use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchBuilder, Compression};
 use pyralog_core::limits::MAX_FETCH_BYTES;
-use pyralog_net::FrameHeader;
-use pyralog_net::frame::kind;
-use pyralog_net::message::{Acks, FetchRequest, ProduceRequest, Request, TopicMetadata};
+use pyralog_net::message::{Acks, FetchRequest, ProduceRequest, Request, Response, TopicMetadata};
 
 use crate::cli::MemoryArgs;
-use crate::session::{Session, receive_frame, refusal};
+use crate::session::Session;
 use crate::{host, torture};
 
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -112,7 +110,7 @@ fn stalled_reader(
     let partition = number % topic.partitions.len().max(1);
     let place = topic.partitions.get(partition).context("no such partition")?;
     let mut socket =
-        Session::connect(addr, Some(place.shard)).context("a reader can't connect")?.into_socket();
+        Session::connect(addr, Some(place.shard)).context("a reader can't connect")?.into_socket()?;
     let group = GroupId::new(topic.id, partition as u32);
     let mut requests = Vec::new();
     for correlation in 0..UNREAD_FETCHES as u64 {
@@ -144,43 +142,33 @@ fn write(
         .map(|(partition, _)| partition)
         .filter(|partition| u64::from(*partition / u32::from(shards)) % of == own)
         .collect();
-    let mut socket = Session::connect(args.addr, Some(shard))?.into_socket();
+    let mut connection = Session::connect(args.addr, Some(shard))?.into_connection();
     let mut builder = BatchBuilder::new();
     for _ in 0..4 {
         builder.append(0, None, Some(&[0x5a; RECORD_BYTES]), &[])?;
     }
     let batch = builder.build(Compression::None)?.to_vec();
-    let (mut under_way, mut correlation) = (0, 0u64);
-    let (mut send, mut body) = (Vec::new(), Vec::new());
     let mut targets = partitions.iter().cycle();
     loop {
         let go_on = !stop.load(Ordering::Relaxed) && written.load(Ordering::Relaxed) < args.write_mib << 20;
         while go_on
-            && under_way < PIPELINE
+            && connection.outstanding() < PIPELINE
             && let Some(&partition) = targets.next()
         {
-            send.clear();
             let group = GroupId::new(topic.id, partition);
             let request = ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch: &batch };
-            Request::Produce(request).encode(correlation, &mut send)?;
-            socket.write_all(&send).context("a writer can't send")?;
-            correlation += 1;
-            under_way += 1;
+            connection.send(&Request::Produce(request)).context("a writer can't send")?;
         }
-        if under_way == 0 {
+        if connection.outstanding() == 0 {
             return Ok(());
         }
-        let header: FrameHeader = receive_frame(&mut socket, &mut body).context("a writer got no reply")?;
-        under_way -= 1;
-        if header.kind == kind::ERROR {
-            let error = refusal(header.kind, &body);
-            // Saying no is the server's good right under this load; anything but a bound is not.
-            let refused = error.downcast_ref::<crate::session::Refused>();
-            if !refused.is_some_and(|refused| refused.code.retriable()) {
-                return Err(error.context("a writer was refused"));
+        match connection.recv().context("a writer got no reply")?.response {
+            Response::Produce(_) => {
+                written.fetch_add(batch.len() as u64, Ordering::Relaxed);
             }
-            continue;
+            // Saying "not now" is the server's good right under this load; anything else is not.
+            Response::Error(error) if error.code.retriable() => {}
+            other => anyhow::bail!("a writer was answered with {other:?}"),
         }
-        written.fetch_add(batch.len() as u64, Ordering::Relaxed);
     }
 }

@@ -3,6 +3,7 @@
 pub mod connections;
 pub mod frames;
 pub mod good;
+pub mod kill;
 pub mod memory;
 pub mod mutate;
 
@@ -16,6 +17,7 @@ pub fn run(what: &Torture) -> anyhow::Result<()> {
         Torture::Connections(args) => connections::run(args),
         Torture::Frames(args) => frames::run(args),
         Torture::Memory(args) => memory::run(args),
+        Torture::Kill(args) => kill::run(args),
     }
 }
 

@@ -199,7 +199,7 @@ fn corpus(victim: &str, victim_id: u32) -> anyhow::Result<Vec<Vec<u8>>> {
         frames.push(frame);
     }
     let mut hello = Vec::new();
-    hello_frame(None).encode(0, &mut hello)?;
+    hello_frame().encode(0, &mut hello)?;
     frames.push(hello);
     Ok(frames)
 }
