@@ -9,6 +9,8 @@
 
 mod salvage;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

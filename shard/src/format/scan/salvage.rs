@@ -70,12 +70,15 @@ impl Walk<'_> {
         let mut buffer = Vec::new();
         let region = self.region_bytes as u64;
         for (file, len) in self.files.clone() {
-            let from = if file == here.file { here.position } else { 0 };
+            let newer = self.survey.generation(file) > here.generation;
+            // A file that the log has left may have been taken for a later generation.
+            let current = file == here.file && here.position < len && !newer;
+            let from = if current { here.position } else { 0 };
             for start in (0..len).step_by(self.region_bytes) {
-                let first_of_other = file != here.file && start == 0;
-                let wanted = first_of_other
-                    || (file == here.file && start + region > from)
-                    || (file != here.file && self.survey.generation(file) > here.generation);
+                let wanted = match current {
+                    true => start + region > from,
+                    false => start == 0 || self.survey.generation(file) > here.generation,
+                };
                 if !wanted {
                     continue;
                 }
