@@ -1,7 +1,8 @@
 //! What must hold for any bytes whatever: decoding never panics, and what decodes has exactly one encoding.
-//! Called by the fuzz target `frame`, by the replay of its corpus and by the property tests.
+//! Called by the fuzz targets `frame` and `batch`, by the replay of their corpora and by the property tests.
 
 use pyralog_core::ErrorCode;
+use pyralog_core::batch::{self, BatchBuilder, BatchView, Compression};
 use pyralog_core::limits::FRAME_HEADER_BYTES;
 
 use crate::codec::DecodeError;
@@ -61,4 +62,40 @@ fn is_foreign_error(header: FrameHeader, body: &[u8]) -> bool {
             (retriable, outcome)
                 != (u8::from(code.retriable()), u8::from(code.outcome() == pyralog_core::Outcome::Unknown))
         })
+}
+
+/// Takes `bytes` as record batches, one behind the other, up to the first that is none. Returns how many records
+/// decoded. Records whose batch decodes whole, with a matching checksum or not, can be written and read again.
+pub fn check_batches(mut bytes: &[u8]) -> usize {
+    let _ = batch::peek_len(bytes);
+    let mut decoded = 0;
+    let (mut scratch, mut scratch_again) = (Vec::new(), Vec::new());
+    while let Ok((view, rest)) = BatchView::parse(bytes) {
+        bytes = rest;
+        let _ = view.verify_crc();
+        let Ok(records) = view.records(&mut scratch) else { continue };
+        let Ok(records) = records.collect::<Result<Vec<_>, _>>() else { continue };
+        decoded += records.len();
+        let mut builder = BatchBuilder::new();
+        let fits = records.iter().all(|record| {
+            let headers: Vec<_> = record.headers.collect();
+            builder.append(record.timestamp, record.key, record.value, &headers).is_ok()
+        });
+        if !fits {
+            continue; // decompressed, it may exceed the largest batch
+        }
+        let Ok(again) = builder.build(Compression::None) else { continue };
+        let again = BatchView::parse_exact(again).and_then(|view| {
+            view.check_crc()?;
+            view.records(&mut scratch_again)?.collect::<Result<Vec<_>, _>>()
+        });
+        let same = again.is_ok_and(|again| {
+            again.len() == records.len()
+                && again.iter().zip(&records).all(|(a, b)| {
+                    (a.timestamp, a.key, a.value) == (b.timestamp, b.key, b.value) && a.headers.eq(b.headers)
+                })
+        });
+        assert!(same, "records differ after they were written again");
+    }
+    decoded
 }
