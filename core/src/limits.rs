@@ -58,6 +58,11 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 pub const COMMIT_TARGET_BYTES: usize = 256 << 10;
 /// Fewest chunks of a shard's tail cache.
 pub const MIN_CACHE_CHUNKS: usize = 4;
+/// The tail cache holds at most one batch per this many of its bytes, so that its index stays smaller than itself.
+pub const TAIL_BYTES_PER_BATCH: usize = 256;
+/// Space at the end of the journal that only the first commit of a new life may use, bytes: a node whose disk and
+/// journal are full can still start.
+pub const JOURNAL_RESERVE_BYTES: usize = 256 << 10;
 /// Unit of journal writes, bytes: position and length of every group commit are multiples of it.
 pub const JOURNAL_ALIGN: usize = 4096;
 /// Bytes of batches accepted but not yet written to the journal, per shard; beyond it produces are not read.
@@ -86,6 +91,8 @@ pub const INDEX_INTERVAL_BYTES: u32 = 64 << 10;
 pub const CONNECTION_STATE_BYTES: usize = 4 << 10;
 /// One request whose reply is outstanding, bytes. A fetch that waits is one of them.
 pub const REQUEST_STATE_BYTES: usize = 192;
+/// One batch in the tail cache, without its bytes and with the growth of the lists that hold it, bytes.
+pub const TAIL_BATCH_STATE_BYTES: usize = 128;
 /// One remembered producer, bytes.
 pub const PRODUCER_STATE_BYTES: usize = 384;
 /// One partition, its consensus group and its open segment, bytes.
@@ -150,6 +157,11 @@ pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> Memo
     let replies = times(shards as usize, MAX_QUEUED_REPLY_BYTES_PER_SHARD).min(replies_per_connection);
     let parts = vec![
         per_shard("tail cache", cache_bytes_per_shard(cache_bytes, shards)),
+        per_shard(
+            "tail cache's index",
+            cache_bytes_per_shard(cache_bytes, shards) / TAIL_BYTES_PER_BATCH as u64
+                * TAIL_BATCH_STATE_BYTES as u64,
+        ),
         per_shard("cache held by slow readers", PINNED_BYTES_PER_SHARD as u64),
         per_shard("receive buffers", times(RECV_BUFFERS_PER_SHARD, RECV_BUFFER_BYTES)),
         per_shard("frames being put together", ASSEMBLY_BYTES_PER_SHARD as u64),
@@ -192,6 +204,7 @@ const _: () = {
     assert!(CHUNK_BYTES.is_multiple_of(JOURNAL_ALIGN) && JOURNAL_ALIGN.is_power_of_two());
     // What is not written yet lies in the cache.
     assert!(MIN_CACHE_CHUNKS * CHUNK_BYTES >= UNWRITTEN_BYTES_PER_SHARD);
+    assert!(JOURNAL_RESERVE_BYTES + COMMIT_TARGET_BYTES + MAX_BATCH_BYTES <= CHUNK_BYTES);
     assert!(RECV_BUFFER_BYTES > FRAME_HEADER_BYTES);
     assert!(MAX_PARTITIONS_PER_TOPIC <= MAX_PARTITIONS_PER_NODE);
     assert!(MAX_PRODUCERS_PER_PARTITION <= MAX_PRODUCERS_PER_SHARD);
@@ -228,7 +241,7 @@ mod tests {
         let total = |shards, cache, connections| memory_bound(shards, cache, connections).total_bytes();
         let base = total(2, 256 << 20, 1000);
         assert!(total(3, 256 << 20, 1000) > base);
-        assert_eq!(total(2, 512 << 20, 1000), base + (256 << 20));
+        assert_eq!(total(2, 512 << 20, 1000), base + (256 << 20) + (128 << 20), "the cache and its index");
         assert!(total(2, 256 << 20, 2000) > base);
         assert!(total(u16::MAX, u64::MAX, u32::MAX) > base, "the largest numbers do not overflow");
     }

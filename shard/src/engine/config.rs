@@ -1,17 +1,8 @@
 //! What an engine is told once, at its start.
 
+pub use pyralog_core::config::FsyncPolicy;
+use pyralog_core::limits::{CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH};
 use pyralog_core::{NodeId, ShardId};
-
-/// When a journal write counts as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FsyncPolicy {
-    /// Every group commit is on stable storage before it is acknowledged (the default).
-    EveryWrite,
-    /// Group commits are acknowledged when written; a flush follows at this interval, microseconds.
-    Interval(u64),
-    /// Group commits are acknowledged when written; the operating system flushes when it likes.
-    Never,
-}
 
 /// Settings of one shard's engine.
 #[derive(Clone, Debug)]
@@ -54,4 +45,16 @@ pub struct EngineConfig {
     /// A deliberate bug, for the simulator's own tests.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<super::planted::PlantedBug>,
+}
+
+impl EngineConfig {
+    /// The tail cache in bytes, at least the smallest that works.
+    pub(super) fn cache_bound(&self) -> usize {
+        self.cache_bytes.max(MIN_CACHE_CHUNKS * CHUNK_BYTES)
+    }
+
+    /// Batches that the tail cache may hold.
+    pub(super) fn cache_batches(&self) -> usize {
+        self.cache_bound() / TAIL_BYTES_PER_BATCH
+    }
 }

@@ -388,6 +388,7 @@ impl Engine {
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
         if let Some(partition) = taken {
             self.producer_count -= partition.producers.len();
+            self.cached_batches -= partition.tail.len();
             self.flush.forget(index, &partition);
             self.fail_fetches_of(&partition, actions);
             self.cold.forget_group(group);

@@ -87,6 +87,9 @@ impl Waiters {
     }
 }
 
+/// Pieces of one reply, so that it takes few gather lists (the kernel's IOV_MAX is 1,024).
+const MAX_SLICES: usize = 1_000;
+
 /// Whole batches for a reply.
 pub(super) type Slices = SmallVec<[ChunkSlice; 4]>;
 
@@ -111,8 +114,8 @@ impl Engine {
             return self.refuse(conn, correlation_id, ErrorCode::OffsetOutOfRange, detail, actions);
         }
         let max_bytes = (request.max_bytes as usize).clamp(1, MAX_FETCH_BYTES);
-        let waits = request.max_wait_ms > 0 && request.min_bytes > 0;
-        if waits && self.available(partition, offset) < u64::from(request.min_bytes) {
+        let min_bytes = u64::from(request.min_bytes).min(max_bytes as u64);
+        if request.max_wait_ms > 0 && self.available(partition, offset) < min_bytes {
             return self.wait_for_data(conn, correlation_id, index, request, max_bytes, actions);
         }
         self.answer_fetch(conn, correlation_id, index, offset, max_bytes, actions);
@@ -372,7 +375,7 @@ fn cached_batches(partition: &Partition, at: usize, high_watermark: i64, max_byt
     let mut expected = None;
     for batch in partition.tail.range(at..) {
         let gap = expected.is_some_and(|expected| batch.base_offset != expected);
-        let full = !slices.is_empty() && bytes + batch.data.len() > max_bytes;
+        let full = !slices.is_empty() && (bytes + batch.data.len() > max_bytes || slices.len() >= MAX_SLICES);
         if batch.next_offset > high_watermark || gap || full {
             break;
         }

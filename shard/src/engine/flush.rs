@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pyralog_core::GroupId;
-use pyralog_core::limits::{CHUNK_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD};
+use pyralog_core::limits::{
+    CHECKPOINTS_IN_MEMORY, CHUNK_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
+};
 use pyralog_replication::Group;
 use pyralog_replication::metadata::Catalog;
 
@@ -76,6 +78,8 @@ pub(super) struct Flusher {
     checkpoint_seq: u64,
     slot_generations: [u64; 2],
     flushed_lsn: u64,
+    /// Segments of the shard at the newest checkpoint.
+    pub(super) segments: usize,
     /// Segments that the next checkpoint no longer names.
     deletes: Vec<FileId>,
     /// Deletions on their way; how they end changes nothing, recovery repeats them.
@@ -93,7 +97,7 @@ impl Flusher {
     pub(super) fn new(checkpoint_seq: u64, slot_generations: [u64; 2], max_journal_bytes: u64) -> Self {
         Self {
             stage: Stage::Idle,
-            pool: ChunkPool::new(MAX_CHECKPOINT_BYTES * 2),
+            pool: ChunkPool::new(MAX_CHECKPOINT_BYTES * (CHECKPOINTS_IN_MEMORY - 1)),
             dirty: Vec::new(),
             unflushed_bytes: 0,
             oldest_unflushed_us: None,
@@ -103,6 +107,7 @@ impl Flusher {
             checkpoint_seq,
             slot_generations,
             flushed_lsn: 0,
+            segments: 0,
             deletes: Vec::new(),
             deleting: Vec::new(),
             creating: None,
@@ -218,13 +223,14 @@ impl Engine {
 
     /// Keeps memory and journal files at hand; has a flush free some before they are needed.
     pub(super) fn keep_memory_free(&mut self, actions: &mut Vec<Action>) {
-        let bound = self.config.cache_bytes.max(4 * CHUNK_BYTES);
-        while (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound && self.evict_oldest() {}
-        let crowded = (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound;
-        if matches!(self.flush.stage, Stage::Idle)
-            && (crowded || self.flush.unflushed_bytes > bound as u64 / 2)
-        {
-            self.flush.wanted = true;
+        while self.cache_is_full() && self.evict_oldest() {}
+        if matches!(self.flush.stage, Stage::Idle) {
+            let flushed_lsn = self.flush.flushed_lsn;
+            let unflushed =
+                self.journal.chunks.iter().rev().take_while(|chunk| chunk.last_lsn > flushed_lsn).count();
+            let many =
+                self.cached_batches > self.config.cache_batches() / 2 && self.flush.unflushed_bytes > 0;
+            self.flush.wanted |= unflushed * CHUNK_BYTES > self.config.cache_bound() / 2 || many;
         }
         let pinned = self.pool.live_bytes().saturating_sub(self.journal.chunks.len() * CHUNK_BYTES);
         if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
@@ -232,7 +238,15 @@ impl Engine {
         }
         if self.journal.free_files() == 0 {
             self.create_journal_file(actions);
+        } else if self.stalled && self.pool.live_bytes() + CHUNK_BYTES <= self.pool.budget_bytes() {
+            self.stalled = self.cached_batches >= self.config.cache_batches();
         }
+    }
+
+    /// Whether the next chunk would be one more than the cache may have, or it holds as many batches as it may.
+    fn cache_is_full(&self) -> bool {
+        (self.journal.chunks.len() + 1) * CHUNK_BYTES > self.config.cache_bound()
+            || self.cached_batches >= self.config.cache_batches()
     }
 
     /// Drops the oldest chunk of the cache if everything in it is in segments.
@@ -249,6 +263,7 @@ impl Engine {
             };
             while partition.tail.front().is_some_and(|batch| batch.lsn <= chunk.last_lsn) {
                 partition.tail.pop_front();
+                self.cached_batches -= 1;
             }
         }
         true
@@ -517,6 +532,7 @@ impl Engine {
             self.flush.deleting.push(token);
             actions.push(Action::Io { token, op: IoOp::Delete { file } });
         }
+        self.flush.segments = self.each_partition().map(|partition| partition.segments.len()).sum();
         let keep_from = self.flush.slot_generations.iter().copied().min().unwrap_or(0);
         self.journal.recycle_below(keep_from);
         if self.flush.disk_full {
@@ -541,9 +557,8 @@ impl Engine {
 
     /// Journal space may be there again.
     fn room_again(&mut self) {
-        let bound = self.config.cache_bytes.max(4 * CHUNK_BYTES);
-        while (self.journal.chunks.len() + 1) * CHUNK_BYTES > bound && self.evict_oldest() {}
-        self.stalled = false;
+        while self.cache_is_full() && self.evict_oldest() {}
+        self.stalled = self.cached_batches >= self.config.cache_batches();
     }
 
     /// A disk that is full is tried again later; any other failure leaves the disk's content unknown.

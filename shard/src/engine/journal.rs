@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN};
+use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN, JOURNAL_RESERVE_BYTES};
 
 use crate::format::checkpoint::ReplayPoint;
 use crate::format::journal::{
-    COMMIT_HEADER_BYTES, CommitHeader, FrameHeader, FramesCrc, frame_len, frame_seed,
+    COMMIT_HEADER_BYTES, CommitHeader, FrameHeader, FrameKind, FramesCrc, frame_len, frame_seed,
 };
 use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 
@@ -195,7 +195,9 @@ impl Journal {
     ) -> Result<Laid, Full> {
         let body_len = head.len() + body.len();
         let need = frame_len(body_len);
-        self.make_room(pool, need, now_us)?;
+        // The first frame of a life may use what others leave free.
+        let reserve = if frame.kind == FrameKind::NewLife { 0 } else { JOURNAL_RESERVE_BYTES };
+        self.make_room(pool, need, reserve, now_us)?;
         let (Some(chunk), Some(building)) = (&self.chunk, &mut self.building) else {
             unreachable!("make_room leaves a chunk and a commit");
         };
@@ -235,18 +237,19 @@ impl Journal {
     }
 
     /// A commit is open and `need` more bytes fit into it and its region.
-    fn make_room(&mut self, pool: &ChunkPool, need: usize, now_us: u64) -> Result<(), Full> {
+    fn make_room(&mut self, pool: &ChunkPool, need: usize, reserve: usize, now_us: u64) -> Result<(), Full> {
+        let reserve = if self.is_last_region() { reserve } else { 0 };
         if let (Some(chunk), Some(building)) = (&self.chunk, &self.building) {
             let size = chunk.filled() - building.start;
-            let fits = chunk.filled() + need <= CHUNK_BYTES;
+            let fits = chunk.filled() + need + reserve <= CHUNK_BYTES;
             if fits && (size + need <= COMMIT_TARGET_BYTES || building.frame_count == 0) {
                 return Ok(());
             }
             self.seal(false);
         }
         let room = self.chunk.as_ref().map_or(0, |chunk| CHUNK_BYTES - chunk.filled());
-        if room < COMMIT_HEADER_BYTES + need {
-            self.next_region(pool, need)?;
+        if room < COMMIT_HEADER_BYTES + need + reserve {
+            self.next_region(pool, need + reserve)?;
         }
         let Some(chunk) = &self.chunk else { unreachable!("next_region leaves a chunk") };
         let start = chunk.filled();
@@ -262,6 +265,12 @@ impl Journal {
             laid_bytes: 0,
         });
         Ok(())
+    }
+
+    /// Whether nothing comes behind the current region: it is its file's last, and no file is free.
+    fn is_last_region(&self) -> bool {
+        let len = self.files.iter().find(|file| file.number == self.next.file).map_or(0, |file| file.len);
+        self.region_base + 2 * CHUNK_BYTES as u64 > len && self.files.iter().all(|file| !file.free)
     }
 
     /// Goes on in the region that `next` lies in (at the start of a life), the next region, or the next file.
@@ -366,7 +375,7 @@ impl Journal {
     /// Opens and seals a commit without frames, which carries the durable point to the disk.
     pub(super) fn seal_marker(&mut self, pool: &ChunkPool, now_us: u64) -> Result<(), Full> {
         debug_assert!(self.building.is_none(), "a marker is written when nothing else is");
-        self.make_room(pool, 0, now_us)?;
+        self.make_room(pool, 0, JOURNAL_RESERVE_BYTES, now_us)?;
         self.seal(true);
         Ok(())
     }

@@ -58,6 +58,8 @@ use partition::Partition;
 const MARKER_AFTER_US: u64 = 5_000;
 /// How often produces that wait for the disk are looked through for time-outs, microseconds.
 const TIMEOUT_CHECK_US: u64 = 100_000;
+/// How often a stalled shard looks whether readers have let go of memory, microseconds.
+const STALL_CHECK_US: u64 = 10_000;
 /// Pause between attempts to write while the disk is full, microseconds.
 const DISK_FULL_RETRY_US: u64 = 1_000_000;
 /// Topics in one page of a metadata reply; fewer when they have many partitions.
@@ -91,6 +93,8 @@ pub struct Engine {
     by_group: HashMap<GroupId, u32, RandomState>,
     /// Producers of all partitions together.
     producer_count: usize,
+    /// Batches in the tail cache, of all partitions together.
+    cached_batches: usize,
     catalog: Option<Arc<Catalog>>,
     controller: Option<controller::Controller>,
     /// After damage with unknown groups: a partition that the first catalogue names and the disk does not may
@@ -182,6 +186,7 @@ impl Engine {
             self.interval_sync.due_us,
             self.flush_deadline_us(),
             timeout,
+            self.stalled.then_some(self.now.monotonic_us + STALL_CHECK_US),
         ]
         .into_iter()
         .flatten()

@@ -2,7 +2,9 @@
 //! commit is done.
 
 use pyralog_core::batch::BatchView;
-use pyralog_core::limits::{MAX_BATCH_BYTES, MAX_PRODUCERS_PER_SHARD, UNWRITTEN_BYTES_PER_SHARD};
+use pyralog_core::limits::{
+    MAX_BATCH_BYTES, MAX_PRODUCERS_PER_SHARD, MAX_SEGMENTS_PER_SHARD, UNWRITTEN_BYTES_PER_SHARD,
+};
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{Acks, Durability, ProduceReply, ProduceRequest, Response};
 use pyralog_replication::Group;
@@ -105,6 +107,11 @@ impl Engine {
         if partition.end_unknown {
             return Err((ErrorCode::LogEndUnknown, format!("partition {group}")));
         }
+        // One run may add a segment to every partition before they are counted again.
+        if self.flush.segments + self.by_group.len() > MAX_SEGMENTS_PER_SHARD {
+            let text = format!("shard {} holds {} segments", self.config.shard, self.flush.segments);
+            return Err((ErrorCode::LimitReached, text));
+        }
         if self.stalled || self.journal.unwritten_bytes >= UNWRITTEN_BYTES_PER_SHARD {
             return Err(self.no_room());
         }
@@ -166,6 +173,10 @@ impl Engine {
 
     /// Gives the batch its offsets and lays it into the journal. The caller attaches who waits for it.
     pub(super) fn append(&mut self, index: u32, batch: &BatchView<'_>) -> Result<(i64, i64), Refusal> {
+        if self.cached_batches >= self.config.cache_batches() {
+            self.stall(Full::Memory);
+            return Err(self.no_room());
+        }
         let now_us = self.now.monotonic_us;
         let wall_ms = self.now.wall_ms;
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
@@ -200,6 +211,7 @@ impl Engine {
             }
         };
         self.journal.note_cached(index);
+        self.cached_batches += 1;
         partition.push_tail(base_offset, next_offset, batch.max_timestamp(), laid.lsn, laid.data);
         partition.replica.appended(next_offset);
         if batch.producer_id() >= 0 {

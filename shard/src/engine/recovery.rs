@@ -7,7 +7,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use pyralog_core::batch::BatchView;
 use pyralog_core::limits::{
-    CHUNK_BYTES, COLD_READ_BYTES_PER_SHARD, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
+    CHUNK_BYTES, COLD_READ_BYTES_PER_SHARD, JOURNAL_ALIGN, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
 };
 use pyralog_core::{GroupId, ShardId};
 use pyralog_replication::SingleVoter;
@@ -78,6 +78,16 @@ struct Slots {
 }
 
 impl Slots {
+    /// The generation from which each slot's replay begins; 0 = no valid one.
+    fn generations(&self) -> [u64; 2] {
+        self.slots.each_ref().map(|slot| slot.as_ref().map_or(0, |slot| slot.replay_from.generation))
+    }
+
+    /// Journal files below this generation are needed by neither slot.
+    fn keep_from(&self) -> u64 {
+        self.generations().into_iter().min().unwrap_or(0)
+    }
+
     fn newest(&self) -> Option<&Checkpoint> {
         self.slots.iter().flatten().max_by_key(|checkpoint| checkpoint.seq)
     }
@@ -144,7 +154,7 @@ fn check_beginning(
 ) -> Result<(), RecoveryError> {
     let mut used = false;
     for (number, _) in files {
-        let mut block = [0; pyralog_core::limits::JOURNAL_ALIGN];
+        let mut block = [0; JOURNAL_ALIGN];
         let read = disk.read(FileId::Journal(*number), 0, &mut block)?;
         let header = CommitHeader::decode(block.get(..read).unwrap_or_default());
         if header.is_ok_and(|header| header.journal_id == config.journal_id && header.lsn == 1) {
@@ -191,7 +201,7 @@ impl<'a> Replay<'a> {
         now: Now,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self, RecoveryError> {
-        let cache = config.cache_bytes.max(4 * CHUNK_BYTES);
+        let cache = config.cache_bound();
         let mut replay = Self {
             config,
             now,
@@ -362,10 +372,12 @@ impl<'a> Replay<'a> {
         slots: &Slots,
         files: Vec<(u32, u64)>,
     ) -> Result<Engine, RecoveryError> {
-        let cache = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        let cache = self.config.cache_bound();
         if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
             self.make_room(disk)?;
         }
+        let mut files = files;
+        self.make_journal_space(disk, &end, &mut files, slots)?;
         let incarnation = self.incarnation.max(end.incarnation) + 1;
         let suspects = std::mem::take(&mut self.suspects);
         for partition in self.partitions.iter_mut().flatten() {
@@ -386,10 +398,35 @@ impl<'a> Replay<'a> {
                 format!("the journal ends with a write that the last life did not finish: {torn}"),
             ));
         }
-        let generations =
-            slots.slots.each_ref().map(|slot| slot.as_ref().map_or(0, |slot| slot.replay_from.generation));
+        let generations = slots.generations();
         let journal = self.journal(incarnation, &end, &files, generations);
         Ok(self.engine(journal, slots.newest().map_or(0, |newest| newest.seq), generations))
+    }
+
+    /// A life needs room for its first commit: without any, one more file, beyond the journal's bound if need be.
+    fn make_journal_space(
+        &self,
+        disk: &mut dyn RecoveryDisk,
+        end: &ScanEnd,
+        files: &mut Vec<(u32, u64)>,
+        slots: &Slots,
+    ) -> Result<(), RecoveryError> {
+        let keep_from = slots.keep_from();
+        let free = end
+            .files
+            .iter()
+            .any(|(_, generation)| generation.is_none_or(|generation| generation < keep_from));
+        let room = end.resume.is_none_or(|place| {
+            let len = files.iter().find(|(file, _)| *file == place.file).map_or(0, |(_, len)| *len);
+            place.position + JOURNAL_ALIGN as u64 <= len
+        });
+        if free || room {
+            return Ok(());
+        }
+        let number = files.iter().map(|(number, _)| number + 1).max().unwrap_or(0);
+        disk.create_zeroed(FileId::Journal(number), self.config.journal_file_bytes)?;
+        files.push((number, self.config.journal_file_bytes));
+        Ok(())
     }
 
     fn journal(
@@ -437,11 +474,13 @@ impl<'a> Replay<'a> {
         let max_journal_bytes = config.cache_bytes as u64 * 2 + config.journal_file_bytes * 4;
         let mut flush = Flusher::new(checkpoint_seq, generations, max_journal_bytes);
         let mut partitions = self.partitions;
-        let mut producer_count = 0;
+        let (mut producer_count, mut cached_batches) = (0, 0);
         for (index, partition) in partitions.iter_mut().enumerate() {
             if let Some(partition) = partition.as_deref_mut() {
                 flush.recovered(index as u32, partition);
                 producer_count += partition.producers.len();
+                cached_batches += partition.tail.len();
+                flush.segments += partition.segments.len();
             }
         }
         #[cfg(feature = "planted-bugs")]
@@ -458,6 +497,7 @@ impl<'a> Replay<'a> {
             partitions,
             by_group: self.by_group,
             producer_count,
+            cached_batches,
             catalog: None,
             controller: self.catalog.map(|catalog| Controller::new(catalog, config.shards)),
             opens_are_suspect: self.unknown_damage,
@@ -486,7 +526,7 @@ impl<'a> Replay<'a> {
 
 impl ScanSink for Replay<'_> {
     fn chunk(&mut self, disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
-        let cache = self.config.cache_bytes.max(4 * CHUNK_BYTES);
+        let cache = self.config.cache_bound();
         if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
             self.make_room(disk)?;
         }
