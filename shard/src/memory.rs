@@ -8,8 +8,16 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
+
+static HUGEPAGES: AtomicBool = AtomicBool::new(false);
+
+/// Whether chunks made from now on ask for transparent huge pages (`runtime.hugepages`).
+pub fn use_transparent_hugepages(on: bool) {
+    HUGEPAGES.store(on, Ordering::Relaxed);
+}
 
 /// One region of memory of a fixed size, filled from the front, aligned for direct I/O.
 pub struct Chunk {
@@ -57,6 +65,10 @@ impl Chunk {
             let layout = Self::layout(capacity);
             // SAFETY: the layout has a non-zero size. Zeroed, so that every byte is initialised from the start.
             let raw = unsafe { alloc_zeroed(layout) };
+            if HUGEPAGES.load(Ordering::Relaxed) && capacity >= CHUNK_BYTES && !raw.is_null() {
+                // SAFETY: advice on our own memory; that it fails where the kernel has none changes nothing.
+                unsafe { libc::madvise(raw.cast(), capacity, libc::MADV_HUGEPAGE) };
+            }
             NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout))
         });
         books.live.set(books.live.get() + capacity);
