@@ -1,0 +1,527 @@
+//! The shard's main task. One pass: take completions, hand events to the engine, end the pass, carry out its
+//! actions, then submit and sleep with one system call until something happens or a deadline passes.
+//!
+//! Owner: the shard's thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use io_uring::opcode;
+use io_uring::types::Fd;
+use pyralog_core::{GroupId, ShardId};
+use pyralog_net::message::PartitionState;
+use pyralog_replication::metadata::Catalog;
+
+use super::connections::{Connections, EngineAccess, Leaving};
+use super::files::Files;
+use super::node::ControlEvent;
+use super::op::Op;
+use super::park::Park;
+use super::receive::HandOver;
+use super::recovery_disk::RealDisk;
+use super::report::ShardReport;
+use super::ring::{Completion, Ring};
+use super::wake::Waker;
+use crate::engine::{Action, Engine, EngineConfig, Event, LogLevel, Now, ShardStatus, recover};
+
+/// Completions handled in one pass; then the engine seals and the actions go out.
+const COMPLETIONS_PER_PASS: usize = 256;
+/// Bytes received in one pass, likewise.
+const RECEIVED_PER_PASS: usize = 1 << 20;
+/// Pauses between attempts to recover from a failing disk.
+const FIRST_RETRY_US: u64 = 1_000_000;
+const LAST_RETRY_US: u64 = 30_000_000;
+/// How long a shutdown waits for the engine, then for replies on their way.
+const STOP_BOUND_US: u64 = 60_000_000;
+const STOP_SENDS_US: u64 = 1_000_000;
+
+/// From another thread to a shard.
+#[derive(Debug)]
+pub(super) enum ShardMessage {
+    /// A connection that said `Hello` to this shard elsewhere.
+    Connection(HandOver),
+    /// Shard 0 published a catalogue.
+    Catalog(Arc<Catalog>),
+    /// To shard 0: a shard serves that version.
+    CatalogApplied(ShardId, u64),
+    /// Tell how you are.
+    Report(flume::Sender<ShardReport>),
+    /// Tell the state of your partitions, of one topic or of all.
+    Partitions(Option<u32>, flume::Sender<Vec<(GroupId, PartitionState)>>),
+    /// Stop.
+    Shutdown,
+}
+
+/// The way to a shard. Unbounded, as what goes through it is bounded at its source: connections by the node's
+/// bound, questions by who asks, catalogues by the rate of administrative commands.
+#[derive(Clone, Debug)]
+pub(super) struct Mailbox {
+    pub(super) sender: flume::Sender<ShardMessage>,
+    pub(super) waker: Waker,
+}
+
+impl Mailbox {
+    pub(super) fn send(&self, message: ShardMessage) {
+        if self.sender.send(message).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+/// Clock of a shard: monotonic from an arbitrary start, and the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(pub(super) Instant);
+
+impl Clock {
+    pub(super) fn monotonic_us(self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+
+    pub(super) fn now(self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { monotonic_us: self.monotonic_us(), wall_ms: wall.as_millis() as i64 }
+    }
+}
+
+/// What the shard is doing.
+#[derive(Debug)]
+enum Life {
+    Serving,
+    /// Fenced: waits for its I/O to end, then reads its disk again.
+    Recovering {
+        reason: String,
+        after_us: u64,
+        pause_us: u64,
+    },
+    /// Told to stop.
+    Stopping {
+        by_us: u64,
+    },
+    /// The engine has stopped; replies are on their way.
+    Stopped {
+        by_us: u64,
+    },
+}
+
+/// Everything that a shard's thread owns.
+pub(super) struct Driver {
+    pub(super) shard: ShardId,
+    /// First, so that it is drained before anything that its operations refer to goes.
+    pub(super) ring: Ring<Op>,
+    pub(super) engine: Option<Engine>,
+    pub(super) config: EngineConfig,
+    pub(super) connections: Connections,
+    pub(super) files: Files,
+    pub(super) mailbox: flume::Receiver<ShardMessage>,
+    pub(super) waker: Waker,
+    pub(super) shards: Vec<Mailbox>,
+    pub(super) control: flume::Sender<ControlEvent>,
+    pub(super) clock: Clock,
+    pub(super) park: Park,
+    pub(super) make_disk: Box<dyn Fn() -> RealDisk>,
+    life: Life,
+    actions: Vec<Action>,
+    /// What happened while actions were carried out, for the next pass.
+    catalog: Option<Arc<Catalog>>,
+    waking: bool,
+    announced_ready: bool,
+    messages: VecDeque<ShardMessage>,
+    longest_pass_us: u64,
+    passes: u64,
+}
+
+/// The parts that a [`Driver`] is made of.
+pub(super) struct Parts {
+    pub(super) shard: ShardId,
+    pub(super) ring: Ring<Op>,
+    pub(super) engine: Engine,
+    pub(super) config: EngineConfig,
+    pub(super) connections: Connections,
+    pub(super) files: Files,
+    pub(super) mailbox: flume::Receiver<ShardMessage>,
+    pub(super) waker: Waker,
+    pub(super) shards: Vec<Mailbox>,
+    pub(super) control: flume::Sender<ControlEvent>,
+    pub(super) clock: Clock,
+    pub(super) park: Park,
+    pub(super) make_disk: Box<dyn Fn() -> RealDisk>,
+}
+
+impl Driver {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            shard: parts.shard,
+            ring: parts.ring,
+            engine: Some(parts.engine),
+            config: parts.config,
+            connections: parts.connections,
+            files: parts.files,
+            mailbox: parts.mailbox,
+            waker: parts.waker,
+            shards: parts.shards,
+            control: parts.control,
+            clock: parts.clock,
+            park: parts.park,
+            make_disk: parts.make_disk,
+            life: Life::Serving,
+            actions: Vec::new(),
+            catalog: None,
+            waking: false,
+            announced_ready: false,
+            messages: VecDeque::new(),
+            longest_pass_us: 0,
+            passes: 0,
+        }
+    }
+
+    /// Serves until it is told to stop. An error is one of the ring itself. Blocks its thread: the shard sleeps in
+    /// its own ring.
+    pub(super) fn run(mut self) -> std::io::Result<()> {
+        let now = self.clock.now();
+        if let Some(engine) = &mut self.engine {
+            engine.start(now, &mut self.actions);
+        }
+        loop {
+            let now = self.clock.now();
+            let started_us = now.monotonic_us;
+            self.pass(now);
+            if self.finished(now) {
+                break;
+            }
+            self.passes += 1;
+            let (wait, end_us) = self.wait();
+            self.longest_pass_us = self.longest_pass_us.max(end_us.saturating_sub(started_us));
+            match wait {
+                None => self.ring.enter(None)?,
+                Some(timeout) => self.park.wait(&mut self.ring, timeout, self.files.flushing())?,
+            }
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// One pass over what has happened.
+    fn pass(&mut self, now: Now) {
+        self.take_completions(now);
+        self.files.take_helpers(&mut self.ring);
+        self.take_messages(now);
+        self.recover_when_quiet(now);
+        let Self { engine, actions, connections, files, ring, .. } = self;
+        let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
+        connections.resume(ring, &mut access);
+        connections.expire(&mut access);
+        if let Some(engine) = engine {
+            for (token, result) in files.take_finished() {
+                engine.handle(now, Event::IoDone { token, result }, actions);
+            }
+            if engine.next_deadline_us().is_some_and(|due| due <= now.monotonic_us) {
+                engine.handle(now, Event::Tick, actions);
+            }
+            engine.end_of_pass(now, actions);
+        } else {
+            files.take_finished().for_each(drop);
+        }
+        self.carry_out(now);
+        self.send_away();
+        self.arm(now);
+        let Self { engine, actions, connections, ring, .. } = self;
+        connections.flush(ring, &mut EngineAccess { engine: engine.as_mut(), actions, now });
+        self.announce();
+    }
+
+    fn take_completions(&mut self, now: Now) {
+        let mut received = 0;
+        for _ in 0..COMPLETIONS_PER_PASS {
+            if received >= RECEIVED_PER_PASS {
+                return;
+            }
+            let Some(Completion { owner, result, flags }) = self.ring.next_completion() else { return };
+            let Self { engine, actions, connections, files, ring, .. } = self;
+            let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
+            match owner {
+                Op::File(io) => files.completed(ring, io, result, now.monotonic_us),
+                Op::Receive(id) => {
+                    received += result.max(0) as usize;
+                    connections.receive_done(ring, id, result, flags, &mut access);
+                }
+                Op::ReceiveRest(id, bytes) => {
+                    received += result.max(0) as usize;
+                    connections.receive_rest_done(id, bytes, result, flags, &mut access);
+                }
+                Op::Send(id, op) => connections.send_done(ring, id, op, result, &mut access),
+                Op::Accept => connections.accept(now.monotonic_us),
+                Op::Wake(_) => {
+                    self.waking = false;
+                    self.waker.clear();
+                    self.messages.extend(self.mailbox.try_iter());
+                }
+            }
+        }
+    }
+
+    fn take_messages(&mut self, now: Now) {
+        while let Some(message) = self.messages.pop_front() {
+            match message {
+                ShardMessage::Connection(hand_over) => {
+                    let Self { engine, actions, connections, .. } = self;
+                    connections
+                        .take_over(hand_over, &mut EngineAccess { engine: engine.as_mut(), actions, now });
+                }
+                ShardMessage::Catalog(catalog) => {
+                    self.catalog = Some(Arc::clone(&catalog));
+                    self.event(now, Event::CatalogPublished { catalog });
+                }
+                ShardMessage::CatalogApplied(shard, version) => {
+                    self.event(now, Event::CatalogApplied { shard, version });
+                }
+                ShardMessage::Report(to) => {
+                    let _ = to.try_send(self.report());
+                }
+                ShardMessage::Partitions(topic, to) => {
+                    let mut states = self.engine.as_ref().map(Engine::partitions).unwrap_or_default();
+                    states.retain(|(group, _)| topic.is_none_or(|topic| group.topic.0 == topic));
+                    let _ = to.try_send(states);
+                }
+                ShardMessage::Shutdown => self.stop(now),
+            }
+        }
+    }
+
+    fn event(&mut self, now: Now, event: Event<'_>) {
+        if let Some(engine) = &mut self.engine {
+            engine.handle(now, event, &mut self.actions);
+        }
+    }
+
+    /// Carries out what the engine said, in order. What an action causes at once may add more.
+    fn carry_out(&mut self, now: Now) {
+        // The time of a reply, not of the pass's beginning, is what a latency ends with.
+        let mut reply_us = None;
+        while !self.actions.is_empty() {
+            let mut actions = std::mem::take(&mut self.actions);
+            for action in actions.drain(..) {
+                match action {
+                    Action::Io { token, op } => self.files.start(&mut self.ring, token, op, now.monotonic_us),
+                    Action::Reply { conn, correlation_id, body } => {
+                        let now_us = *reply_us.get_or_insert_with(|| self.clock.monotonic_us());
+                        self.connections.reply(conn, correlation_id, body, now_us);
+                    }
+                    Action::PublishCatalog { catalog } => {
+                        for shard in &self.shards {
+                            shard.send(ShardMessage::Catalog(Arc::clone(&catalog)));
+                        }
+                        let _ = self.control.send(ControlEvent::Catalog(catalog));
+                    }
+                    Action::CatalogApplied { version } => {
+                        self.connections.identity.catalog_version = version;
+                        if let Some(first) = self.shards.first() {
+                            first.send(ShardMessage::CatalogApplied(self.shard, version));
+                        }
+                    }
+                    Action::Recover { reason } => self.fence(now, reason),
+                    Action::ShedSlowReaders { bytes } => {
+                        let Self { engine, actions, connections, .. } = self;
+                        let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
+                        connections.shed(bytes, &mut access);
+                    }
+                    Action::Log { level, text } => self.log(level, text),
+                    Action::Stopped => {
+                        if let Life::Stopping { .. } = self.life {
+                            self.life = Life::Stopped { by_us: now.monotonic_us + STOP_SENDS_US };
+                        }
+                    }
+                }
+            }
+            if self.actions.is_empty() {
+                self.actions = actions; // keeps its memory
+                return;
+            }
+        }
+    }
+
+    fn log(&self, level: LogLevel, text: String) {
+        let _ = self.control.send(ControlEvent::Log { shard: self.shard, level, text });
+    }
+
+    /// Sockets that belong elsewhere go there.
+    fn send_away(&mut self) {
+        for leaving in self.connections.take_leaving() {
+            match leaving {
+                Leaving::Http(HandOver { socket, prefix }) => {
+                    let stream = std::net::TcpStream::from(socket);
+                    let _ = self.control.send(ControlEvent::HttpSocket { stream, prefix });
+                }
+                Leaving::Shard(shard, hand_over) => {
+                    if let Some(mailbox) = self.shards.get(usize::from(shard)) {
+                        mailbox.send(ShardMessage::Connection(hand_over));
+                    }
+                }
+            }
+        }
+    }
+
+    fn arm(&mut self, now: Now) {
+        if !self.waking {
+            let mut counter = Box::new([0u8; 8]);
+            let entry = opcode::Read::new(Fd(self.waker.fd()), counter.as_mut_ptr(), 8).build();
+            // SAFETY: the operation owns the box.
+            unsafe { self.ring.push(entry, Op::Wake(counter)) };
+            self.waking = true;
+        }
+        self.connections.arm_accept(&mut self.ring, now.monotonic_us);
+    }
+
+    fn announce(&mut self) {
+        if !self.announced_ready && self.engine.as_ref().is_some_and(|engine| engine.status().ready) {
+            self.announced_ready = true;
+            let _ = self.control.send(ControlEvent::ShardReady { shard: self.shard });
+        }
+    }
+
+    /// How long to sleep (`None`: not at all, `Some(None)`: until something happens), and the time.
+    fn wait(&self) -> (Option<Option<Duration>>, u64) {
+        let now_us = self.clock.monotonic_us();
+        let busy = self.ring.has_ready()
+            || !self.messages.is_empty()
+            || !self.actions.is_empty()
+            || self.files.has_finished()
+            || self.connections.can_resume(self.engine.as_ref());
+        if busy {
+            return (None, now_us);
+        }
+        let life = match &self.life {
+            Life::Serving => None,
+            // While its I/O ends, completions wake it.
+            Life::Recovering { .. } if self.files.in_flight() > 0 => None,
+            Life::Recovering { after_us: due, .. } | Life::Stopping { by_us: due } => Some(*due),
+            Life::Stopped { by_us } => Some(*by_us),
+        };
+        let engine = self.engine.as_ref().and_then(Engine::next_deadline_us);
+        let due = [life, engine, self.connections.next_deadline_us()].into_iter().flatten().min();
+        let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(now_us)));
+        match timeout {
+            Some(Duration::ZERO) => (None, now_us),
+            timeout => (Some(timeout), now_us),
+        }
+    }
+
+    // --- fenced ------------------------------------------------------------------------------------------
+
+    /// The engine trusts its disk no longer. Its memory goes as soon as its operations have ended.
+    fn fence(&mut self, now: Now, reason: String) {
+        if matches!(self.life, Life::Recovering { .. } | Life::Stopped { .. }) {
+            return;
+        }
+        let stopping = matches!(self.life, Life::Stopping { .. });
+        self.log(
+            LogLevel::Error,
+            format!("fenced; clients are disconnected and the disk is read again: {reason}"),
+        );
+        let Self { engine, actions, connections, .. } = self;
+        connections.close_all(&mut EngineAccess { engine: engine.as_mut(), actions, now });
+        connections.reading = false;
+        self.life = match stopping {
+            // Nothing is lost by stopping here: what was acknowledged is in the journal.
+            true => Life::Stopped { by_us: now.monotonic_us + STOP_SENDS_US },
+            false => Life::Recovering { reason, after_us: now.monotonic_us, pause_us: FIRST_RETRY_US },
+        };
+    }
+
+    fn recover_when_quiet(&mut self, now: Now) {
+        let Life::Recovering { reason, after_us, pause_us } = &self.life else { return };
+        if self.files.in_flight() > 0 || now.monotonic_us < *after_us {
+            return;
+        }
+        let (reason, pause_us) = (reason.clone(), *pause_us);
+        // The old engine, its cache above all, goes before the new one fills its own.
+        self.engine = None;
+        self.actions.clear();
+        self.files.take_finished().for_each(drop);
+        self.files.close_all();
+        let mut disk = (self.make_disk)();
+        match recover(self.config.clone(), &mut disk, now) {
+            Ok(mut engine) => {
+                let now = self.clock.now();
+                engine.start(now, &mut self.actions);
+                if let Some(catalog) = self.catalog.clone() {
+                    engine.handle(now, Event::CatalogPublished { catalog }, &mut self.actions);
+                }
+                self.engine = Some(engine);
+                self.life = Life::Serving;
+                self.log(LogLevel::Warn, format!("recovered after: {reason}"));
+            }
+            Err(error) => {
+                let text =
+                    format!("can't read the disk again, next attempt in {} s: {error}", pause_us / 1_000_000);
+                self.log(LogLevel::Error, text);
+                let after_us = self.clock.monotonic_us() + pause_us;
+                let pause_us = (pause_us * 2).min(LAST_RETRY_US);
+                self.life = Life::Recovering { reason, after_us, pause_us };
+            }
+        }
+        self.connections.reading = true;
+        self.connections.list_all();
+    }
+
+    // --- the end -----------------------------------------------------------------------------------------
+
+    fn stop(&mut self, now: Now) {
+        if matches!(self.life, Life::Stopping { .. } | Life::Stopped { .. }) {
+            return;
+        }
+        self.connections.stop_accepting(&mut self.ring);
+        self.life = Life::Stopping { by_us: now.monotonic_us + STOP_BOUND_US };
+        match &mut self.engine {
+            Some(engine) => engine.handle(now, Event::Shutdown, &mut self.actions),
+            None => self.life = Life::Stopped { by_us: now.monotonic_us },
+        }
+    }
+
+    fn finished(&mut self, now: Now) -> bool {
+        match self.life {
+            Life::Stopped { by_us } => now.monotonic_us >= by_us || !self.connections.has_unsent(),
+            Life::Stopping { by_us } if now.monotonic_us >= by_us => {
+                let text = "the shutdown took too long and was cut short; the next start replays the journal";
+                self.log(LogLevel::Error, text.into());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn end(&mut self) {
+        let now = self.clock.now();
+        let Self { engine, actions, connections, ring, .. } = self;
+        let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
+        connections.close_all(&mut access);
+        connections.flush(ring, &mut access);
+        self.actions.clear();
+        let _ = self.ring.enter(None);
+    }
+
+    fn report(&self) -> ShardReport {
+        let stats = self.connections.stats();
+        let fenced = match &self.life {
+            Life::Recovering { reason, .. } => Some(reason.clone()),
+            _ => None,
+        };
+        let without_engine = || ShardStatus { fenced, ..ShardStatus::default() };
+        ShardReport {
+            shard: self.shard,
+            status: self.engine.as_ref().map(Engine::status).unwrap_or_else(without_engine),
+            connections: stats.open,
+            queued_reply_bytes: stats.queued_bytes,
+            accepted: stats.accepted,
+            refused: stats.refused,
+            timed_out: stats.timed_out,
+            shed: stats.shed,
+            journal_write_us: self.files.journal_latency_us().clone(),
+            produce_us: self.connections.produce_latency_us().clone(),
+            longest_pass_us: self.longest_pass_us,
+            passes: self.passes,
+            ring: self.ring.stats(),
+            open_files: self.files.open_files(),
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! Carries out the engine's file operations. Data moves through the shard's ring; what may block for long
+//! (opening, creating, cutting, removing) is done by two helper threads, so the shard never waits for a disk.
+//!
+//! Journal writes are one entry each: O_DIRECT with RWF_DSYNC, no kernel worker and no separate flush. Buffered
+//! segment writes and their flushes run in the kernel's workers beside them.
+//!
+//! Owner: the shard's thread.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+
+use hdrhistogram::Histogram;
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{opcode, squeue};
+
+use super::files_helper::{Helpers, Job, JobDone, OpenMode};
+use super::paths::{Paths, io_error};
+use super::ring::Ring;
+use super::wake::Waker;
+use crate::engine::{FileId, IoError, IoOp, IoResult, IoToken};
+use crate::memory::{Chunk, ChunkSlice};
+
+/// Most entries of a gather list that the kernel takes at once.
+const MAX_IOVECS: usize = 1024;
+
+/// An operation on its way through the ring, owning its buffers.
+#[derive(Debug)]
+pub struct FileIo {
+    token: IoToken,
+    file: FileId,
+    fd: Rc<OwnedFd>,
+    offset: u64,
+    done: usize,
+    started_us: u64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Journal { data: ChunkSlice, durable: bool },
+    Write { data: Vec<ChunkSlice>, total: usize, iovecs: Vec<libc::iovec> },
+    Read { chunk: Rc<Chunk> },
+    Sync,
+}
+
+/// An operation that waits for its file to be opened.
+#[derive(Debug)]
+struct Waiting {
+    token: IoToken,
+    offset: u64,
+    started_us: u64,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Handle {
+    Open {
+        fd: Rc<OwnedFd>,
+        used: u64,
+        unsynced: bool,
+    },
+    /// Being opened under this number.
+    Opening(u64),
+}
+
+/// A file that a helper is opening. It is no longer in `handles` when it was removed meanwhile: then it serves
+/// those who waited before and is not kept.
+#[derive(Debug)]
+struct Opening {
+    file: FileId,
+    waiting: Vec<Waiting>,
+    create: bool,
+    /// Open jobs on their way.
+    jobs: u32,
+}
+
+/// The files of one shard.
+#[derive(Debug)]
+pub struct Files {
+    paths: Paths,
+    handles: HashMap<FileId, Handle, ahash::RandomState>,
+    opening: HashMap<u64, Opening, ahash::RandomState>,
+    max_handles: usize,
+    use_counter: u64,
+    helpers: Helpers,
+    /// Jobs with the helpers whose end answers an operation.
+    jobs: u64,
+    in_ring: u64,
+    syncs: u64,
+    finished: Vec<(IoToken, IoResult)>,
+    journal_latency_us: Histogram<u64>,
+}
+
+impl Files {
+    /// Files below `paths`, of which at most about `max_handles` are kept open (journal files not counted).
+    /// `waker` is called when a helper is done.
+    pub fn new(paths: Paths, max_handles: usize, waker: Waker) -> io::Result<Self> {
+        let journal_latency_us = Histogram::new_with_bounds(1, 60_000_000, 3).map_err(io::Error::other)?;
+        Ok(Self {
+            helpers: Helpers::start(paths.clone(), waker)?,
+            paths,
+            handles: HashMap::default(),
+            opening: HashMap::default(),
+            max_handles: max_handles.max(8),
+            use_counter: 0,
+            jobs: 0,
+            in_ring: 0,
+            syncs: 0,
+            finished: Vec::new(),
+            journal_latency_us,
+        })
+    }
+
+    /// Begins an operation. Its end comes out of [`Self::take_finished`].
+    pub fn start<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, token: IoToken, op: IoOp, now_us: u64) {
+        let started_us = now_us;
+        let (file, waiting, create) = match op {
+            IoOp::JournalWrite { file, offset, data, durable } => {
+                (file, Waiting { token, offset, started_us, kind: Kind::Journal { data, durable } }, false)
+            }
+            IoOp::Write { file, offset, data } => {
+                let total = data.iter().map(ChunkSlice::len).sum();
+                let kind = Kind::Write { data, total, iovecs: Vec::new() };
+                (file, Waiting { token, offset, started_us, kind }, true)
+            }
+            IoOp::Sync { file } => {
+                self.syncs += 1;
+                (file, Waiting { token, offset: 0, started_us, kind: Kind::Sync }, false)
+            }
+            IoOp::Read { file, offset, into } => {
+                into.set_filled(0);
+                (file, Waiting { token, offset, started_us, kind: Kind::Read { chunk: into } }, false)
+            }
+            IoOp::CreateZeroed { file, len } => {
+                let close = self.forget(file);
+                return self.helper(Job::CreateZeroed { token, file, len, close });
+            }
+            IoOp::Truncate { file, len } => return self.helper(Job::Truncate { token, file, len }),
+            IoOp::Delete { file } => {
+                let close = self.forget(file);
+                return self.helper(Job::Delete { token, file, close });
+            }
+            IoOp::DeleteGroup { group } => {
+                let of_group = |file: &FileId| matches!(file, FileId::Segment(owner, _) | FileId::Index(owner, _) if *owner == group);
+                let files: Vec<FileId> = self.handles.keys().copied().filter(of_group).collect();
+                let close = files.into_iter().flat_map(|file| self.forget(file)).collect();
+                return self.helper(Job::DeleteGroup { token, group, close });
+            }
+        };
+        self.with_handle(ring, file, waiting, create);
+    }
+
+    fn helper(&mut self, job: Job) {
+        self.jobs += 1;
+        self.helpers.send(job);
+    }
+
+    fn with_handle<T: From<Box<FileIo>>>(
+        &mut self,
+        ring: &mut Ring<T>,
+        file: FileId,
+        waiting: Waiting,
+        create: bool,
+    ) {
+        self.use_counter += 1;
+        let writes = matches!(waiting.kind, Kind::Write { .. });
+        match self.handles.get_mut(&file) {
+            Some(Handle::Open { fd, used, unsynced }) => {
+                *used = self.use_counter;
+                *unsynced |= writes;
+                let fd = Rc::clone(fd);
+                self.enqueue(ring, file, fd, waiting);
+            }
+            Some(Handle::Opening(id)) => {
+                let id = *id;
+                let Some(opening) = self.opening.get_mut(&id) else { return };
+                opening.waiting.push(waiting);
+                // An open that must not create would tell the writer behind it that the file is missing.
+                if create && !opening.create {
+                    opening.create = true;
+                    opening.jobs += 1;
+                    self.helpers.send(Job::Open { id, file, mode: open_mode(file, true) });
+                }
+            }
+            None => {
+                let id = self.use_counter;
+                self.handles.insert(file, Handle::Opening(id));
+                self.opening.insert(id, Opening { file, waiting: vec![waiting], create, jobs: 1 });
+                self.helpers.send(Job::Open { id, file, mode: open_mode(file, create) });
+            }
+        }
+    }
+
+    /// Drops the handle of a file that is going away. The descriptor is closed by the helper: the last close of
+    /// a removed file frees its blocks, which takes long.
+    fn forget(&mut self, file: FileId) -> Vec<OwnedFd> {
+        match self.handles.remove(&file) {
+            Some(Handle::Open { fd, .. }) => Rc::into_inner(fd).into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn enqueue<T: From<Box<FileIo>>>(
+        &mut self,
+        ring: &mut Ring<T>,
+        file: FileId,
+        fd: Rc<OwnedFd>,
+        waiting: Waiting,
+    ) {
+        let Waiting { token, offset, started_us, kind } = waiting;
+        self.in_ring += 1;
+        self.submit(ring, Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind }));
+    }
+
+    fn submit<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, mut io: Box<FileIo>) {
+        let entry = io.entry();
+        // SAFETY: the entry points into chunks that `io` holds, which nobody writes below their fill mark (or,
+        // for a read, touches at all), and into its boxed gather list.
+        unsafe { ring.push(entry, io.into()) };
+    }
+
+    /// Takes the end of one of the ring's operations; continues it when it is not complete.
+    pub fn completed<T: From<Box<FileIo>>>(
+        &mut self,
+        ring: &mut Ring<T>,
+        mut io: Box<FileIo>,
+        result: i32,
+        now_us: u64,
+    ) {
+        if result == -libc::EINTR || result == -libc::EAGAIN {
+            return self.submit(ring, io);
+        }
+        let outcome = match io.advance(result) {
+            Step::More => return self.submit(ring, io),
+            Step::Done => Ok(()),
+            Step::Failed(error) => Err(io_error(&self.paths.file(io.file), io.verb(), &error)),
+        };
+        self.in_ring -= 1;
+        match io.kind {
+            Kind::Journal { .. } => {
+                let _ = self.journal_latency_us.record(now_us.saturating_sub(io.started_us).max(1));
+            }
+            Kind::Sync => {
+                self.syncs -= 1;
+                if outcome.is_ok()
+                    && let Some(Handle::Open { unsynced, .. }) = self.handles.get_mut(&io.file)
+                {
+                    *unsynced = false;
+                }
+            }
+            _ => {}
+        }
+        let FileIo { token, done, kind, .. } = *io;
+        let result = outcome.map(|()| match kind {
+            Kind::Read { chunk } => {
+                chunk.set_filled(done);
+                Some(chunk)
+            }
+            _ => None,
+        });
+        self.finished.push((token, result));
+    }
+
+    /// Takes what the helpers have done.
+    pub fn take_helpers<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>) {
+        while let Some(done) = self.helpers.next_done() {
+            match done {
+                JobDone::Opened { id, result } => self.opened(ring, id, result),
+                JobDone::Ended { token, result } => {
+                    self.jobs -= 1;
+                    self.finished.push((token, result.map(|()| None)));
+                }
+            }
+        }
+    }
+
+    fn opened<T: From<Box<FileIo>>>(
+        &mut self,
+        ring: &mut Ring<T>,
+        id: u64,
+        result: Result<OwnedFd, IoError>,
+    ) {
+        let Entry::Occupied(mut entry) = self.opening.entry(id) else { return };
+        entry.get_mut().jobs -= 1;
+        if result.is_err() && entry.get().jobs > 0 {
+            return; // a second open, which may create, is on its way
+        }
+        let Opening { file, waiting, .. } = entry.remove();
+        let kept = matches!(self.handles.get(&file), Some(Handle::Opening(current)) if *current == id);
+        if kept {
+            self.handles.remove(&file);
+        }
+        match result {
+            Ok(fd) => {
+                let fd = Rc::new(fd);
+                if kept {
+                    self.make_room();
+                    let unsynced = waiting.iter().any(|waiting| matches!(waiting.kind, Kind::Write { .. }));
+                    let handle = Handle::Open { fd: Rc::clone(&fd), used: self.use_counter, unsynced };
+                    self.handles.insert(file, handle);
+                }
+                for waiting in waiting {
+                    self.enqueue(ring, file, Rc::clone(&fd), waiting);
+                }
+            }
+            Err(error) => {
+                for waiting in waiting {
+                    if matches!(waiting.kind, Kind::Sync) {
+                        self.syncs -= 1;
+                    }
+                    self.finished.push((waiting.token, Err(error.clone())));
+                }
+            }
+        }
+    }
+
+    /// Closes the handles that were not used for longest, an eighth at once, when there are too many. Those with
+    /// unflushed writes go last: a write-back error is told most surely to a descriptor that was open.
+    fn make_room(&mut self) {
+        if self.handles.len() < self.max_handles {
+            return;
+        }
+        let mut candidates: Vec<(bool, u64, FileId)> = self
+            .handles
+            .iter()
+            .filter_map(|(file, handle)| match handle {
+                Handle::Open { used, unsynced, .. } if !matches!(file, FileId::Journal(_)) => {
+                    Some((*unsynced, *used, *file))
+                }
+                _ => None,
+            })
+            .collect();
+        candidates.sort_unstable();
+        for (_, _, file) in candidates.into_iter().take(self.max_handles / 8 + 1) {
+            self.handles.remove(&file);
+        }
+    }
+
+    /// Operations that ended since the last call.
+    pub fn take_finished(&mut self) -> std::vec::Drain<'_, (IoToken, IoResult)> {
+        self.finished.drain(..)
+    }
+
+    /// Whether ends wait to be taken.
+    pub fn has_finished(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
+    /// Operations begun and not ended.
+    pub fn in_flight(&self) -> u64 {
+        let waiting: usize = self.opening.values().map(|opening| opening.waiting.len()).sum();
+        self.in_ring + self.jobs + waiting as u64
+    }
+
+    /// Whether a flush is running: the shard must not spin then, or it starves the kernel's worker.
+    pub fn flushing(&self) -> bool {
+        self.syncs > 0
+    }
+
+    /// Files open now.
+    pub fn open_files(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Closes every handle; only when nothing is in flight. After an I/O error nothing of the past is trusted.
+    pub fn close_all(&mut self) {
+        self.handles.clear();
+    }
+
+    /// Time from the engine's action to the completion of journal writes, microseconds.
+    pub fn journal_latency_us(&self) -> &Histogram<u64> {
+        &self.journal_latency_us
+    }
+}
+
+fn open_mode(file: FileId, create: bool) -> OpenMode {
+    match (file, create) {
+        (FileId::Journal(_), _) => OpenMode::Direct,
+        (_, true) => OpenMode::Create,
+        (_, false) => OpenMode::Existing,
+    }
+}
+
+enum Step {
+    Done,
+    More,
+    Failed(io::Error),
+}
+
+impl FileIo {
+    fn entry(&mut self) -> squeue::Entry {
+        let fd = Fd(self.fd.as_raw_fd());
+        let offset = self.offset + self.done as u64;
+        match &mut self.kind {
+            Kind::Journal { data, durable } => {
+                let rest = data.bytes().get(self.done..).unwrap_or_default();
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                opcode::Write::new(fd, rest.as_ptr(), rest.len() as u32)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build()
+            }
+            Kind::Write { data, iovecs, .. } => {
+                gather(data, self.done, iovecs);
+                opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32).offset(offset).build()
+            }
+            Kind::Read { chunk } => {
+                let rest = chunk.capacity().saturating_sub(self.done);
+                // SAFETY: `done` is at most the capacity: the kernel fills no more than it is given.
+                let start = unsafe { chunk.as_ptr().cast_mut().add(self.done) };
+                opcode::Read::new(fd, start, rest as u32).offset(offset).build()
+            }
+            Kind::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        }
+    }
+
+    fn advance(&mut self, result: i32) -> Step {
+        if result < 0 {
+            return Step::Failed(io::Error::from_raw_os_error(-result));
+        }
+        let count = result as usize;
+        let total = match &self.kind {
+            Kind::Journal { data, .. } => data.len(),
+            Kind::Write { total, .. } => *total,
+            Kind::Read { chunk } => chunk.capacity(),
+            Kind::Sync => return Step::Done,
+        };
+        self.done = (self.done + count).min(total);
+        match (self.done == total, count, &self.kind) {
+            (true, ..) | (false, 0, Kind::Read { .. }) => Step::Done,
+            // A rest that is not aligned can't be written directly: nothing good makes a disk do that.
+            (false, 0, _) => Step::Failed(io::Error::other("the system wrote nothing and told no error")),
+            (false, ..) => Step::More,
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        match self.kind {
+            Kind::Journal { .. } | Kind::Write { .. } => "write",
+            Kind::Read { .. } => "read",
+            Kind::Sync => "flush",
+        }
+    }
+}
+
+/// The gather list of `data` without its first `skip` bytes, up to what the kernel takes at once.
+fn gather(data: &[ChunkSlice], mut skip: usize, iovecs: &mut Vec<libc::iovec>) {
+    iovecs.clear();
+    for slice in data {
+        let bytes = slice.bytes();
+        let Some(rest) = bytes.get(skip..).filter(|rest| !rest.is_empty()) else {
+            skip -= bytes.len().min(skip);
+            continue;
+        };
+        skip = 0;
+        iovecs.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
+        if iovecs.len() == MAX_IOVECS {
+            return;
+        }
+    }
+}
+
+/// Opens a journal file for direct writes; buffered where the file system knows no O_DIRECT (tmpfs).
+pub(super) fn open_direct(path: &std::path::Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.read(true).write(true);
+    match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

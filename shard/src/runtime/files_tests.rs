@@ -1,0 +1,191 @@
+//! Tests of `files`, on real files.
+
+use std::time::Duration;
+
+use pyralog_core::{GroupId, ShardId};
+
+use super::*;
+use crate::engine::IoErrorKind;
+use crate::memory::ChunkPool;
+
+struct Rig {
+    _dir: tempfile::TempDir,
+    ring: Ring<Box<FileIo>>,
+    files: Files,
+    pool: ChunkPool,
+    tokens: u64,
+}
+
+impl Rig {
+    fn new(max_handles: usize) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let paths = Paths::new(dir.path(), dir.path(), ShardId(0));
+        let files = Files::new(paths, max_handles, Waker::new().unwrap()).unwrap();
+        Self { _dir: dir, ring: Ring::new().unwrap(), files, pool: ChunkPool::new(64 << 20), tokens: 0 }
+    }
+
+    fn chunk(&self, bytes: &[u8]) -> Rc<Chunk> {
+        let chunk = self.pool.chunk(bytes.len().next_multiple_of(4096)).unwrap();
+        chunk.append(bytes);
+        chunk
+    }
+
+    fn start(&mut self, op: IoOp) -> IoToken {
+        self.tokens += 1;
+        let token = IoToken(self.tokens);
+        self.files.start(&mut self.ring, token, op, 0);
+        token
+    }
+
+    /// Runs until everything ended.
+    fn finish(&mut self) -> HashMap<IoToken, IoResult> {
+        let mut ended = HashMap::new();
+        for _ in 0..100_000 {
+            while let Some(done) = self.ring.next_completion() {
+                self.files.completed(&mut self.ring, done.owner, done.result, 5);
+            }
+            self.files.take_helpers(&mut self.ring);
+            for (token, result) in self.files.take_finished() {
+                assert!(ended.insert(token, result).is_none(), "ended twice");
+            }
+            if self.files.in_flight() == 0 {
+                return ended;
+            }
+            self.ring.enter(Some(Some(Duration::from_millis(1)))).unwrap();
+        }
+        panic!("operations never ended");
+    }
+
+    fn one(&mut self, op: IoOp) -> IoResult {
+        let token = self.start(op);
+        self.finish().remove(&token).unwrap()
+    }
+
+    fn read(&mut self, file: FileId, offset: u64, capacity: usize) -> Result<Vec<u8>, IoError> {
+        let into = self.pool.chunk(capacity).unwrap();
+        let chunk = self.one(IoOp::Read { file, offset, into })?.unwrap();
+        Ok(chunk.bytes(0, chunk.filled()).to_vec())
+    }
+}
+
+#[test]
+fn a_journal_write_lands_where_it_should() {
+    let mut rig = Rig::new(64);
+    let file = FileId::Journal(3);
+    rig.one(IoOp::CreateZeroed { file, len: 1 << 20 }).unwrap();
+    let chunk = rig.chunk(&[9; 8192]);
+    for (offset, durable) in [(4096, true), (65536, false)] {
+        let data = ChunkSlice::new(Rc::clone(&chunk), 0, 8192);
+        assert!(rig.one(IoOp::JournalWrite { file, offset, data, durable }).unwrap().is_none());
+    }
+    let bytes = std::fs::read(rig.files.paths.file(file)).unwrap();
+    assert_eq!(bytes.len(), 1 << 20);
+    let expected = |at: usize| (4096..12288).contains(&at) || (65536..73728).contains(&at);
+    assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if expected(at) { 9 } else { 0 }));
+    assert_eq!(rig.files.journal_latency_us().len(), 2);
+    // A journal file is never made by a write: it has to hold written zeros first.
+    let data = ChunkSlice::new(chunk, 0, 4096);
+    let missing = IoOp::JournalWrite { file: FileId::Journal(4), offset: 0, data, durable: true };
+    assert_eq!(rig.one(missing).unwrap_err().kind, IoErrorKind::NotFound);
+}
+
+#[test]
+fn gathered_writes_create_the_file_and_read_back() {
+    let mut rig = Rig::new(64);
+    let file = FileId::Segment(GroupId::new(1, 0), 0);
+    assert_eq!(rig.read(file, 0, 4096).unwrap_err().kind, IoErrorKind::NotFound);
+    let bytes: Vec<u8> = (0..60_000u32).map(|at| (at % 251) as u8).collect();
+    let chunk = rig.chunk(&bytes);
+    // More parts than the kernel takes in one call.
+    let data = (0..3000).map(|part| ChunkSlice::new(Rc::clone(&chunk), part * 20, 20)).collect();
+    rig.start(IoOp::Write { file, offset: 0, data });
+    let sync = rig.start(IoOp::Sync { file });
+    assert!(rig.files.flushing());
+    assert!(rig.finish().remove(&sync).unwrap().is_ok());
+    assert!(!rig.files.flushing());
+    assert_eq!(rig.read(file, 0, 128 << 10).unwrap(), bytes);
+    assert_eq!(rig.read(file, 59_990, 4096).unwrap(), &bytes[59_990..]);
+    assert_eq!(rig.read(file, 60_000, 4096).unwrap(), b"");
+    rig.one(IoOp::Truncate { file, len: 100 }).unwrap();
+    assert_eq!(rig.read(file, 0, 4096).unwrap(), &bytes[..100]);
+}
+
+#[test]
+fn a_write_behind_a_read_of_a_missing_file_still_creates_it() {
+    let mut rig = Rig::new(64);
+    let file = FileId::Index(GroupId::new(1, 0), 7);
+    let into = rig.pool.chunk(4096).unwrap();
+    let chunk = rig.chunk(b"entry");
+    rig.start(IoOp::Read { file, offset: 0, into });
+    let write = rig.start(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 5)] });
+    assert!(rig.finish().remove(&write).unwrap().is_ok());
+    assert_eq!(rig.read(file, 0, 4096).unwrap(), b"entry");
+}
+
+#[test]
+fn a_removed_file_is_not_written_through_an_old_handle() {
+    let mut rig = Rig::new(64);
+    let group = GroupId::new(1, 0);
+    let file = FileId::Segment(group, 0);
+    let chunk = rig.chunk(b"first second");
+    let write = |from, len| IoOp::Write {
+        file,
+        offset: 0,
+        data: vec![ChunkSlice::new(Rc::clone(&chunk), from, len)],
+    };
+    rig.one(write(0, 5)).unwrap();
+    rig.one(IoOp::Delete { file }).unwrap();
+    rig.one(IoOp::Delete { file }).unwrap();
+    rig.one(write(6, 6)).unwrap();
+    assert_eq!(rig.read(file, 0, 4096).unwrap(), b"second");
+    // The same while an open is under way.
+    rig.files.close_all();
+    let into = rig.pool.chunk(4096).unwrap();
+    rig.start(IoOp::Read { file, offset: 0, into });
+    rig.start(IoOp::Delete { file });
+    rig.finish();
+    assert_eq!(rig.read(file, 0, 4096).unwrap_err().kind, IoErrorKind::NotFound);
+    // And a write that follows at once goes to the new file.
+    rig.one(write(0, 5)).unwrap();
+    rig.files.close_all();
+    let into = rig.pool.chunk(4096).unwrap();
+    rig.start(IoOp::Read { file, offset: 0, into });
+    rig.start(IoOp::Delete { file });
+    rig.start(write(6, 6));
+    rig.finish();
+    assert_eq!(rig.read(file, 0, 4096).unwrap(), b"second");
+    rig.one(IoOp::DeleteGroup { group }).unwrap();
+    assert!(!rig.files.paths.group(group).exists());
+    assert_eq!(rig.files.open_files(), 0);
+}
+
+#[test]
+fn a_thousand_files_need_few_handles() {
+    let mut rig = Rig::new(32);
+    let chunk = rig.chunk(b"x");
+    let mut most = 0;
+    for round in 0..2u64 {
+        for partition in 0..500 {
+            let file = FileId::Segment(GroupId::new(1, partition), 0);
+            let data = vec![ChunkSlice::new(Rc::clone(&chunk), 0, 1)];
+            rig.one(IoOp::Write { file, offset: round, data }).unwrap();
+            most = most.max(rig.files.open_files());
+        }
+    }
+    assert!(most <= 33, "{most} handles");
+    assert_eq!(rig.read(FileId::Segment(GroupId::new(1, 77), 0), 0, 4096).unwrap(), b"xx");
+}
+
+#[test]
+fn a_full_device_is_told_as_such() {
+    let mut rig = Rig::new(8);
+    let file = FileId::Checkpoint(0);
+    let path = rig.files.paths.file(file);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    let chunk = rig.chunk(b"x");
+    let error =
+        rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 1)] }).unwrap_err();
+    assert_eq!(error.kind, IoErrorKind::NoSpace);
+    assert!(error.detail.contains("checkpoint.0"), "{}", error.detail);
+}

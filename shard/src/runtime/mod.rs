@@ -1,0 +1,30 @@
+//! The driver of a shard: one glommio executor and one io_uring ring per core, sockets, files and the node
+//! that ties the shards together. Everything that decides is in `engine`; here is only I/O.
+//!
+//! - [`node`]: a running node; `data_dir` is whose folder it is, `shard` the thread of each shard.
+//! - `driver`: one pass of a shard: completions to events, actions to operations, one system call.
+//! - `connections`, `connection`, `receive`, `send`: client sockets.
+//! - [`files`], [`paths`], [`recovery_disk`]: the disk while serving, its layout, the disk during recovery.
+//! - [`ring`], [`recv_buffers`], `park`, [`wake`]: io_uring, its receive buffers, how a shard sleeps and is woken.
+
+mod connection;
+mod connections;
+pub mod data_dir;
+mod driver;
+pub mod files;
+mod files_helper;
+pub mod node;
+mod op;
+mod park;
+pub mod paths;
+mod receive;
+pub mod recovery_disk;
+pub mod recv_buffers;
+pub mod report;
+pub mod ring;
+mod send;
+mod shard;
+pub mod wake;
+
+pub use node::{ControlEvent, Node, NodeOptions, StartError};
+pub use report::ShardReport;

@@ -1,0 +1,40 @@
+//! What a shard tells about itself when it is asked.
+
+use hdrhistogram::Histogram;
+use pyralog_core::ShardId;
+
+use super::ring::RingStats;
+use crate::engine::ShardStatus;
+
+/// State of one shard: its engine and its driver.
+#[derive(Clone, Debug)]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its engine. While the shard re-reads its disk: only `fenced` says something.
+    pub status: ShardStatus,
+    /// Connections open.
+    pub connections: u64,
+    /// Bytes of replies waiting in queues or on their way into sockets.
+    pub queued_reply_bytes: u64,
+    /// Connections accepted so far.
+    pub accepted: u64,
+    /// Connections refused because the node was at its bound.
+    pub refused: u64,
+    /// Connections closed because their time was over.
+    pub timed_out: u64,
+    /// Connections closed because they read too slowly and memory was short.
+    pub shed: u64,
+    /// From the engine's decision to a journal write's completion, microseconds.
+    pub journal_write_us: Histogram<u64>,
+    /// From a produce's arrival to its reply, microseconds.
+    pub produce_us: Histogram<u64>,
+    /// Longest time that one pass over the shard's events took, microseconds.
+    pub longest_pass_us: u64,
+    /// Passes so far.
+    pub passes: u64,
+    /// The ring.
+    pub ring: RingStats,
+    /// Files open.
+    pub open_files: usize,
+}

@@ -1,0 +1,52 @@
+//! 12,000 connections that end in every bad way. A file of its own, as it counts the descriptors of its process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use common::{Client, Rig, descriptors};
+use pyralog_net::frame::MAGIC;
+use pyralog_net::message::{Request, Response};
+
+/// Memory of this process, bytes.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn a_flood_of_broken_off_connections_leaves_nothing_behind() {
+    let rig = Rig::new(2);
+    let before = descriptors();
+    let memory = resident_bytes();
+    let mut good = Client::new(rig.addr(), 1);
+    for _ in 0..30 {
+        let mut clients: Vec<Client> = (0..400).map(|_| Client::silent(rig.addr())).collect();
+        for (index, client) in clients.iter_mut().enumerate() {
+            match index % 5 {
+                0 => {}
+                1 => client.stream.write_all(&[MAGIC, 1, 1]).unwrap(),
+                2 => drop(client.hello((index % 2) as u16).unwrap()),
+                3 => client.stream.shutdown(Shutdown::Write).unwrap(),
+                _ => {
+                    client.hello((index % 2) as u16).unwrap();
+                    client.send(&Request::Ping);
+                    // Closed with the answer unread: a reset.
+                    socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                }
+            }
+        }
+        drop(clients);
+        assert_eq!(good.ask(&Request::Ping), Response::Pong);
+    }
+    rig.until("all are gone", |_| rig.connections() == 1);
+    drop(good);
+    rig.until("the last one is gone", |_| rig.connections() == 0);
+    assert_eq!(descriptors(), before);
+    // Receive buffers are populated by use: that much is no leak.
+    let allowed = memory + (48 << 20);
+    assert!(resident_bytes() < allowed, "{} bytes of memory, {memory} before", resident_bytes());
+}

@@ -1,0 +1,66 @@
+//! Measurements, not checks: `cargo test --release --test ping_measure -- --ignored --nocapture`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::time::Instant;
+
+use common::{Client, Rig};
+use pyralog_net::message::Request;
+
+fn ping(rig: &Rig, rounds: u32) {
+    let mut client = Client::new(rig.addr(), 0);
+    let mut histogram = hdrhistogram::Histogram::<u64>::new(3).unwrap();
+    let before = rig.node().status()[0].ring;
+    for _ in 0..rounds {
+        let started = Instant::now();
+        client.ask(&Request::Ping);
+        histogram.record(started.elapsed().as_nanos() as u64 / 100).unwrap();
+    }
+    let ring = rig.node().status()[0].ring;
+    println!(
+        "ping: p50 {:.1} us, p99 {:.1} us, p999 {:.1} us; {:.3} enters, {:.3} operations per ping",
+        histogram.value_at_quantile(0.5) as f64 / 10.0,
+        histogram.value_at_quantile(0.99) as f64 / 10.0,
+        histogram.value_at_quantile(0.999) as f64 / 10.0,
+        (ring.enters - before.enters) as f64 / f64::from(rounds),
+        (ring.submitted - before.submitted) as f64 / f64::from(rounds),
+    );
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn ping_one_at_a_time() {
+    for spin_us in [0, 50] {
+        let rig = Rig::with(1, |options| options.spin_us = spin_us);
+        print!("spin {spin_us} us: ");
+        ping(&rig, 30_000);
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn produce_one_at_a_time() {
+    let rig = Rig::new(1);
+    let (topic, mut client) = common::topic(&rig, "t", 1);
+    let batch = common::batch(0, &[[7; 256].as_slice()]);
+    let mut histogram = hdrhistogram::Histogram::<u64>::new(3).unwrap();
+    let before = rig.node().status()[0].ring;
+    const ROUNDS: u32 = 10_000;
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        client.ask(&common::produce(topic, 0, &batch));
+        histogram.record(started.elapsed().as_nanos() as u64 / 100).unwrap();
+    }
+    let report = rig.node().status().remove(0);
+    let value = |quantile| histogram.value_at_quantile(quantile) as f64 / 10.0;
+    println!(
+        "produce: p50 {:.1}, p99 {:.1}, p999 {:.1} us; journal write p50 {} us; {:.3} enters, {:.3} operations",
+        value(0.5),
+        value(0.99),
+        value(0.999),
+        report.journal_write_us.value_at_quantile(0.5),
+        (report.ring.enters - before.enters) as f64 / f64::from(ROUNDS),
+        (report.ring.submitted - before.submitted) as f64 / f64::from(ROUNDS),
+    );
+}
