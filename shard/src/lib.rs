@@ -5,3 +5,4 @@ pub mod engine;
 pub mod format;
 pub mod memory;
 pub mod runtime;
+pub mod offline;
