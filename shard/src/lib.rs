@@ -4,5 +4,5 @@
 pub mod engine;
 pub mod format;
 pub mod memory;
-pub mod runtime;
 pub mod offline;
+pub mod runtime;

@@ -18,6 +18,7 @@ pub mod api;
 mod cold;
 pub mod config;
 mod controller;
+mod default;
 mod fetch;
 mod flush;
 mod journal;

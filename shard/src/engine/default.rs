@@ -1,0 +1,35 @@
+//! Settings to start from. Not a literal in every caller: the simulator's build has one field more.
+
+use pyralog_core::config::Config;
+use pyralog_core::{NodeId, ShardId};
+
+use super::EngineConfig;
+
+impl Default for EngineConfig {
+    /// The defaults of a node's configuration, for a single shard that holds the whole cache.
+    fn default() -> Self {
+        let config = Config::default();
+        let storage = &config.storage;
+        Self {
+            node: NodeId(config.node.node_id),
+            shard: ShardId(0),
+            shards: 1,
+            advertised_address: String::new(),
+            server_version: String::new(),
+            journal_id: 0,
+            cache_bytes: config.cache_bytes_per_shard(1) as usize,
+            cache_enabled: storage.cache_config.enabled,
+            max_buffer_time_us: storage.cache_config.max_buffer_time_ms.saturating_mul(1_000),
+            fsync: storage.fsync_policy,
+            journal_file_bytes: storage.journal.file_size,
+            journal_writes_in_flight: storage.journal.writes_in_flight as usize,
+            segment_max_bytes: storage.segment_config.max_size,
+            segment_sync_on_write: storage.segment_config.sync_on_write,
+            retention_bytes: storage.retention.bytes,
+            retention_ms: storage.retention.ms,
+            request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+}
