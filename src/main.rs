@@ -1,2 +1,7 @@
-//! Being built.
-fn main() {}
+//! `pyralog`: runs a node.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pyralog::pyralog()
+}

@@ -1,0 +1,304 @@
+//! The command line of `pyralog-admin`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::parse_bytes;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; `produce`: every record was acknowledged; `log verify`: no damage
+  1  a request was refused, a record was not acknowledged, or damage was found
+  2  the command line is wrong
+  4  the cluster cannot be reached";
+
+/// Administers a Pyralog cluster over its client port, and checks data folders offline.
+#[derive(Debug, Parser)]
+#[command(name = "pyralog-admin", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Addresses of the cluster's nodes; the first that answers is used.
+    #[arg(
+        long,
+        global = true,
+        env = "PYRALOG_CLUSTER",
+        value_name = "HOST:PORT[,...]",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:9092"
+    )]
+    pub(crate) cluster: Vec<String>,
+    /// How results are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// One JSON value.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The cluster's nodes and shards.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Create, list, look at and delete topics.
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Append lines to a topic, each as one record.
+    Produce(Produce),
+    /// Print a topic's records.
+    Consume(Consume),
+    /// Check the files of a node that is not running.
+    #[command(subcommand)]
+    Log(LogCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Who answers, with which version, shards and topics.
+    Info,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopicCommand {
+    /// Create a topic; returns when every shard serves its partitions.
+    Create {
+        /// 1 to 249 of a-z A-Z 0-9 . _ -
+        name: String,
+        /// How many partitions.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: u32,
+        /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound. Default: the node's setting.
+        #[arg(long, value_parser = parse_bytes)]
+        retention_bytes: Option<u64>,
+        /// Keep records for this long, milliseconds; 0 = for ever. Default: the node's setting.
+        #[arg(long)]
+        retention_ms: Option<u64>,
+    },
+    /// All topics.
+    List,
+    /// One topic.
+    Get {
+        /// Its name.
+        name: String,
+        /// With the state of every partition.
+        #[arg(long)]
+        detailed: bool,
+    },
+    /// Delete a topic and all its records.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+/// How a batch's records are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressionArg {
+    None,
+    Lz4,
+    Zstd,
+}
+
+/// When a produce is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AcksArg {
+    /// As soon as the record has its offset; it can be lost.
+    None,
+    /// When the leader's journal holds it.
+    Leader,
+    /// When a quorum of journals holds it.
+    Quorum,
+}
+
+/// Lines become records: the value is the line without its newline, so `consume` gives back the same bytes, even
+/// when the last line has no newline (that record carries the header `pyralog.eol` = `none`). Records keep their
+/// order within a partition; a file comes back whole from one partition only.
+#[derive(Args, Debug)]
+pub(crate) struct Produce {
+    /// The topic.
+    pub(crate) topic: String,
+    /// Where the lines come from; `-` is standard input.
+    #[arg(default_value = "-")]
+    pub(crate) file: PathBuf,
+    /// The partition. Default: by the key's hash (murmur2, as Kafka's clients), without a key batches take turns.
+    #[arg(long)]
+    pub(crate) partition: Option<u32>,
+    /// What stands before the first of these is the record's key; a line without it has no key. `\t` is a tab.
+    #[arg(long, value_name = "S", value_parser = parse_separator)]
+    pub(crate) key_separator: Option<String>,
+    /// Compression of the batches.
+    #[arg(long, value_enum, default_value_t = CompressionArg::None)]
+    pub(crate) compression: CompressionArg,
+    /// Records go out when a batch has this many bytes, at most 1 MiB.
+    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
+    pub(crate) batch_size: u64,
+    /// When a record counts as acknowledged.
+    #[arg(long, value_enum, default_value_t = AcksArg::Quorum)]
+    pub(crate) acks: AcksArg,
+    /// Keep trying for this long when the cluster does not answer, seconds.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) retry_for: u64,
+    /// No progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Which of the topic's partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PartitionArg {
+    All,
+    One(u32),
+}
+
+/// Where reading starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    Beginning,
+    End,
+    Offset(i64),
+    /// Milliseconds since the Unix epoch.
+    Time(i64),
+}
+
+/// How records are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RecordFormat {
+    /// The value and a newline.
+    Raw,
+    /// One JSON object per line, with offset, timestamp, key and headers.
+    Json,
+}
+
+/// Partitions are read one after the other with `--exit-at-end`, and as records come with `--follow`.
+#[derive(Args, Debug)]
+pub(crate) struct Consume {
+    /// The topic.
+    pub(crate) topic: String,
+    /// `all` or a number.
+    #[arg(long, default_value = "all", value_parser = parse_partition)]
+    pub(crate) partition: PartitionArg,
+    /// beginning | end | offset:N | time:T. T is milliseconds since the Unix epoch, a time as
+    /// 2026-01-31T12:00:00Z, or -15m for fifteen minutes ago.
+    #[arg(long, default_value = "beginning", value_parser = parse_from, value_name = "WHERE")]
+    pub(crate) from: From,
+    /// Go on with new records until interrupted (the default with `--from end`).
+    #[arg(long, conflicts_with = "exit_at_end")]
+    pub(crate) follow: bool,
+    /// Stop at the end that the log had at the start (the default otherwise).
+    #[arg(long)]
+    pub(crate) exit_at_end: bool,
+    /// How records are printed.
+    #[arg(long, value_enum, default_value_t = RecordFormat::Raw)]
+    pub(crate) format: RecordFormat,
+    /// Print the key and this before each value that has a key (raw format).
+    #[arg(long, value_name = "S", value_parser = parse_separator)]
+    pub(crate) key_separator: Option<String>,
+    /// Stop after this many records.
+    #[arg(long, value_name = "N")]
+    pub(crate) max: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Check every journal, segment and index in a data folder; changes nothing.
+    Verify {
+        /// The data folder.
+        dir: PathBuf,
+        /// The journals' folder. Default: `journal` in the data folder, or the data folder itself.
+        #[arg(long)]
+        journal_dir: Option<PathBuf>,
+    },
+    /// Print what one journal, segment, index or checkpoint file holds.
+    Dump {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+fn parse_separator(text: &str) -> Result<String, String> {
+    match text.replace("\\t", "\t") {
+        empty if empty.is_empty() => Err("an empty separator separates nothing".into()),
+        newline if newline.contains('\n') => Err("lines end at newlines, so one cannot separate keys".into()),
+        separator => Ok(separator),
+    }
+}
+
+fn parse_partition(text: &str) -> Result<PartitionArg, String> {
+    match text {
+        "all" => Ok(PartitionArg::All),
+        number => {
+            number.parse().map(PartitionArg::One).map_err(|_| "write `all` or a number from 0 on".into())
+        }
+    }
+}
+
+fn parse_from(text: &str) -> Result<From, String> {
+    match text.split_once(':') {
+        None if text == "beginning" => Ok(From::Beginning),
+        None if text == "end" => Ok(From::End),
+        Some(("offset", number)) => match number.parse() {
+            Ok(offset @ 0..) => Ok(From::Offset(offset)),
+            _ => Err(format!("{number:?} is no offset; offsets are numbers from 0 on")),
+        },
+        Some(("time", time)) => parse_time(time, std::time::SystemTime::now()).map(From::Time),
+        _ => Err("write beginning, end, offset:N or time:T".into()),
+    }
+}
+
+fn parse_time(text: &str, now: std::time::SystemTime) -> Result<i64, String> {
+    if let Ok(ms @ 0..) = text.parse::<i64>() {
+        return Ok(ms);
+    }
+    let moment = match text.strip_prefix('-') {
+        Some(ago) => humantime::parse_duration(ago).ok().and_then(|ago| now.checked_sub(ago)),
+        None => humantime::parse_rfc3339_weak(text).ok(),
+    };
+    let since_epoch = moment.and_then(|moment| moment.duration_since(std::time::UNIX_EPOCH).ok());
+    since_epoch.and_then(|duration| i64::try_from(duration.as_millis()).ok()).ok_or_else(|| {
+        format!("{text:?} is no time; write milliseconds since 1970, 2026-01-31T12:00:00Z, or -15m for 15 minutes ago")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn starting_points() {
+        assert_eq!(parse_from("beginning"), Ok(From::Beginning));
+        assert_eq!(parse_from("offset:17"), Ok(From::Offset(17)));
+        assert_eq!(parse_from("time:1700000000000"), Ok(From::Time(1_700_000_000_000)));
+        assert_eq!(parse_from("time:1970-01-02T00:00:00Z"), Ok(From::Time(86_400_000)));
+        for bad in ["", "middle", "offset:-1", "offset:x", "time:", "time:soon", "time:-"] {
+            assert!(parse_from(bad).is_err(), "{bad}");
+        }
+        let noon = UNIX_EPOCH + Duration::from_secs(43_200);
+        assert_eq!(parse_time("-15m", noon), Ok(42_300_000));
+    }
+
+    #[test]
+    fn separators() {
+        assert_eq!(parse_separator("\\t"), Ok("\t".into()));
+        assert!(parse_separator("").is_err() && parse_separator("a\nb").is_err());
+    }
+}

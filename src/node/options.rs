@@ -1,0 +1,139 @@
+//! From the configuration to what the shards are started with.
+
+use std::time::Duration;
+
+use pyralog_core::NodeId;
+use pyralog_core::config::{Config, Hugepages};
+use pyralog_shard::engine::EngineConfig;
+use pyralog_shard::runtime::NodeOptions;
+
+use crate::failure::{Exit, Failure};
+use crate::kernel_checks::Needs;
+
+/// Locked memory that a shard's executor and rings take, bytes.
+const MEMLOCK_PER_SHARD: u64 = (1 << 20) + (256 << 10);
+
+/// The CPU of each shard: those configured, or all that this process may use. `None` = not pinned, when there are
+/// to be more shards than CPUs.
+pub(crate) fn cpus(config: &Config) -> Result<Vec<Option<usize>>, Failure> {
+    let allowed = match &config.runtime.cpus {
+        Some(cpus) => cpus.clone(),
+        None => allowed_cpus()?,
+    };
+    Ok(place(&allowed, config.runtime.shards))
+}
+
+fn place(allowed: &[usize], shards: Option<u32>) -> Vec<Option<usize>> {
+    let most = usize::from(pyralog_core::limits::MAX_SHARDS);
+    let count = shards.map_or(allowed.len(), |shards| shards as usize).clamp(1, most);
+    match count <= allowed.len() {
+        true => allowed.iter().take(count).copied().map(Some).collect(),
+        false => vec![None; count],
+    }
+}
+
+fn allowed_cpus() -> Result<Vec<usize>, Failure> {
+    // SAFETY: all-zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is valid for the call to fill, and its size is given.
+    let read = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } == 0;
+    // SAFETY: the indexes are below the set's size.
+    let cpus: Vec<usize> =
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect();
+    match read && !cpus.is_empty() {
+        true => Ok(cpus),
+        false => Err(Failure::new(
+            Exit::CannotStart,
+            "the system does not tell which CPUs this process may use; name them with --cpus 0-3 (runtime.cpus)",
+        )),
+    }
+}
+
+/// What the kernel checks compare with.
+pub(crate) fn needs(config: &Config, shards: usize, memory_bound_bytes: u64) -> Needs {
+    Needs {
+        shards: shards as u64,
+        max_connections: config.network.max_connections.into(),
+        memlock_bytes: MEMLOCK_PER_SHARD.saturating_mul(shards as u64),
+        transparent_hugepages: config.runtime.hugepages == Hugepages::Transparent,
+        memory_bound_bytes,
+    }
+}
+
+/// What the node is started with.
+pub(crate) fn node(config: &Config, shards: Vec<Option<usize>>) -> Result<NodeOptions, Failure> {
+    if config.runtime.hugepages == Hugepages::Explicit {
+        return Err(Failure::usage(
+            "runtime.hugepages: explicit is refused: this version takes no reserved huge pages; write transparent",
+        ));
+    }
+    let engine = engine(config, shards.len());
+    Ok(NodeOptions {
+        shards,
+        data_dir: config.node.data_dir.clone(),
+        journal_dir: config.journal_dir(),
+        listen: config.network.listen_address,
+        max_connections: config.network.max_connections as usize,
+        request_timeout: Duration::from_millis(config.network.request_timeout_ms),
+        spin_us: config.runtime.spin_us,
+        transparent_hugepages: config.runtime.hugepages == Hugepages::Transparent,
+        engine,
+    })
+}
+
+/// The template of every shard's settings; the node fills in what differs.
+fn engine(config: &Config, shards: usize) -> EngineConfig {
+    let shards = u16::try_from(shards).unwrap_or(pyralog_core::limits::MAX_SHARDS);
+    let storage = &config.storage;
+    EngineConfig {
+        node: NodeId(config.node.node_id),
+        shards,
+        // Empty: what is listened on, whose port may not be known before.
+        advertised_address: config.network.advertised_address.clone().unwrap_or_default(),
+        server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
+        cache_bytes: config.cache_bytes_per_shard(shards) as usize,
+        cache_enabled: storage.cache_config.enabled,
+        max_buffer_time_us: storage.cache_config.max_buffer_time_ms.saturating_mul(1_000),
+        fsync: storage.fsync_policy,
+        journal_file_bytes: storage.journal.file_size,
+        journal_writes_in_flight: storage.journal.writes_in_flight as usize,
+        segment_max_bytes: storage.segment_config.max_size,
+        segment_sync_on_write: storage.segment_config.sync_on_write,
+        retention_bytes: storage.retention.bytes,
+        retention_ms: storage.retention.ms,
+        request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
+        ..EngineConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pyralog_core::config::FsyncPolicy;
+
+    #[test]
+    fn shards_have_a_cpu_each_or_none_is_pinned() {
+        assert_eq!(place(&[2, 5], None), [Some(2), Some(5)]);
+        assert_eq!(place(&[2, 5], Some(1)), [Some(2)]);
+        assert_eq!(place(&[2, 5], Some(3)), [None, None, None]);
+    }
+
+    #[test]
+    fn this_process_may_use_a_cpu() {
+        assert!(!cpus(&Config::default()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn settings_reach_the_engine_in_its_units() {
+        let mut config = Config::default();
+        config.storage.fsync_policy = FsyncPolicy::Interval(10_000);
+        config.storage.cache_config.max_buffer_time_ms = 7;
+        config.network.request_timeout_ms = 3;
+        let options = node(&config, vec![Some(0), None]).unwrap();
+        assert_eq!(options.engine.fsync, FsyncPolicy::Interval(10_000));
+        assert_eq!((options.engine.max_buffer_time_us, options.engine.request_timeout_us), (7_000, 3_000));
+        assert_eq!(options.engine.cache_bytes as u64 * 2, config.storage.cache_config.max_size);
+        config.runtime.hugepages = Hugepages::Explicit;
+        assert_eq!(node(&config, vec![None]).unwrap_err().exit, Exit::Usage);
+    }
+}

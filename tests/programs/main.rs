@@ -1,0 +1,9 @@
+//! The real programs, run as a user runs them. One test binary, so that it is linked once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod admin;
+mod common;
+mod files;
+mod http;
+mod node;
