@@ -92,7 +92,6 @@ enum Life {
     Recovering {
         reason: String,
         after_us: u64,
-        pause_us: u64,
     },
     /// Told to stop.
     Stopping {
@@ -121,8 +120,11 @@ pub(super) struct Driver {
     pub(super) park: Park,
     pub(super) make_disk: Box<dyn Fn() -> RealDisk>,
     life: Life,
+    /// When the engine was last made anew after an error, and the pause before that.
+    recovered_us: Option<u64>,
+    pause_us: u64,
     actions: Vec<Action>,
-    /// What happened while actions were carried out, for the next pass.
+    /// The newest catalogue, for an engine that is made anew.
     catalog: Option<Arc<Catalog>>,
     waking: bool,
     announced_ready: bool,
@@ -165,6 +167,8 @@ impl Driver {
             park: parts.park,
             make_disk: parts.make_disk,
             life: Life::Serving,
+            recovered_us: None,
+            pause_us: 0,
             actions: Vec::new(),
             catalog: None,
             waking: false,
@@ -393,7 +397,7 @@ impl Driver {
         let life = match &self.life {
             Life::Serving => None,
             // While its I/O ends, completions wake it.
-            Life::Recovering { .. } if self.files.in_flight() > 0 => None,
+            Life::Recovering { after_us, .. } if *after_us <= now_us && self.files.in_flight() > 0 => None,
             Life::Recovering { after_us: due, .. } | Life::Stopping { by_us: due } => Some(*due),
             Life::Stopped { by_us } => Some(*by_us),
         };
@@ -420,20 +424,28 @@ impl Driver {
         );
         let Self { engine, actions, connections, .. } = self;
         connections.close_all(&mut EngineAccess { engine: engine.as_mut(), actions, now });
-        connections.reading = false;
-        self.life = match stopping {
+        if stopping {
             // Nothing is lost by stopping here: what was acknowledged is in the journal.
-            true => Life::Stopped { by_us: now.monotonic_us + STOP_SENDS_US },
-            false => Life::Recovering { reason, after_us: now.monotonic_us, pause_us: FIRST_RETRY_US },
-        };
+            self.life = Life::Stopped { by_us: now.monotonic_us + STOP_SENDS_US };
+            return;
+        }
+        // A disk that fails again right after it could be read: don't read it over and over.
+        let again = self.recovered_us.is_some_and(|at| now.monotonic_us.saturating_sub(at) < LAST_RETRY_US);
+        self.pause_us = if again { (self.pause_us * 2).clamp(FIRST_RETRY_US, LAST_RETRY_US) } else { 0 };
+        self.life = Life::Recovering { reason, after_us: now.monotonic_us + self.pause_us };
     }
 
     fn recover_when_quiet(&mut self, now: Now) {
-        let Life::Recovering { reason, after_us, pause_us } = &self.life else { return };
-        if self.files.in_flight() > 0 || now.monotonic_us < *after_us {
+        let Life::Recovering { reason, after_us } = &self.life else { return };
+        if now.monotonic_us < *after_us {
             return;
         }
-        let (reason, pause_us) = (reason.clone(), *pause_us);
+        // No new work for a disk that has to become quiet.
+        self.connections.reading = false;
+        if self.files.in_flight() > 0 {
+            return;
+        }
+        let reason = reason.clone();
         // The old engine, its cache above all, goes before the new one fills its own.
         self.engine = None;
         self.actions.clear();
@@ -449,15 +461,15 @@ impl Driver {
                 }
                 self.engine = Some(engine);
                 self.life = Life::Serving;
+                self.recovered_us = Some(now.monotonic_us);
                 self.log(LogLevel::Warn, format!("recovered after: {reason}"));
             }
             Err(error) => {
-                let text =
-                    format!("can't read the disk again, next attempt in {} s: {error}", pause_us / 1_000_000);
+                self.pause_us = (self.pause_us * 2).clamp(FIRST_RETRY_US, LAST_RETRY_US);
+                let seconds = self.pause_us / 1_000_000;
+                let text = format!("can't read the disk again, next attempt in {seconds} s: {error}");
                 self.log(LogLevel::Error, text);
-                let after_us = self.clock.monotonic_us() + pause_us;
-                let pause_us = (pause_us * 2).min(LAST_RETRY_US);
-                self.life = Life::Recovering { reason, after_us, pause_us };
+                self.life = Life::Recovering { reason, after_us: self.clock.monotonic_us() + self.pause_us };
             }
         }
         self.connections.reading = true;
