@@ -64,3 +64,32 @@ fn produce_one_at_a_time() {
         (report.ring.submitted - before.submitted) as f64 / f64::from(ROUNDS),
     );
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn idle() {
+    let rig = Rig::new(2);
+    let (topic, mut client) = common::topic(&rig, "t", 64);
+    client.ask(&common::produce(topic, 0, &common::batch(0, &[b"x"])));
+    let clients: Vec<Client> = (0..1000).map(|index| Client::new(rig.addr(), index % 2)).collect();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let cpu = || {
+        // SAFETY: fills a live struct.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+            usage
+        };
+        let us = |time: libc::timeval| time.tv_sec as f64 * 1e6 + time.tv_usec as f64;
+        us(usage.ru_utime) + us(usage.ru_stime)
+    };
+    let passes = || rig.node().status().iter().map(|report| report.passes).sum::<u64>();
+    let (before, passes_before) = (cpu(), passes());
+    std::thread::sleep(std::time::Duration::from_secs(15));
+    let (used, passed) = (cpu() - before, passes() - passes_before);
+    println!(
+        "idle: {:.3} % of a core, {passed} passes in 15 s, {} connections",
+        used / 150_000.0,
+        clients.len()
+    );
+}

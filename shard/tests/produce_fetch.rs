@@ -7,6 +7,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use common::{Client, Rig, batch, fetch, produce, topic};
+use pyralog_core::ErrorCode;
 use pyralog_core::batch::BatchView;
 use pyralog_net::message::{Durability, Request, Response};
 
@@ -58,7 +59,7 @@ fn what_is_acknowledged_reads_back_and_survives_a_restart() {
                         assert_eq!(reply.durability, Durability::QuorumDurable);
                         answered = true;
                     }
-                    Response::Error(error) => assert_eq!(error.code, pyralog_core::ErrorCode::NotLeader),
+                    Response::Error(error) => assert_eq!(error.code, ErrorCode::NotLeader),
                     other => panic!("{other:?}"),
                 }
             }
@@ -165,7 +166,12 @@ fn a_reader_that_stops_reading_costs_bounded_memory_and_the_writer_goes_on() {
             fetch(topic, 0, round).encode(1, &mut out).unwrap();
             let _ = client.stream.write(&out);
         }
-        let reply = writer.ask(&produce(topic, 0, &batch));
+        let reply = loop {
+            match writer.ask(&produce(topic, 0, &batch)) {
+                Response::Error(error) if error.code == ErrorCode::Overloaded => {}
+                reply => break reply,
+            }
+        };
         assert!(matches!(reply, Response::Produce(_)), "{reply:?}");
         let status = rig.node().status().remove(0).status;
         assert!(
@@ -191,4 +197,42 @@ fn an_idle_node_sleeps() {
         before = passes;
         rested
     });
+}
+
+#[test]
+fn more_large_frames_than_memory_for_them_all_get_through() {
+    let rig = Rig::with(1, |options| options.engine.cache_bytes = 256 << 20);
+    let (topic, mut good) = topic(&rig, "t", 1);
+    let batch = batch(0, &[&vec![9; 1_000_000]]);
+    let mut frame = Vec::new();
+    produce(topic, 0, &batch).encode(77, &mut frame).unwrap();
+    // 72 frames of 1 MB begun; there is memory for 67 of them.
+    let mut clients: Vec<Client> = (0..72).map(|_| Client::new(rig.addr(), 0)).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.stream.write_all(&frame[..90_000]).unwrap();
+        }
+        assert_eq!(good.ask(&Request::Ping), Response::Pong);
+        let frame = &frame;
+        std::thread::scope(|scope| {
+            for client in &mut clients {
+                scope.spawn(move || {
+                    client.stream.write_all(&frame[90_000..]).unwrap();
+                    loop {
+                        let (correlation, reply, _) = client.reply().unwrap();
+                        assert_eq!(correlation, 77);
+                        match reply {
+                            Response::Produce(_) => return,
+                            // The one that finds the cache or the journal full is told so; the others wait.
+                            Response::Error(error) if error.code == ErrorCode::Overloaded => {
+                                client.stream.write_all(frame).unwrap();
+                            }
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                });
+            }
+        });
+    }
+    assert_eq!(rig.node().partitions(Some(topic))[0].1.high_watermark, 144);
 }
