@@ -59,7 +59,8 @@ pub struct NodeOptions {
 /// What the node tells the control thread.
 #[derive(Debug)]
 pub enum ControlEvent {
-    /// A client speaks HTTP: serve it there. `prefix` was read from the (non-blocking) socket already.
+    /// A client speaks HTTP: serve it there. `prefix` was read from it already. The socket blocks:
+    /// call `set_nonblocking` before tokio gets it.
     HttpSocket {
         /// The socket.
         stream: TcpStream,
