@@ -10,3 +10,6 @@ pub mod index;
 pub mod journal;
 pub mod scan;
 pub mod segment;
+
+#[cfg(test)]
+mod page_tests;
