@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::interrupt;
 use crate::failure::Failure;
 
 /// A running node. Dropping it kills it.
@@ -33,6 +34,7 @@ impl Node {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| Failure::failed(format!("cannot start a node: {error}")))?;
+        interrupt::child_runs(process.id());
         let Some(stdout) = process.stdout.take() else {
             return Err(Failure::failed("the node has no standard output"));
         };
@@ -63,6 +65,7 @@ impl Node {
 
     /// SIGKILL: no destructor, no flush, nothing.
     pub(crate) fn kill(mut self) -> Result<(), Failure> {
+        interrupt::child_ends();
         let ended = self.process.kill().and_then(|()| self.process.wait());
         ended.map(drop).map_err(|error| Failure::failed(format!("cannot kill the node: {error}")))
     }
@@ -76,6 +79,7 @@ impl Node {
         let mut said = String::new();
         // What it said is for show; how it ended is what counts.
         let _ = self.stdout.read_to_string(&mut said);
+        interrupt::child_ends();
         match self.process.wait() {
             Ok(status) if status.success() => Ok(said),
             Ok(status) => Err(Failure::failed(format!("the node did not stop cleanly: {status}"))),
@@ -87,6 +91,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // It may have ended already.
+        interrupt::child_ends();
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -2,6 +2,7 @@
 //! port of a child process; nothing looks inside it.
 
 mod child;
+mod interrupt;
 mod latency;
 mod text;
 
@@ -37,11 +38,18 @@ pub(crate) struct Arguments {
     pub(crate) seconds: u64,
 }
 
+/// Less would be acknowledged as a whole before the kill could come.
+const MIN_SIZE_BYTES: u64 = 8 << 20;
+
 /// Runs the demo. Its files go into a folder of their own, in the system's temporary folder or in `--data-dir`, and
 /// are removed.
 pub(crate) fn run(arguments: &Arguments, settings: &Settings) -> Result<(), Failure> {
+    if arguments.size < MIN_SIZE_BYTES {
+        return Err(Failure::usage(format!("--size is at least {}", units::bytes(MIN_SIZE_BYTES))));
+    }
     let started = Instant::now();
     let folder = folder(settings.data_dir.as_deref())?;
+    interrupt::clean_up_on_signals(folder.path().to_owned())?;
     let data_dir = folder.path().join("data");
     let node = Node::start(&data_dir, "127.0.0.1:0")?;
     print!("{}", node.banner);
@@ -150,14 +158,17 @@ fn write_through_a_kill(
     let started = Instant::now();
     let address = node.address.clone();
     let (half, half_acknowledged) = flume::bounded(1);
+    let (killed, go_on) = flume::bounded(1);
     let producer = {
         let address = address.clone();
-        std::thread::spawn(move || write(&address, partitions, size, half))
+        std::thread::spawn(move || write(&address, partitions, size, half, go_on))
     };
     let node = match half_acknowledged.recv() {
         Ok(acknowledged) => {
-            let node = kill_and_restart(node, data_dir, &address)?;
+            node.kill()?;
             println!("  killed with SIGKILL when {} lines were acknowledged", units::count(acknowledged));
+            drop(killed);
+            let node = Node::start(data_dir, &address)?;
             println!("  back after {}, journal replayed", units::duration(node.ready_after));
             node
         }
@@ -188,13 +199,16 @@ fn write_through_a_kill(
     Ok((node, written))
 }
 
-fn kill_and_restart(node: Node, data_dir: &Path, address: &str) -> Result<Node, Failure> {
-    node.kill()?;
-    Node::start(data_dir, address)
-}
-
-/// The producer's thread. Tells once on `half` how many lines are acknowledged when half of the bytes are.
-fn write(address: &str, partitions: u32, size: u64, half: flume::Sender<u64>) -> Result<Written, Failure> {
+/// The producer's thread. Tells on `half` how many lines are acknowledged when half of the bytes are, and goes on
+/// when the other end of `go_on` is dropped: so the kill comes while batches are under way, however busy the
+/// machine is.
+fn write(
+    address: &str,
+    partitions: u32,
+    size: u64,
+    half: flume::Sender<u64>,
+    go_on: flume::Receiver<()>,
+) -> Result<Written, Failure> {
     let config = ProducerConfig {
         batch_bytes: 64 << 10,
         delivery_timeout: Duration::from_secs(30),
@@ -202,11 +216,15 @@ fn write(address: &str, partitions: u32, size: u64, half: flume::Sender<u64>) ->
     };
     let mut producer = checked(IdempotentProducer::new(client(address), TOPIC, config))?;
     let mut lines = 0u64;
+    let mut half = Some(half);
     producer.on_ack(Box::new(move |ack| {
         lines += u64::from(ack.records);
-        if lines >= size / 2 / text::AVERAGE_LINE_BYTES {
-            // Only the first one finds room; nobody reads the others.
-            let _ = half.try_send(lines);
+        if lines >= size / 2 / text::AVERAGE_LINE_BYTES
+            && let Some(half) = half.take()
+        {
+            // Neither end waits for the other when it has failed.
+            let _ = half.send(lines);
+            let _ = go_on.recv();
         }
     }));
     let mut texts: Vec<Text> = (0..partitions).map(|partition| Text::new(u64::from(partition))).collect();

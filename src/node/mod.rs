@@ -252,7 +252,8 @@ impl Control {
             Err(panic) => return Err(Failure::failed(format!("the shutdown failed: {panic}"))),
         }
         say(&format!(
-            "stopped after {cause} in {}: {} shards at rest, {} records of this run kept\n",
+            "stopped after {cause} in {}: {} shards wrote out what they held; {} records appended in this run, the \
+             metadata's included\n",
             units::duration(begun.elapsed()),
             shards.len(),
             units::count(records),

@@ -110,7 +110,7 @@ fn a_key_always_goes_to_the_same_partition() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(folder.path());
     node.admin_ok(["topic", "create", "keyed", "--partitions", "4"]);
-    let input: String = (0..200).map(|i| format!("key{}={i}\n", i % 20)).collect();
+    let input: String = (0..210).map(|i| format!("key{}={i}\n", i % 21)).collect();
     assert!(
         node.admin_with_input(&["produce", "keyed", "--key-separator", "="], input.as_bytes())
             .status
@@ -125,7 +125,7 @@ fn a_key_always_goes_to_the_same_partition() {
         assert_eq!(*home.entry(record["key"].as_str().unwrap().to_owned()).or_insert(partition), partition);
         records += 1;
     }
-    assert_eq!((records, home.len()), (200, 20));
+    assert_eq!((records, home.len()), (210, 21));
     assert!(home.values().collect::<std::collections::HashSet<_>>().len() > 1, "{home:?}");
 }
 

@@ -1,6 +1,7 @@
 //! Starting and stopping the real program, and what it refuses.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Output, Stdio};
 
 use crate::common::{Node, pyralog};
@@ -151,4 +152,31 @@ fn version_and_help() {
     }
     let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
     assert!(help.contains("Exit codes:"), "{help}");
+}
+
+#[test]
+fn the_demo_passes_and_cleans_up_even_when_it_is_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = |more: &[&str]| {
+        let mut command = pyralog();
+        command.args(["--data-dir", folder.path().to_str().unwrap(), "demo", "--seconds", "1"]).args(more);
+        command
+    };
+    let passed = demo(&["--size", "16MiB"]).output().unwrap();
+    let text = String::from_utf8_lossy(&passed.stdout);
+    assert!(passed.status.success(), "{passed:?}");
+    for part in
+        ["killed with SIGKILL", "every line is there once and in order", "one at a time", "demo passed"]
+    {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+
+    let mut child = demo(&["--size", "1TiB"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("writing ")));
+    // SAFETY: the child has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGINT) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
 }
