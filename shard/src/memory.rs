@@ -245,10 +245,15 @@ impl ChunkPool {
 
     /// A chunk of `capacity` bytes, or `None` when the budget is used up.
     pub fn chunk(&self, capacity: usize) -> Option<Rc<Chunk>> {
-        if capacity == 0 || self.books.live.get() + capacity > self.budget {
+        if capacity == 0 || !self.has_room_for(capacity) {
             return None;
         }
         Some(Rc::new(Chunk::new(capacity, Rc::clone(&self.books))))
+    }
+
+    /// Whether a chunk of `capacity` bytes is within the budget now.
+    pub fn has_room_for(&self, capacity: usize) -> bool {
+        self.books.live.get() + capacity <= self.budget
     }
 
     /// Bytes alive.

@@ -80,6 +80,8 @@ pub(super) struct Flusher {
     flushed_lsn: u64,
     /// Segments of the shard at the newest checkpoint.
     pub(super) segments: usize,
+    /// Recovery found damage: what is known of it has to be in a checkpoint.
+    checkpoint_needed: bool,
     /// Segments that the next checkpoint no longer names.
     deletes: Vec<FileId>,
     /// Deletions on their way; how they end changes nothing, recovery repeats them.
@@ -108,6 +110,7 @@ impl Flusher {
             slot_generations,
             flushed_lsn: 0,
             segments: 0,
+            checkpoint_needed: false,
             deletes: Vec::new(),
             deleting: Vec::new(),
             creating: None,
@@ -133,6 +136,12 @@ impl Flusher {
     }
 
     pub(super) fn wanted(&mut self, _full: Full) {
+        self.wanted = true;
+    }
+
+    /// Recovery found damage: make a checkpoint soon.
+    pub(super) fn remember_damage(&mut self) {
+        self.checkpoint_needed = true;
         self.wanted = true;
     }
 
@@ -238,8 +247,11 @@ impl Engine {
         }
         if self.journal.free_files() == 0 {
             self.create_journal_file(actions);
-        } else if self.stalled && self.pool.live_bytes() + CHUNK_BYTES <= self.pool.budget_bytes() {
+        } else if self.stalled && self.pool.has_room_for(CHUNK_BYTES) {
             self.stalled = self.cached_batches >= self.config.cache_batches();
+        }
+        if !self.has_room() && matches!(self.flush.stage, Stage::Idle) {
+            self.flush.wanted = true;
         }
     }
 
@@ -307,7 +319,8 @@ impl Engine {
             return !flush.shutdown_done && self.journal.idle();
         }
         let old = |oldest: u64| oldest + self.config.max_buffer_time_us <= self.now.monotonic_us;
-        let progress = !flush.dirty.is_empty()
+        let progress = flush.checkpoint_needed
+            || !flush.dirty.is_empty()
             || !flush.deletes.is_empty()
             || flush
                 .slot_generations
@@ -524,6 +537,7 @@ impl Engine {
     ) {
         self.counters.checkpoints += 1;
         self.flush.checkpoint_seq = seq;
+        self.flush.checkpoint_needed = false;
         if let Some(slot) = self.flush.slot_generations.get_mut((seq % 2) as usize) {
             *slot = generation;
         }

@@ -267,6 +267,17 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether a frame with a body of up to `body_bytes` can be laid down now.
+    pub(super) fn has_room(&self, pool: &ChunkPool, body_bytes: usize) -> bool {
+        let need = COMMIT_HEADER_BYTES + frame_len(body_bytes) + JOURNAL_ALIGN;
+        let last = self.is_last_region();
+        let reserve = if last { JOURNAL_RESERVE_BYTES } else { 0 };
+        if self.chunk.as_ref().is_some_and(|chunk| chunk.filled() + need + reserve <= CHUNK_BYTES) {
+            return true;
+        }
+        !last && pool.has_room_for(CHUNK_BYTES)
+    }
+
     /// Whether nothing comes behind the current region: it is its file's last, and no file is free.
     fn is_last_region(&self) -> bool {
         let len = self.files.iter().find(|file| file.number == self.next.file).map_or(0, |file| file.len);

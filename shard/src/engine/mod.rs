@@ -187,16 +187,26 @@ impl Engine {
             self.interval_sync.due_us,
             self.flush_deadline_us(),
             timeout,
-            self.stalled.then_some(self.now.monotonic_us + STALL_CHECK_US),
+            (!self.has_room()).then_some(self.now.monotonic_us + STALL_CHECK_US),
         ]
         .into_iter()
         .flatten()
         .min()
     }
 
-    /// Whether produces should be read from sockets: false while unwritten bytes or memory are at their bound.
+    /// Whether produces should be read from sockets: false while they would find no room. To be asked before each
+    /// one; then none is refused for a lack of room that time mends. With a full disk they are read, and refused.
     pub fn accepts_produce(&self) -> bool {
-        !self.stalled && self.journal.unwritten_bytes < pyralog_core::limits::UNWRITTEN_BYTES_PER_SHARD
+        self.flush.disk_full()
+            || self.has_room()
+                && self.journal.unwritten_bytes < pyralog_core::limits::UNWRITTEN_BYTES_PER_SHARD
+    }
+
+    /// Whether the largest batch can be appended now.
+    fn has_room(&self) -> bool {
+        !self.stalled
+            && self.cached_batches < self.config.cache_batches()
+            && self.journal.has_room(&self.pool, pyralog_core::limits::MAX_BATCH_BYTES)
     }
 
     /// State of the shard.

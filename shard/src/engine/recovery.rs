@@ -58,11 +58,11 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
         check_beginning(&config, disk, &listing, &files)?;
     }
     let mut replay = Replay::new(&config, now, checkpoint)?;
-    replay.remove_leftovers(disk, &listing)?;
     let from = checkpoint.map(|checkpoint| checkpoint.replay_from);
     let end = scan(disk, config.journal_id, &files, from, &mut replay)
         .map_err(|error| RecoveryError(error.to_string()))?;
     replay.check_segments(&listing);
+    replay.remove_leftovers(disk, &listing)?;
     // What was read may be in a volatile cache only, if the writer died before its flush: make it durable
     // before anybody reads it or it counts as committed.
     for (number, _) in &files {
@@ -117,7 +117,8 @@ fn load_checkpoints(
     Ok(found)
 }
 
-/// Journal files of full length; a shorter one was being created when the node died and holds nothing.
+/// The journal files. One that was being created when the node died is too short and holds no commit: it goes. One
+/// that is too short and holds commits was cut, and is for the scan to judge.
 fn journal_files(
     config: &EngineConfig,
     disk: &mut dyn RecoveryDisk,
@@ -126,7 +127,8 @@ fn journal_files(
     let mut files = Vec::new();
     for (file, len) in listing {
         let FileId::Journal(number) = *file else { continue };
-        if *len >= CHUNK_BYTES as u64 && len % CHUNK_BYTES as u64 == 0 {
+        let whole = *len >= CHUNK_BYTES as u64 && len % CHUNK_BYTES as u64 == 0;
+        if whole || holds_a_commit(config, disk, *file, *len)? {
             files.push((number, *len));
         } else {
             disk.delete(*file)?;
@@ -143,6 +145,25 @@ fn journal_files(
     }
     files.sort_unstable();
     Ok(files)
+}
+
+fn holds_a_commit(
+    config: &EngineConfig,
+    disk: &mut dyn RecoveryDisk,
+    file: FileId,
+    len: u64,
+) -> Result<bool, RecoveryError> {
+    let mut piece = vec![0; 256 * JOURNAL_ALIGN];
+    for at in (0..len).step_by(piece.len()) {
+        let read = disk.read(file, at, &mut piece)?;
+        let ours = |block: &[u8]| {
+            CommitHeader::decode(block).is_ok_and(|header| header.journal_id == config.journal_id)
+        };
+        if piece.get(..read).unwrap_or_default().chunks(JOURNAL_ALIGN).any(ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Without a checkpoint the journal must begin at its first commit, or be empty in a shard without data.
@@ -191,6 +212,7 @@ struct Replay<'a> {
     /// Partitions whose log may have gone on in damage; cleared by a later batch, which shows the gap.
     suspects: BTreeSet<GroupId>,
     unknown_damage: bool,
+    damaged: bool,
     log: Vec<(LogLevel, String)>,
     scratch: Vec<u8>,
 }
@@ -215,6 +237,7 @@ impl<'a> Replay<'a> {
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
             suspects: BTreeSet::new(),
             unknown_damage: false,
+            damaged: false,
             log: Vec::new(),
             scratch: Vec::new(),
         };
@@ -241,12 +264,18 @@ impl<'a> Replay<'a> {
         index
     }
 
-    /// Files that a crash left behind: segments that no checkpoint names. The journal still holds their batches.
+    /// Files that a crash left behind: segments that no checkpoint names, bytes behind the end of one. The journal
+    /// held all of it, and the replay has it again; where the journal is damaged they may be the last copy and stay.
     fn remove_leftovers(
         &mut self,
         disk: &mut dyn RecoveryDisk,
         listing: &[(FileId, u64)],
     ) -> Result<(), RecoveryError> {
+        if self.damaged {
+            let text = "segment files of the last life are left where they are, as the journal is damaged";
+            self.log.push((LogLevel::Warn, text.to_owned()));
+            return Ok(());
+        }
         for (file, len) in listing {
             let (FileId::Segment(group, base) | FileId::Index(group, base)) = *file else { continue };
             let partition =
@@ -349,6 +378,10 @@ impl<'a> Replay<'a> {
             for op in plan.operations.drain(..) {
                 match op {
                     IoOp::Write { file, offset, data } => {
+                        if offset == 0 {
+                            // The last life may have begun a file of this name and more to say in it.
+                            disk.delete(file)?;
+                        }
                         buffer.clear();
                         data.iter().for_each(|slice| buffer.extend_from_slice(slice.bytes()));
                         disk.write(file, offset, &buffer)?;
@@ -483,6 +516,9 @@ impl<'a> Replay<'a> {
                 flush.segments += partition.segments.len();
             }
         }
+        if self.damaged {
+            flush.remember_damage();
+        }
         #[cfg(feature = "planted-bugs")]
         {
             journal.planted = config.planted;
@@ -576,6 +612,7 @@ impl ScanSink for Replay<'_> {
     }
 
     fn damage(&mut self, damage: Damage) -> Result<(), ScanError> {
+        self.damaged = true;
         self.log.push((LogLevel::Error, damage.detail));
         match damage.lost {
             Lost::Body(frame) if frame.kind == FrameKind::Batch => {

@@ -188,7 +188,8 @@ fn a_full_disk_refuses_writes_keeps_reads_and_comes_back() {
         assert!(acknowledged < 1_000, "a full disk has to refuse at some point");
     };
     assert_eq!(refusal, ErrorCode::DiskFull);
-    assert!(shard.engine.status().disk_full && !shard.engine.accepts_produce());
+    assert!(shard.engine.status().disk_full);
+    assert!(shard.engine.accepts_produce(), "a refusal is an answer; not reading would be none");
     assert_eq!(shard.read_all(P0).len(), acknowledged);
     shard.disk.space = None;
     for _ in 0..3 {
@@ -301,4 +302,25 @@ fn the_durable_point_reaches_the_disk_when_the_shard_falls_idle() {
     journal[at] ^= 1;
     let mut shard = shard.restart();
     assert_eq!(code(shard.fetch(P0, 0, 1 << 20)), ErrorCode::CorruptRange, "not taken for a torn tail");
+}
+
+#[test]
+fn produces_are_not_read_rather_than_refused_while_the_disk_is_slow() {
+    let mut config = config();
+    config.cache_bytes = 16 << 20;
+    let mut shard = Shard::start(config, MemDisk::default());
+    shard.create("t", 1);
+    shard.hold_io = true;
+    let big = batch(0, None, &[&vec![1; 500_000]]);
+    let mut sent = Vec::new();
+    while shard.engine.accepts_produce() {
+        let request = ProduceRequest { group: P0, acks: Acks::Quorum, timeout_ms: 0, batch: &big };
+        sent.push(shard.send(Request::Produce(request)));
+        assert!(sent.len() < 1_000, "something has to be full at some point");
+    }
+    assert!(shard.replies.is_empty(), "nothing was refused");
+    shard.release_io();
+    shard.advance(10_000);
+    assert!(sent.iter().all(|id| matches!(shard.replies[id], Got::Message(Response::Produce(_)))));
+    assert!(shard.engine.accepts_produce());
 }
