@@ -545,6 +545,16 @@ impl Engine {
     }
 
     fn corrupt(&mut self, job: &Job, what: &str, actions: &mut Vec<Action>) {
+        let index = self.find(job.group).and_then(|index| self.at(index));
+        let Some(partition) = index else {
+            // The files went away under the read: nothing is damaged.
+            let detail = format!("partition {}: the topic was deleted", job.group);
+            return self.fail_job(job, ErrorCode::UnknownTopicOrPartition, detail, actions);
+        };
+        if !partition.segments.iter().any(|segment| segment.base == job.segment) {
+            let detail = format!("partition {}: retention removed the segment", job.group);
+            return self.fail_job(job, ErrorCode::OffsetOutOfRange, detail, actions);
+        }
         let wanted = match job.want {
             Want::Fetch { offset, .. } => format!("offset {offset}"),
             Want::Time { wanted } => format!("time {wanted}"),
