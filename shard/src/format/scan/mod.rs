@@ -75,6 +75,11 @@ pub trait ScanSink {
     ) -> Result<(), ScanError>;
     /// Damage, in its place between the commits.
     fn damage(&mut self, damage: Damage) -> Result<(), ScanError>;
+    /// The planted bug that ends the log at the first gap, whatever lies beyond.
+    #[cfg(feature = "planted-bugs")]
+    fn truncates_at_a_gap(&self) -> bool {
+        false
+    }
 }
 
 /// Why a journal can't be scanned. In each case the shard must not start as if its log were empty or shorter.

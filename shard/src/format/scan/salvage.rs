@@ -30,6 +30,10 @@ impl Walk<'_> {
     /// At a gap: finds the way on behind damage (`true`), or the log's end (`false`).
     pub(super) fn bridge(&mut self, torn: &mut Option<String>) -> Result<bool, ScanError> {
         let Some(here) = self.place else { return Ok(false) };
+        #[cfg(feature = "planted-bugs")]
+        if self.sink.truncates_at_a_gap() {
+            return Ok(false);
+        }
         if self.ahead.is_none() {
             self.ahead = Some(self.look_ahead(here)?);
         }
