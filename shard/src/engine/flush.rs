@@ -24,7 +24,8 @@ use super::journal::{Full, JournalFile};
 use super::partition::Partition;
 use super::plan::FlushPlan;
 use super::{
-    Action, DISK_FULL_RETRY_US, Engine, FileId, IoError, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, Mode,
+    Action, DISK_FULL_RETRY_US, Engine, FileId, FsyncPolicy, IoError, IoErrorKind, IoOp, IoResult, IoToken,
+    LogLevel, Mode,
 };
 
 /// Partitions that are written out at once.
@@ -52,6 +53,12 @@ enum Stage {
         queue: VecDeque<u32>,
         jobs: Vec<Job>,
         failed: Option<IoError>,
+    },
+    /// The journal is made durable, where the fsync policy has not done it: for the checkpoint at `cut`, whose
+    /// replay point must be on the disk before it, or, without one, for the stop of a shard whose disk is full.
+    Journal {
+        cut: Option<ReplayPoint>,
+        tokens: Vec<IoToken>,
     },
     /// The checkpoint is written (`synced` false) or made durable.
     Checkpoint {
@@ -84,6 +91,9 @@ pub(super) struct Flusher {
     checkpoint_needed: bool,
     /// Segments that the next checkpoint no longer names.
     deletes: Vec<FileId>,
+    /// Segments that the newest checkpoint no longer names, but the one before it does: they go with the next one,
+    /// so that either slot finds what it names.
+    old_deletes: Vec<FileId>,
     /// Deletions on their way; how they end changes nothing, recovery repeats them.
     deleting: Vec<IoToken>,
     creating: Option<(IoToken, JournalFile)>,
@@ -112,6 +122,7 @@ impl Flusher {
             segments: 0,
             checkpoint_needed: false,
             deletes: Vec::new(),
+            old_deletes: Vec::new(),
             deleting: Vec::new(),
             creating: None,
             max_journal_bytes,
@@ -394,6 +405,9 @@ impl Engine {
                 self.checkpoint_step(result, actions)
             }
             Stage::Segments { .. } => self.job_step(token, result, actions),
+            Stage::Journal { tokens, .. } if tokens.contains(&token) => {
+                self.journal_step(token, result, actions)
+            }
             _ => {}
         }
     }
@@ -479,7 +493,42 @@ impl Engine {
         if !self.config.cache_enabled {
             while self.evict_oldest() {}
         }
-        self.write_checkpoint(cut, actions);
+        match self.config.fsync {
+            FsyncPolicy::EveryWrite => self.write_checkpoint(cut, actions),
+            FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(Some(cut), actions),
+        }
+    }
+
+    fn flush_journal(&mut self, cut: Option<ReplayPoint>, actions: &mut Vec<Action>) {
+        let files: Vec<u32> = self.journal.files_in_use().collect();
+        let mut tokens = Vec::with_capacity(files.len());
+        for number in files {
+            let token = self.next_token();
+            tokens.push(token);
+            actions.push(Action::Io { token, op: IoOp::Sync { file: FileId::Journal(number) } });
+        }
+        self.flush.stage = Stage::Journal { cut, tokens };
+    }
+
+    fn journal_step(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+        let Stage::Journal { cut, tokens } = &mut self.flush.stage else { return };
+        tokens.retain(|other| *other != token);
+        let (cut, done) = (*cut, tokens.is_empty());
+        if let Err(error) = result {
+            self.flush.stage = Stage::Idle;
+            return self.fence(&error.detail, actions);
+        }
+        match cut {
+            _ if !done => {}
+            Some(cut) => {
+                self.journal.durable_lsn = self.journal.durable_lsn.max(cut.lsn.saturating_sub(1));
+                self.write_checkpoint(cut, actions);
+            }
+            None => {
+                self.flush.stage = Stage::Idle;
+                self.flush.shutdown_done = true;
+            }
+        }
     }
 
     fn write_checkpoint(&mut self, cut: ReplayPoint, actions: &mut Vec<Action>) {
@@ -541,7 +590,7 @@ impl Engine {
         if let Some(slot) = self.flush.slot_generations.get_mut((seq % 2) as usize) {
             *slot = generation;
         }
-        for file in deletes {
+        for file in std::mem::replace(&mut self.flush.old_deletes, deletes) {
             let token = self.next_token();
             self.flush.deleting.push(token);
             actions.push(Action::Io { token, op: IoOp::Delete { file } });
@@ -591,7 +640,10 @@ impl Engine {
         self.flush.retry_us = Some(self.now.monotonic_us + DISK_FULL_RETRY_US);
         if self.flush.shutting_down {
             // What is not in segments is in the journal: the next start replays it.
-            self.flush.shutdown_done = true;
+            match self.config.fsync {
+                FsyncPolicy::EveryWrite => self.flush.shutdown_done = true,
+                FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(None, actions),
+            }
         }
     }
 

@@ -62,6 +62,7 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
     let end = scan(disk, config.journal_id, &files, from, &mut replay)
         .map_err(|error| RecoveryError(error.to_string()))?;
     replay.check_segments(&listing);
+    slots.make_durable(disk)?;
     replay.remove_leftovers(disk, &listing)?;
     // What was read may be in a volatile cache only, if the writer died before its flush: make it durable
     // before anybody reads it or it counts as committed.
@@ -74,6 +75,7 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
 /// The two checkpoint slots.
 struct Slots {
     slots: [Option<Checkpoint>; 2],
+    bytes: [Vec<u8>; 2],
     notes: Vec<String>,
 }
 
@@ -91,6 +93,19 @@ impl Slots {
     fn newest(&self) -> Option<&Checkpoint> {
         self.slots.iter().flatten().max_by_key(|checkpoint| checkpoint.seq)
     }
+
+    /// Writes the newest checkpoint once more, byte for byte, and flushes it. What was read may be in the page
+    /// cache only, after a flush of it failed, and a flush alone would not write it again; but from now on
+    /// files that it does not name are removed.
+    fn make_durable(&self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
+        let Some(newest) = self.newest() else { return Ok(()) };
+        let slot = (newest.seq % 2) as u8;
+        let Some(bytes) = self.bytes.get(usize::from(slot)).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        disk.write(FileId::Checkpoint(slot), 0, bytes)?;
+        disk.sync(FileId::Checkpoint(slot))
+    }
 }
 
 fn load_checkpoints(
@@ -98,14 +113,20 @@ fn load_checkpoints(
     disk: &mut dyn RecoveryDisk,
     listing: &[(FileId, u64)],
 ) -> Result<Slots, RecoveryError> {
-    let mut found = Slots { slots: [None, None], notes: Vec::new() };
+    let mut found = Slots { slots: [None, None], bytes: [Vec::new(), Vec::new()], notes: Vec::new() };
     for (file, len) in listing {
         let FileId::Checkpoint(slot) = *file else { continue };
         let Some(place) = found.slots.get_mut(usize::from(slot)) else { continue };
         let mut bytes = vec![0; (*len).min(MAX_CHECKPOINT_BYTES as u64 * 2) as usize];
         let read = disk.read(*file, 0, &mut bytes)?;
         match Checkpoint::decode(bytes.get(..read).unwrap_or_default()) {
-            Ok(checkpoint) if checkpoint.journal_id == config.journal_id => *place = Some(checkpoint),
+            Ok(checkpoint) if checkpoint.journal_id == config.journal_id => {
+                *place = Some(checkpoint);
+                bytes.truncate(read);
+                if let Some(kept) = found.bytes.get_mut(usize::from(slot)) {
+                    *kept = bytes;
+                }
+            }
             Ok(_) => {
                 found.notes.push(format!("checkpoint slot {slot} belongs to another journal; it is not used"))
             }
@@ -212,6 +233,9 @@ struct Replay<'a> {
     /// Partitions whose log may have gone on in damage; cleared by a later batch, which shows the gap.
     suspects: BTreeSet<GroupId>,
     unknown_damage: bool,
+    /// Damaged batches of the commit that comes next, until its intact ones are there: in the order of their
+    /// offsets, or an intact batch before a damaged one would be taken for an old one.
+    broken: Vec<FrameHeader>,
     damaged: bool,
     log: Vec<(LogLevel, String)>,
     scratch: Vec<u8>,
@@ -237,6 +261,7 @@ impl<'a> Replay<'a> {
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
             suspects: BTreeSet::new(),
             unknown_damage: false,
+            broken: Vec::new(),
             damaged: false,
             log: Vec::new(),
             scratch: Vec::new(),
@@ -365,6 +390,29 @@ impl<'a> Replay<'a> {
         partition.push_tail(base, next, max_timestamp, lsn, data);
         if let Some(cached) = self.chunks.back_mut() {
             cached.partitions.push(index);
+        }
+    }
+
+    /// The log of a partition goes on behind these damaged batches.
+    fn note_broken(&mut self, wanted: impl Fn(&FrameHeader) -> bool) {
+        if self.broken.is_empty() {
+            return;
+        }
+        for frame in std::mem::take(&mut self.broken) {
+            if !wanted(&frame) {
+                self.broken.push(frame);
+                continue;
+            }
+            let index = match self.by_group.get(&frame.group) {
+                Some(index) => *index,
+                None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
+            };
+            if let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+                && frame.end_offset() > partition.log_end
+            {
+                partition.note_damage(partition.log_end, frame.end_offset());
+                partition.log_end = frame.end_offset();
+            }
         }
     }
 
@@ -561,6 +609,11 @@ impl<'a> Replay<'a> {
 }
 
 impl ScanSink for Replay<'_> {
+    #[cfg(feature = "planted-bugs")]
+    fn truncates_at_a_gap(&self) -> bool {
+        self.config.planted == Some(super::planted::PlantedBug::TruncateOnBadChecksum)
+    }
+
     fn chunk(&mut self, disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
         let cache = self.config.cache_bound();
         if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
@@ -591,7 +644,12 @@ impl ScanSink for Replay<'_> {
         self.incarnation = self.incarnation.max(header.incarnation);
         for (frame, body_at) in frames {
             match frame.kind {
-                FrameKind::Batch => self.batch(chunk, header.lsn, frame, *body_at),
+                FrameKind::Batch => {
+                    self.note_broken(|other| {
+                        other.group == frame.group && other.base_offset < frame.base_offset
+                    });
+                    self.batch(chunk, header.lsn, frame, *body_at);
+                }
                 FrameKind::OpenGroup => {
                     if !self.by_group.contains_key(&frame.group) {
                         self.insert(Partition::empty(frame.group, frame.epoch, frame.base_offset));
@@ -608,6 +666,7 @@ impl ScanSink for Replay<'_> {
                 FrameKind::NewLife => {}
             }
         }
+        self.note_broken(|_| true);
         Ok(())
     }
 
@@ -615,19 +674,7 @@ impl ScanSink for Replay<'_> {
         self.damaged = true;
         self.log.push((LogLevel::Error, damage.detail));
         match damage.lost {
-            Lost::Body(frame) if frame.kind == FrameKind::Batch => {
-                let index = match self.by_group.get(&frame.group) {
-                    Some(index) => *index,
-                    None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
-                };
-                if let Some(partition) =
-                    self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
-                    && frame.end_offset() > partition.log_end
-                {
-                    partition.note_damage(partition.log_end, frame.end_offset());
-                    partition.log_end = frame.end_offset();
-                }
-            }
+            Lost::Body(frame) if frame.kind == FrameKind::Batch => self.broken.push(frame),
             _ => {
                 self.unknown_damage = true;
                 self.suspects.extend(self.by_group.keys().copied());
