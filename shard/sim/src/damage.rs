@@ -1,0 +1,406 @@
+//! What a lying disk may cost. The tracker reads every write on its way to the disk (from the layout in
+//! `docs/storage-format.md`, with a reader of its own) and so knows which batches lie where. When the disk
+//! lies, the batches whose bytes were hit are tainted: only they may be unreadable, and only if reported.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use pyralog_core::limits::INDEX_INTERVAL_BYTES;
+use pyralog_core::{GroupId, TopicId};
+use pyralog_shard::engine::FileId;
+
+use crate::batch;
+
+/// Bytes of a group commit's header.
+pub(crate) const COMMIT_HEADER: u64 = 96;
+const FRAME_HEADER: usize = 40;
+const ALIGN: u64 = 4096;
+const NEW_LIFE: u8 = 4;
+
+/// What the simulator reads of a group commit's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CommitHead {
+    /// Its number.
+    pub lsn: u64,
+    /// The life of the journal that wrote it.
+    pub incarnation: u64,
+    /// All commits up to this one were known durable.
+    pub durable_lsn: u64,
+    /// Bytes after the header.
+    pub payload: u64,
+    /// Its frames.
+    pub frames: u32,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The header at `position` of journal file `file`, if the bytes there are a valid one.
+pub(crate) fn commit_head(bytes: &[u8], file: u32, position: u64) -> Option<CommitHead> {
+    let right = bytes.get(..4)? == b"\xb7PJC"
+        && u32_at(bytes, 68)? == file
+        && u64_at(bytes, 48)? == position
+        && u32_at(bytes, 92)? == crc32c::crc32c(bytes.get(..92)?);
+    right.then_some(CommitHead {
+        lsn: u64_at(bytes, 24)?,
+        incarnation: u64_at(bytes, 32)?,
+        durable_lsn: u64_at(bytes, 40)?,
+        payload: u64::from(u32_at(bytes, 56)?),
+        frames: u32_at(bytes, 60)?,
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Frame {
+    kind: u8,
+    group: GroupId,
+    /// Base offset of the batch; `None` for the other kinds of frames.
+    batch: Option<i64>,
+    range: Range<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Commit {
+    lsn: u64,
+    range: Range<u64>,
+    frames: Vec<Frame>,
+}
+
+fn frames(bytes: &[u8], position: u64, head: &CommitHead) -> Vec<Frame> {
+    let mut found = Vec::new();
+    let mut at = COMMIT_HEADER as usize;
+    for _ in 0..head.frames {
+        let (Some(&kind), Some(body), Some(topic), Some(partition), Some(base)) = (
+            bytes.get(at),
+            u32_at(bytes, at + 4),
+            u32_at(bytes, at + 8),
+            u32_at(bytes, at + 12),
+            u64_at(bytes, at + 16),
+        ) else {
+            break;
+        };
+        let end = (at + FRAME_HEADER + body as usize).next_multiple_of(8);
+        found.push(Frame {
+            kind,
+            group: GroupId { topic: TopicId(topic), partition },
+            batch: (kind == 1).then_some(base as i64),
+            range: position + at as u64..position + end as u64,
+        });
+        at = end;
+    }
+    found
+}
+
+fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Where a batch lies in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Its group commit.
+    pub lsn: u64,
+    /// The life of the journal that wrote it.
+    pub incarnation: u64,
+}
+
+/// What a crash may have cost silently: commits from `lsn` on, because no later durable point survived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LostTail {
+    /// The first commit that may be gone.
+    pub lsn: u64,
+    /// A frame of the metadata group may be gone with it.
+    pub metadata: bool,
+}
+
+/// Everything known about the places of batches on one shard's disk, and which of them were hit.
+#[derive(Debug, Default)]
+pub(crate) struct Tracker {
+    commits: BTreeMap<(u32, u64), Commit>,
+    places: BTreeMap<(GroupId, i64), Place>,
+    segments: BTreeMap<(GroupId, i64), BTreeMap<u64, (u64, i64)>>,
+    journal_taint: BTreeSet<(GroupId, i64)>,
+    segment_taint: BTreeSet<(GroupId, i64)>,
+    /// Segments whose index was hit, or may have been lost with a crash: it is never flushed.
+    index_suspect: BTreeSet<(GroupId, i64)>,
+    hit_lsns: BTreeSet<u64>,
+    open_lsns: BTreeSet<u64>,
+    first_lsn_of_life: Option<u64>,
+    /// Journal files that were begun again.
+    pub recycled: u64,
+    /// A frame of the metadata group was hit.
+    pub metadata_hit: bool,
+    /// Any byte of the journal in use was hit.
+    pub journal_hit: bool,
+    /// Any segment was hit.
+    pub segment_hit: bool,
+    /// Which checkpoint slots were hit.
+    pub checkpoint_hit: [bool; 2],
+}
+
+impl Tracker {
+    /// Takes note of a write before it goes to the disk.
+    pub(crate) fn submitted(&mut self, file: FileId, offset: u64, bytes: &[u8]) {
+        match file {
+            FileId::Journal(number) => self.journal_write(number, offset, bytes),
+            FileId::Segment(group, base) => self.segment_write(group, base, offset, bytes),
+            FileId::Index(..) | FileId::Checkpoint(_) => {}
+        }
+    }
+
+    fn journal_write(&mut self, file: u32, offset: u64, bytes: &[u8]) {
+        let range = offset..offset + bytes.len() as u64;
+        let stale: Vec<u64> = self
+            .commits
+            .range((file, 0)..(file, range.end))
+            .filter(|(_, commit)| overlaps(&commit.range, &range))
+            .map(|((_, position), _)| *position)
+            .collect();
+        self.recycled += u64::from(offset == 0 && !stale.is_empty());
+        for position in stale {
+            self.commits.remove(&(file, position));
+        }
+        let mut at = 0usize;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let position = offset + at as u64;
+            let Some(head) = commit_head(rest, file, position) else { break };
+            let len = (COMMIT_HEADER + head.payload).next_multiple_of(ALIGN);
+            let commit = Commit {
+                lsn: head.lsn,
+                range: position..position + len,
+                frames: frames(rest, position, &head),
+            };
+            if self.first_lsn_of_life.is_none() {
+                // What was at and above this number is dead: its hits can cost nothing any more.
+                self.first_lsn_of_life = Some(head.lsn);
+                self.hit_lsns.retain(|lsn| *lsn < head.lsn);
+            }
+            for frame in &commit.frames {
+                if let Some(base) = frame.batch {
+                    let place = Place { lsn: head.lsn, incarnation: head.incarnation };
+                    self.places.insert((frame.group, base), place);
+                    self.journal_taint.remove(&(frame.group, base));
+                }
+            }
+            self.open_lsns.insert(head.lsn);
+            self.commits.insert((file, position), commit);
+            at += len as usize;
+        }
+    }
+
+    fn segment_write(&mut self, group: GroupId, base: i64, offset: u64, bytes: &[u8]) {
+        let segment = self.segments.entry((group, base)).or_default();
+        let stale: Vec<u64> = segment.range(offset..).map(|(at, _)| *at).collect();
+        for at in stale {
+            segment.remove(&at);
+        }
+        let mut at = 0usize;
+        while let Some(head) = bytes.get(at..).and_then(batch::head) {
+            segment.insert(offset + at as u64, (head.len as u64, head.base_offset));
+            self.segment_taint.remove(&(group, head.base_offset));
+            at += head.len;
+        }
+    }
+
+    /// The file is gone.
+    pub(crate) fn deleted(&mut self, file: FileId) {
+        if let FileId::Segment(group, base) = file {
+            self.segments.remove(&(group, base));
+        }
+    }
+
+    /// The bytes of a journal write are on the platter, or the disk claims it.
+    pub(crate) fn durable(&mut self, file: FileId, range: Range<u64>) {
+        let FileId::Journal(number) = file else { return };
+        for (_, commit) in self.commits.range((number, range.start)..(number, range.end)) {
+            self.open_lsns.remove(&commit.lsn);
+        }
+    }
+
+    /// The disk lied about a range: what lies there now may be wrong.
+    pub(crate) fn hit(&mut self, file: FileId, range: Range<u64>) {
+        match file {
+            FileId::Journal(number) => self.hit_journal(number, &range),
+            FileId::Segment(group, base) => self.hit_segment(group, base, &range),
+            FileId::Checkpoint(slot) => {
+                if let Some(hit) = self.checkpoint_hit.get_mut(usize::from(slot)) {
+                    *hit = true;
+                }
+            }
+            FileId::Index(group, base) => _ = self.index_suspect.insert((group, base)),
+        }
+    }
+
+    fn hit_journal(&mut self, number: u32, range: &Range<u64>) {
+        for (_, commit) in self.commits.range((number, 0)..(number, range.end)) {
+            if !overlaps(&commit.range, range) {
+                continue;
+            }
+            self.journal_hit = true;
+            self.hit_lsns.insert(commit.lsn);
+            let header = commit.range.start..commit.range.start + COMMIT_HEADER;
+            let all = overlaps(&header, range);
+            for frame in commit.frames.iter().filter(|frame| all || overlaps(&frame.range, range)) {
+                self.metadata_hit |= frame.group == GroupId::METADATA && frame.kind != NEW_LIFE;
+                if let Some(base) = frame.batch {
+                    self.journal_taint.insert((frame.group, base));
+                }
+            }
+        }
+    }
+
+    fn hit_segment(&mut self, group: GroupId, base: i64, range: &Range<u64>) {
+        let Some(segment) = self.segments.get(&(group, base)) else { return };
+        for (at, (len, offset)) in segment {
+            if overlaps(&(*at..at + len), range) {
+                self.segment_hit = true;
+                self.metadata_hit |= group == GroupId::METADATA;
+                self.segment_taint.insert((group, *offset));
+            }
+        }
+    }
+
+    /// Whether the batch's bytes were hit, in the journal or in its segment.
+    pub(crate) fn tainted(&self, group: GroupId, base: i64) -> bool {
+        self.journal_taint.contains(&(group, base)) || self.segment_taint.contains(&(group, base))
+    }
+
+    /// Whether the batch was not hit itself but lies behind one that was, before the next entry of the index:
+    /// a reader that finds its place by walking can't get to it, since what a client wrote into a record may
+    /// look like a batch. Without its index all the rest of the segment is behind.
+    pub(crate) fn shadowed(&self, group: GroupId, base: i64) -> bool {
+        let Some((name, segment)) = self.segments.range(..=(group, base)).next_back() else { return false };
+        let indexed = !self.index_suspect.contains(name);
+        let mut shadow_until = None;
+        for (at, (len, offset)) in segment {
+            if *offset == base {
+                return shadow_until.is_some_and(|until| *at <= until);
+            }
+            if self.segment_taint.contains(&(group, *offset)) {
+                let reach = if indexed { u64::from(INDEX_INTERVAL_BYTES) } else { u64::MAX / 2 };
+                shadow_until = Some(at + len + reach);
+            }
+        }
+        false
+    }
+
+    /// Whether the disk has lied on this shard about anything that counts.
+    pub(crate) fn lied(&self) -> bool {
+        self.journal_hit || self.segment_hit || self.checkpoint_hit != [false; 2]
+    }
+
+    /// Where the batch lies in the journal, if it was written in this life or an earlier one.
+    pub(crate) fn place(&self, group: GroupId, base: i64) -> Option<Place> {
+        self.places.get(&(group, base)).copied()
+    }
+
+    /// The lowest offset of the group that lies in commit `lsn` or a later one.
+    pub(crate) fn first_at_or_after(&self, group: GroupId, lsn: u64) -> Option<i64> {
+        let range = (group, i64::MIN)..=(group, i64::MAX);
+        self.places.range(range).filter(|(_, place)| place.lsn >= lsn).map(|((_, base), _)| *base).min()
+    }
+
+    /// Whether the commit and all before it are on the platter, as far as the disk told.
+    pub(crate) fn claim_holds(&self, place: Place) -> bool {
+        self.open_lsns.range(..=place.lsn).next().is_none()
+    }
+
+    /// The power went.
+    pub(crate) fn crashed(&mut self) {
+        self.index_suspect.extend(self.segments.keys().copied());
+    }
+
+    /// A new life of the journal begins: nothing is under way.
+    pub(crate) fn new_life(&mut self) {
+        self.open_lsns.clear();
+        self.first_lsn_of_life = None;
+    }
+
+    /// After a crash: commits that may silently be gone. `read` gives bytes of the platter.
+    pub(crate) fn lost_tail(&self, mut read: impl FnMut(u32, u64, &mut [u8])) -> Option<LostTail> {
+        if self.hit_lsns.is_empty() {
+            return None;
+        }
+        let mut evidence = 0;
+        for (file, position) in self.commits.keys() {
+            let mut header = [0; COMMIT_HEADER as usize];
+            read(*file, *position, &mut header);
+            if let Some(head) = commit_head(&header, *file, *position) {
+                evidence = evidence.max(head.durable_lsn);
+            }
+        }
+        let lsn = self.hit_lsns.range(evidence + 1..).next().copied()?;
+        let metadata = self.commits.values().filter(|commit| commit.lsn >= lsn).any(|commit| {
+            commit.frames.iter().any(|frame| frame.group == GroupId::METADATA && frame.kind != NEW_LIFE)
+        });
+        Some(LostTail { lsn, metadata })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(file: u32, position: u64, lsn: u64, durable: u64, batches: &[(u32, i64, usize)]) -> Vec<u8> {
+        let mut bytes = vec![0u8; COMMIT_HEADER as usize];
+        for (topic, base, len) in batches {
+            let mut frame = vec![0u8; FRAME_HEADER];
+            frame[0] = 1;
+            frame[4..8].copy_from_slice(&(*len as u32).to_le_bytes());
+            frame[8..12].copy_from_slice(&topic.to_le_bytes());
+            frame[16..24].copy_from_slice(&base.to_le_bytes());
+            bytes.extend_from_slice(&frame);
+            bytes.resize((bytes.len() + len).next_multiple_of(8), 7);
+        }
+        let payload = (bytes.len() as u64 - COMMIT_HEADER) as u32;
+        bytes[..4].copy_from_slice(b"\xb7PJC");
+        bytes[24..32].copy_from_slice(&lsn.to_le_bytes());
+        bytes[40..48].copy_from_slice(&durable.to_le_bytes());
+        bytes[48..56].copy_from_slice(&position.to_le_bytes());
+        bytes[56..60].copy_from_slice(&payload.to_le_bytes());
+        bytes[60..64].copy_from_slice(&(batches.len() as u32).to_le_bytes());
+        bytes[68..72].copy_from_slice(&file.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..92]);
+        bytes[92..96].copy_from_slice(&crc.to_le_bytes());
+        bytes.resize(bytes.len().next_multiple_of(4096), 0);
+        bytes
+    }
+
+    #[test]
+    fn only_the_batches_under_the_hit_are_tainted() {
+        let mut tracker = Tracker::default();
+        tracker.submitted(FileId::Journal(1), 0, &commit(1, 0, 5, 4, &[(3, 10, 100), (4, 20, 100)]));
+        tracker.hit(FileId::Journal(1), 96 + 40 + 104 + 50..96 + 40 + 104 + 51);
+        assert!(!tracker.tainted(GroupId::new(3, 0), 10));
+        assert!(tracker.tainted(GroupId::new(4, 0), 20));
+        tracker.hit(FileId::Journal(1), 30..31);
+        assert!(tracker.tainted(GroupId::new(3, 0), 10), "a broken header takes the whole commit along");
+    }
+
+    #[test]
+    fn the_lost_tail_begins_where_no_later_durable_point_survives() {
+        let mut tracker = Tracker::default();
+        let writes = [commit(1, 0, 5, 4, &[(3, 10, 9)]), commit(1, 4096, 6, 4, &[(3, 11, 9)])];
+        tracker.submitted(FileId::Journal(1), 0, &writes[0]);
+        tracker.submitted(FileId::Journal(1), 4096, &writes[1]);
+        tracker.hit(FileId::Journal(1), 0..4096);
+        let platter = |_: u32, at: u64, out: &mut [u8]| match at {
+            0 => out.fill(0),
+            _ => out.copy_from_slice(&writes[1][..out.len()]),
+        };
+        assert_eq!(tracker.lost_tail(platter).unwrap().lsn, 5);
+        let later = commit(1, 8192, 7, 5, &[]);
+        tracker.submitted(FileId::Journal(1), 8192, &later);
+        let platter = |_: u32, at: u64, out: &mut [u8]| match at {
+            0 => out.fill(0),
+            4096 => out.copy_from_slice(&writes[1][..out.len()]),
+            _ => out.copy_from_slice(&later[..out.len()]),
+        };
+        assert_eq!(tracker.lost_tail(platter), None, "commit 7 proves that 5 was durable");
+    }
+}
