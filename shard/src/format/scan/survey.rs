@@ -28,6 +28,9 @@ pub(super) struct Survey {
     pub(super) unreadable: BTreeSet<(u32, u64)>,
 }
 
+/// How often one block is read before it counts as unreadable.
+const BLOCK_ATTEMPTS: u32 = 4;
+
 /// Reads `buffer.len()` bytes; where the file ends before, the rest is zeros. A region that can't be read whole is
 /// read block by block: blocks that fail count as zeros and are noted.
 pub(super) fn read_blocks(
@@ -48,13 +51,12 @@ pub(super) fn read_blocks(
     }
     let mut position = start;
     for block in buffer.chunks_mut(JOURNAL_ALIGN) {
-        let filled = match disk.read(id, position, block) {
-            Ok(filled) => filled,
-            Err(_) => {
-                unreadable.insert((file, position));
-                0
-            }
-        };
+        // Tried again before it is given up: an error that passes must not cost what lies there for good.
+        let filled = (0..BLOCK_ATTEMPTS).find_map(|_| disk.read(id, position, block).ok());
+        let filled = filled.unwrap_or_else(|| {
+            unreadable.insert((file, position));
+            0
+        });
         block.get_mut(filled..).unwrap_or_default().fill(0);
         position += JOURNAL_ALIGN as u64;
     }
