@@ -639,8 +639,11 @@ impl World {
 
     fn hostile(&mut self, index: usize, group: GroupId, session: (i64, i16, i32)) {
         let id = self.make_batch(group, Some(session), None);
+        let shard = self.model.groups.get(&group).map_or(0, |model| usize::from(model.shard));
+        // Where the shard may have forgotten the session with reason it may take the batch.
+        let forgiven = self.forgiven(shard);
         if let Some(batch) = self.model.batches.get_mut(id as usize) {
-            batch.hostile = true;
+            batch.hostile = !forgiven;
         }
         self.produce(index, id, Acks::Quorum);
     }
@@ -668,11 +671,12 @@ impl World {
             Some(Reply::Message(Response::Produce(reply))) => {
                 let gone = sent.request.group().and_then(|group| self.model.groups.get(&group));
                 let gone = gone.is_none_or(|model| model.exists != Existence::Yes);
-                if (self.forgiven(sent.shard) || gone)
-                    && let Some(batch) = self.model.batches.get_mut(id as usize)
-                    && batch.session.is_some()
-                {
-                    batch.hostile = false;
+                let broke_rules =
+                    !waited && self.model.batch(id).is_some_and(|batch| batch.session.is_some());
+                if broke_rules && (self.forgiven(sent.shard) || gone) {
+                    // The shard has lost what it knew of the session, and had a reason to.
+                    *rogue = Rogue::default();
+                    return;
                 }
                 let result = self.model.acked(id, reply, sent.claim_holds);
                 self.check(result);
