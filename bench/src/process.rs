@@ -145,15 +145,16 @@ impl NodeSetup {
         OwnedProcess::start(&mut command)
     }
 
-    /// Waits until the node answers a handshake.
+    /// Waits until the node serves requests.
     pub fn wait_until_it_answers(&self, process: &mut OwnedProcess) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
             process
                 .ensure_running()
                 .with_context(|| format!("see its output:\n{}", tail_of(&self.log_path())))?;
-            match Session::connect(self.addr, None) {
-                Ok(_) => return Ok(()),
+            let serves = |mut session: Session| session.serves();
+            match Session::connect(self.addr, Some(0)).and_then(serves) {
+                Ok(()) => return Ok(()),
                 Err(error) if begin.elapsed() > START_PATIENCE => {
                     return Err(anyhow::Error::from(error)
                         .context(format!("no answer {START_PATIENCE:?} after the start")));

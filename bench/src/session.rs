@@ -27,6 +27,11 @@ impl Session {
         self.0.call(request)
     }
 
+    /// Whether requests are served: a node answers handshakes a little before that.
+    pub fn serves(&mut self) -> Result<(), ClientError> {
+        self.call(&Request::Metadata(MetadataRequest { topic: None, start_after: 0 })).map(drop)
+    }
+
     /// Creates a topic with the node's default retention; returns its id.
     pub fn create_topic(&mut self, name: &str, partitions: u32) -> anyhow::Result<u32> {
         let request = CreateTopicRequest { name, partitions, retention_bytes: -1, retention_ms: -1 };
