@@ -22,6 +22,10 @@ use super::{Action, ConnId, Engine, IoOp, LogLevel, Mode, reply};
 
 /// Producer ids reserved by one command.
 const PRODUCER_ID_BLOCK: u32 = 1_000;
+/// Bits of a producer id below the number of the journal's life. Where the fsync policy lets a power loss take
+/// committed reservations back, ids would be handed out again and new batches taken for duplicates; the life
+/// keeps them apart, because its first commit is always durable.
+const PRODUCER_ID_LIFE_SHIFT: u32 = 40;
 /// Admin requests that may wait at once.
 const MAX_WAITING_ADMIN: usize = 4_096;
 
@@ -53,6 +57,7 @@ pub(super) struct Controller {
     applying: VecDeque<(u64, Client)>,
     /// The version that each shard serves.
     applied: Vec<u64>,
+    /// Reserved and not yet handed out, life included.
     producer_ids: Range<i64>,
     waiting_for_ids: VecDeque<(ConnId, u64)>,
     reserving: bool,
@@ -231,7 +236,8 @@ impl Engine {
         while controller.in_flight.front().is_some_and(|first| first.next_offset <= next_offset) {
             let Some(done) = controller.in_flight.pop_front() else { break };
             if let Command::ReserveProducerIds { count } = done.command {
-                let first = controller.committed.next_producer_id;
+                let life = (self.journal.incarnation() as i64) << PRODUCER_ID_LIFE_SHIFT;
+                let first = life | controller.committed.next_producer_id;
                 controller.producer_ids = first..first + i64::from(count);
                 controller.reserving = false;
             }
