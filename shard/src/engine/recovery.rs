@@ -1,6 +1,7 @@
 //! Makes an engine from what is on the disk: newest valid checkpoint, then the journal from there on.
 //! The rules and why they are so: `docs/storage-format.md`.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -385,6 +386,8 @@ impl<'a> Replay<'a> {
             && let Err(text) = apply_commands(catalog, &batch, &mut self.scratch)
         {
             self.log.push((LogLevel::Error, text));
+            // No change of the metadata may build on a catalogue that is not the whole one.
+            partition.end_unknown = true;
         }
         let max_timestamp = batch.max_timestamp();
         partition.push_tail(base, next, max_timestamp, lsn, data);
@@ -725,8 +728,16 @@ fn apply_commands(catalog: &mut Catalog, batch: &BatchView<'_>, scratch: &mut Ve
     let records = batch.records(scratch).map_err(|error| format!("the metadata log is damaged: {error}"))?;
     for record in records {
         let record = record.map_err(|error| format!("the metadata log is damaged: {error}"))?;
-        if record.offset < catalog.version as i64 {
-            continue;
+        match record.offset.cmp(&(catalog.version as i64)) {
+            Ordering::Less => continue,
+            Ordering::Equal => {}
+            // Ids follow from the order of the commands: behind a gap every one of them would be guessed.
+            Ordering::Greater => {
+                return Err(format!(
+                    "the metadata log misses offsets {} to {}: the catalogue stays as it was before",
+                    catalog.version, record.offset
+                ));
+            }
         }
         let command = Command::decode(record.value.unwrap_or_default());
         catalog.apply(&command.map_err(|error| format!("the metadata log is damaged: {error}"))?);
