@@ -418,15 +418,10 @@ impl Engine {
         match result {
             Err(error) => {
                 let job = jobs.swap_remove(at);
-                self.flush.dirty.push(job.index);
-                if let Some(partition) = self.at_mut(job.index) {
-                    partition.dirty = true;
-                }
-                if let Stage::Segments { failed, .. } = &mut self.flush.stage
-                    && !job.forgotten
-                {
+                if !job.forgotten {
                     *failed = Some(error);
                 }
+                self.job_ended(job, false, actions);
             }
             Ok(_) => {
                 let stop = failed.is_some();
@@ -435,13 +430,14 @@ impl Engine {
                     return;
                 }
                 let job = jobs.swap_remove(at);
-                self.job_ended(job, actions);
+                let done = job.plan.operations.is_empty();
+                self.job_ended(job, done, actions);
             }
         }
     }
 
     /// A partition's operations are over: all done, or given up.
-    fn job_ended(&mut self, job: Job, actions: &mut Vec<Action>) {
+    fn job_ended(&mut self, job: Job, done: bool, actions: &mut Vec<Action>) {
         if job.forgotten {
             if let Some(at) = self.flush.delete_later.iter().position(|group| *group == job.plan.group) {
                 let group = self.flush.delete_later.swap_remove(at);
@@ -449,12 +445,12 @@ impl Engine {
             }
             return;
         }
-        let done = job.plan.operations.is_empty();
         let Some(partition) = self.partitions.get_mut(job.index as usize).and_then(Option::as_deref_mut)
         else {
             return;
         };
         if !done {
+            // Once, however often it is dirtied: two jobs for one partition would both take the same batches.
             if !partition.dirty {
                 partition.dirty = true;
                 self.flush.dirty.push(job.index);

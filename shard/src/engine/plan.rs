@@ -96,6 +96,11 @@ impl FlushPlan {
             partition.segments.pop_back();
         }
         partition.segments.extend(self.segments);
+        debug_assert!(
+            partition.segments.iter().is_sorted_by(|a, b| a.end <= b.base),
+            "segments of partition {} overlap",
+            partition.group
+        );
         partition.flushed_to = partition.flushed_to.max(self.flushed_to);
     }
 

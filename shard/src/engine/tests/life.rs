@@ -197,6 +197,14 @@ fn a_full_disk_refuses_writes_keeps_reads_and_comes_back() {
     }
     assert!(!shard.engine.status().disk_full && shard.engine.accepts_produce());
     shard.produce(P0, &batch(0, None, &[b"goes on"]));
+    shard.advance(11_000_000);
+    let segments = shard
+        .disk
+        .files
+        .keys()
+        .filter(|file| matches!(file, FileId::Segment(group, _) if *group == P0))
+        .count();
+    assert_eq!(shard.engine.partition(P0).unwrap().segments as usize, segments, "each file is one segment");
     let mut shard = shard.restart();
     assert_eq!(shard.read_all(P0).len(), acknowledged + 1);
 }
