@@ -153,7 +153,7 @@ impl Node {
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
         crate::memory::use_transparent_hugepages(options.transparent_hugepages);
-        let (max_handles, max_connections) = descriptor_budget(&options, &control);
+        let (max_handles, max_connections) = descriptor_budget(&options);
 
         let mut engine = options.engine.clone();
         engine.shards = count;
@@ -310,7 +310,7 @@ fn listen_error(address: SocketAddr, error: &io::Error) -> StartError {
 }
 
 /// Shares the limit of open files out between segment files and connections.
-fn descriptor_budget(options: &NodeOptions, control: &flume::Sender<ControlEvent>) -> (usize, usize) {
+fn descriptor_budget(options: &NodeOptions) -> (usize, usize) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills a live struct.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
@@ -319,13 +319,5 @@ fn descriptor_budget(options: &NodeOptions, control: &flume::Sender<ControlEvent
     let usable = limit.saturating_sub(RESERVED_DESCRIPTORS);
     let max_handles = (usable / 4 / shards).clamp(16, MAX_HANDLES_PER_SHARD);
     let possible = usable.saturating_sub(max_handles.saturating_mul(shards)).max(16);
-    if possible < options.max_connections {
-        let text = format!(
-            "the limit of open files ({limit}) allows {possible} client connections, not {}; raise it: ulimit -n {}",
-            options.max_connections,
-            options.max_connections.saturating_add(RESERVED_DESCRIPTORS).saturating_mul(2)
-        );
-        let _ = control.send(ControlEvent::Log { shard: ShardId(0), level: LogLevel::Warn, text });
-    }
     (max_handles, possible.min(options.max_connections))
 }
