@@ -122,6 +122,13 @@ impl Node {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// Whether SIGSTOP has taken effect.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // The state follows the name, which is in brackets.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// Kills it as a power switch would, as far as a process can.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");

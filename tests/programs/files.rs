@@ -146,6 +146,43 @@ fn kill_nine_and_restart_keeps_every_acknowledged_line_once() {
     verify(&data_dir);
 }
 
+#[test]
+fn a_paused_node_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    let node = Node::start(&data_dir);
+    let address = node.address.to_string();
+    node.admin_ok(["topic", "create", "lines"]);
+    let text: Vec<u8> = (0..200_000u32).flat_map(|i| format!("line {i}\n").into_bytes()).collect();
+    let file = folder.path().join("text");
+    fs::write(&file, &text).unwrap();
+    let mut producer = Producer(
+        admin()
+            .args(["--cluster", &address, "produce", "lines", file.to_str().unwrap(), "--quiet"])
+            .args(["--batch-size", "1KiB"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    for part in [20_000u64, 60_000, 100_000] {
+        while high_watermark(&node) < part {
+            assert!(producer.0.try_wait().unwrap().is_none(), "the producer still has lines to send");
+        }
+        node.signal(libc::SIGSTOP);
+        while !node.is_stopped() {}
+        // Clients that come meanwhile: the kernel takes them, the node finds them when it returns.
+        let visitors: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+        assert!(producer.0.try_wait().unwrap().is_none(), "nothing is acknowledged by a node that is paused");
+        drop(visitors);
+        node.signal(libc::SIGCONT);
+    }
+    assert!(producer.0.wait().unwrap().success());
+    assert!(node.admin_ok(["consume", "lines"]) == text, "every line once and in order");
+    let (status, rest) = node.stop();
+    assert!(status.success(), "{rest}");
+    verify(&data_dir);
+}
+
 fn high_watermark(node: &Node) -> u64 {
     let (status, body) = node.http("GET", "/topics/lines/partitions/0");
     assert_eq!(status, 200, "{body}");
