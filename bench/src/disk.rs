@@ -14,6 +14,7 @@ use crate::latency::{Latencies, Summary};
 /// Operations under way while bandwidth is measured.
 pub const DEPTH: usize = 4;
 const BLOCK_BYTES: usize = 1 << 20;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 const FILE_NAME: &str = "disk.bench";
 
 /// What was measured.
@@ -23,6 +24,9 @@ pub struct DiskFigures {
     pub write_bytes_per_second: f64,
     /// Sequential reads, 1 MiB, depth [`DEPTH`], bytes per second.
     pub read_bytes_per_second: f64,
+    /// First touch of fresh memory on huge pages by a thread per core, bytes per second: a replay into the cache
+    /// can't be faster, and a virtual machine may have to get the memory from its host first.
+    pub touch_bytes_per_second: f64,
     /// One 4 KiB append with RWF_DSYNC over written blocks at a time.
     pub append: Summary,
 }
@@ -49,7 +53,42 @@ fn measure_file(path: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<
     }
     let write_bytes_per_second = stream(&file, true)?;
     let read_bytes_per_second = stream(&file, false)?;
-    Ok(DiskFigures { write_bytes_per_second, read_bytes_per_second, append: latencies.summary() })
+    let touch_bytes_per_second = touch(file_bytes as usize)?;
+    let append = latencies.summary();
+    Ok(DiskFigures { write_bytes_per_second, read_bytes_per_second, touch_bytes_per_second, append })
+}
+
+/// Maps `len` bytes and writes to each page once; bytes per second.
+fn touch(len: usize) -> anyhow::Result<f64> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = (len / threads).next_multiple_of(HUGE_PAGE_BYTES);
+    let begin = Instant::now();
+    let workers: Vec<_> = (0..threads).map(|_| std::thread::spawn(move || touch_share(share))).collect();
+    for worker in workers {
+        worker.join().map_err(|_| anyhow::anyhow!("a thread that touches memory panicked"))??;
+    }
+    Ok((share * threads) as f64 / begin.elapsed().as_secs_f64())
+}
+
+fn touch_share(len: usize) -> anyhow::Result<()> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let room = len + HUGE_PAGE_BYTES;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches nothing of ours.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), room, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error()).context("no memory to touch");
+    }
+    let before = mapped.cast::<u8>().align_offset(HUGE_PAGE_BYTES);
+    // SAFETY: the advice and the writes stay within the mapping, which is given back whole and not used again.
+    unsafe {
+        let start = mapped.cast::<u8>().add(before);
+        libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE);
+        for at in (0..len).step_by(ALIGN) {
+            start.add(at).write_volatile(1);
+        }
+        libc::munmap(mapped, room);
+    }
+    Ok(())
 }
 
 fn write_durably(file: &WrittenFile, block: &AlignedBuffer, at: u64) -> anyhow::Result<()> {

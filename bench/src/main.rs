@@ -106,13 +106,18 @@ fn run_disk(args: &DiskArgs) -> anyhow::Result<()> {
                 disk::DEPTH,
                 mb(figures.read_bytes_per_second)
             );
+            println!(
+                "first touch of memory, huge pages        {:9.0} MB/s",
+                mb(figures.touch_bytes_per_second)
+            );
             println!("4 KiB durable appends, one at a time\n{}\n{}", Summary::HEADS, figures.append);
         }
         Output::Json => println!(
             "{}",
             json!({
                 "write_bytes_per_second": figures.write_bytes_per_second,
-                "read_bytes_per_second": figures.read_bytes_per_second, "append": figures.append.to_json(),
+                "read_bytes_per_second": figures.read_bytes_per_second,
+                "touch_bytes_per_second": figures.touch_bytes_per_second, "append": figures.append.to_json(),
             })
         ),
     }

@@ -16,6 +16,7 @@ fn measures_and_leaves_nothing_behind() {
     assert_eq!(figures.append.count, 10);
     assert!(figures.append.p50_us > 0.0);
     assert!(figures.write_bytes_per_second > 0.0 && figures.read_bytes_per_second > 0.0);
+    assert!(figures.touch_bytes_per_second > 0.0);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

@@ -101,7 +101,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("runtime.shards", "2"),
     ("runtime.cpus", "0-3,6"),
     ("runtime.spin_us", "50"),
-    ("runtime.hugepages", "transparent"),
+    ("runtime.hugepages", "off"),
     ("runtime.memory", "8GiB"),
 ];
 

@@ -5,4 +5,5 @@ pub mod engine;
 pub mod format;
 pub mod memory;
 pub mod offline;
+pub mod pages;
 pub mod runtime;

@@ -3,26 +3,17 @@
 //!
 //! Owner: the shard's thread. Chunks are `Rc`, never sent to another thread.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ptr::NonNull;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
+use pyralog_core::limits::CHUNK_BYTES;
 
-static HUGEPAGES: AtomicBool = AtomicBool::new(false);
-
-/// Whether chunks made from now on ask for transparent huge pages (`runtime.hugepages`).
-pub fn use_transparent_hugepages(on: bool) {
-    HUGEPAGES.store(on, Ordering::Relaxed);
-}
+use crate::pages::Pages;
 
 /// One region of memory of a fixed size, filled from the front, aligned for direct I/O.
 pub struct Chunk {
-    memory: NonNull<u8>,
-    capacity: usize,
+    memory: Pages,
     /// Bytes below this are written and never change again while the chunk is shared.
     filled: Cell<usize>,
     /// The pool's books, told when the chunk is dropped.
@@ -35,49 +26,23 @@ struct Books {
     /// Bytes of chunks alive.
     live: Cell<usize>,
     /// Memory of dropped journal chunks, kept so that the next one costs neither page faults nor zeroing.
-    spare: RefCell<Vec<NonNull<u8>>>,
+    spare: RefCell<Vec<Pages>>,
 }
 
 /// Dropped journal chunks kept for reuse; more go back to the allocator.
 const SPARE_CHUNKS: usize = 4;
 
-impl Drop for Books {
-    fn drop(&mut self) {
-        for memory in self.spare.get_mut().drain(..) {
-            // SAFETY: only memory of chunks of exactly this layout is kept in `spare`, and each piece once.
-            unsafe { dealloc(memory.as_ptr(), Chunk::layout(CHUNK_BYTES)) };
-        }
-    }
-}
-
 impl Chunk {
-    fn layout(capacity: usize) -> Layout {
-        // Both numbers are constants of `limits` or come from a checked read length: never zero, never huge.
-        match Layout::from_size_align(capacity, JOURNAL_ALIGN) {
-            Ok(layout) => layout,
-            Err(_) => unreachable!("chunk sizes are bounded by limits"),
-        }
-    }
-
     fn new(capacity: usize, books: Rc<Books>) -> Self {
         let spare = if capacity == CHUNK_BYTES { books.spare.borrow_mut().pop() } else { None };
-        let memory = spare.unwrap_or_else(|| {
-            let layout = Self::layout(capacity);
-            // SAFETY: the layout has a non-zero size. Zeroed, so that every byte is initialised from the start.
-            let raw = unsafe { alloc_zeroed(layout) };
-            if HUGEPAGES.load(Ordering::Relaxed) && capacity >= CHUNK_BYTES && !raw.is_null() {
-                // SAFETY: advice on our own memory; that it fails where the kernel has none changes nothing.
-                unsafe { libc::madvise(raw.cast(), capacity, libc::MADV_HUGEPAGE) };
-            }
-            NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout))
-        });
+        let memory = spare.unwrap_or_else(|| Pages::zeroed(capacity));
         books.live.set(books.live.get() + capacity);
-        Self { memory, capacity, filled: Cell::new(0), books }
+        Self { memory, filled: Cell::new(0), books }
     }
 
     /// Size in bytes.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.memory.len()
     }
 
     /// Bytes filled so far.
@@ -94,10 +59,10 @@ impl Chunk {
     pub fn append(&self, bytes: &[u8]) -> usize {
         let at = self.filled.get();
         assert!(
-            bytes.len() <= self.capacity - at,
+            bytes.len() <= self.capacity() - at,
             "chunk overflow: {at} + {} > {}",
             bytes.len(),
-            self.capacity
+            self.capacity()
         );
         // SAFETY: `at + len <= capacity`, and nobody reads at or above the fill mark: `slice` refuses to.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(at), bytes.len()) };
@@ -108,7 +73,7 @@ impl Chunk {
     /// Moves the fill mark to `to`; the bytes in between become zeros.
     pub fn zero_to(&self, to: usize) {
         let at = self.filled.get();
-        assert!(to >= at && to <= self.capacity, "a chunk's fill mark moves forward, inside the chunk");
+        assert!(to >= at && to <= self.capacity(), "a chunk's fill mark moves forward, inside the chunk");
         // SAFETY: in bounds by the assertion, and above the fill mark, where nobody reads.
         unsafe { std::ptr::write_bytes(self.memory.as_ptr().add(at), 0, to - at) };
         self.filled.set(to);
@@ -118,7 +83,7 @@ impl Chunk {
     /// but of no meaning until [`Self::overwrite`] fills it in.
     pub fn skip_to(&self, to: usize) {
         assert!(
-            to >= self.filled.get() && to <= self.capacity,
+            to >= self.filled.get() && to <= self.capacity(),
             "a chunk's fill mark moves forward, inside the chunk"
         );
         self.filled.set(to);
@@ -148,33 +113,35 @@ impl Chunk {
     /// The whole memory, for a read to fill. Only while this is the one reference to the chunk.
     pub fn unfilled_mut(self: &mut Rc<Self>) -> Option<&mut [u8]> {
         let chunk = Rc::get_mut(self)?;
-        // SAFETY: `Rc::get_mut` proved that nobody else refers to the chunk.
-        Some(unsafe { std::slice::from_raw_parts_mut(chunk.memory.as_ptr(), chunk.capacity) })
+        Some(chunk.memory.bytes_mut())
+    }
+
+    /// The memory itself, for a read that exchanges it for memory already filled. Only while this is the one
+    /// reference to the chunk; the size must stay what it is.
+    pub(crate) fn pages_mut(self: &mut Rc<Self>) -> Option<&mut Pages> {
+        Some(&mut Rc::get_mut(self)?.memory)
     }
 
     /// Declares the first `filled` bytes written (after a read into [`Self::unfilled_mut`]).
     pub fn set_filled(&self, filled: usize) {
-        assert!(filled <= self.capacity, "a chunk holds at most its capacity");
+        assert!(filled <= self.capacity(), "a chunk holds at most its capacity");
         self.filled.set(filled);
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.books.live.set(self.books.live.get() - self.capacity);
+        self.books.live.set(self.books.live.get() - self.capacity());
         let mut spare = self.books.spare.borrow_mut();
-        if self.capacity == CHUNK_BYTES && spare.len() < SPARE_CHUNKS {
-            spare.push(self.memory);
-            return;
+        if self.capacity() == CHUNK_BYTES && spare.len() < SPARE_CHUNKS {
+            spare.push(std::mem::take(&mut self.memory));
         }
-        // SAFETY: allocated in `new` with the same layout, freed once.
-        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) };
     }
 }
 
 impl fmt::Debug for Chunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Chunk({:p}, {}/{})", self.memory, self.filled.get(), self.capacity)
+        write!(f, "Chunk({:?}, filled {})", self.memory, self.filled.get())
     }
 }
 

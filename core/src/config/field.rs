@@ -98,6 +98,8 @@ impl Field<'_> {
             Self::HostPorts(out) => **out = host_ports(node).ok_or(usage)?,
             Self::Cpus(out) => **out = cpus(node).ok_or(usage)?,
             Self::Fsync(out) => **out = text(node).and_then(fsync).ok_or(usage)?,
+            // YAML reads the word `off` as false.
+            Self::Hugepages(out) if matches!(node, Node::Bool(false)) => **out = Hugepages::Off,
             Self::Hugepages(out) => **out = text(node).and_then(hugepages).ok_or(usage)?,
         }
         Ok(())

@@ -150,9 +150,9 @@ pub struct RuntimeConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hugepages {
     /// Ordinary pages.
-    #[default]
     Off,
     /// `madvise(MADV_HUGEPAGE)`: the kernel uses large pages when it has some.
+    #[default]
     Transparent,
     /// Reserved large pages (`vm.nr_hugepages`).
     Explicit,

@@ -16,6 +16,7 @@ use pyralog_replication::metadata::Catalog;
 use smallvec::SmallVec;
 
 use crate::memory::{Chunk, ChunkSlice};
+use crate::pages::Pages;
 use std::rc::Rc;
 
 /// A client connection, named by the driver. Never reused within the life of an engine.
@@ -264,6 +265,10 @@ pub trait RecoveryDisk {
     fn list(&mut self) -> Result<Vec<(FileId, u64)>, IoError>;
     /// Fills `buffer` from `offset`; returns fewer bytes only at the end of the file.
     fn read(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<usize, IoError>;
+    /// Fills `pages` from `offset`, as [`Self::read`] does, or exchanges the memory for such that is filled.
+    fn read_pages(&mut self, file: FileId, offset: u64, pages: &mut Pages) -> Result<usize, IoError> {
+        self.read(file, offset, pages.bytes_mut())
+    }
     /// Announces that `file` will be read once, from `offset` to its end, in order.
     fn will_read_sequentially(&mut self, file: FileId, offset: u64);
     /// Writes all bytes, creating the file (durably) when it is not there.

@@ -152,7 +152,7 @@ impl Node {
         let mut port =
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
-        crate::memory::use_transparent_hugepages(options.transparent_hugepages);
+        crate::pages::use_transparent_hugepages(options.transparent_hugepages);
         let (max_handles, max_connections) = descriptor_budget(&options);
 
         let mut engine = options.engine.clone();

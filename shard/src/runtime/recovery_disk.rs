@@ -2,27 +2,27 @@
 //!
 //! A file that is announced as read in order is read by two threads in turns, each one block of
 //! [`BLOCK_BYTES`] at a time with O_DIRECT: two such reads keep a disk busy, while the replay checks what came
-//! before. Nothing goes through the page cache, so what is checked is what is on the disk.
+//! before. Nothing goes through the page cache, so what is checked is what is on the disk. A read of exactly one
+//! block takes the block's memory and leaves its own to be read into next: nothing is copied.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::thread::JoinHandle;
 
 use pyralog_core::GroupId;
-use pyralog_core::limits::JOURNAL_ALIGN;
+use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
 
 use super::files::open_direct;
 use super::files_helper::{OpenMode, create_zeroed, delete, delete_group, open, read_full, truncate};
 use super::paths::{Paths, io_error};
 use crate::engine::{FileId, IoError, RecoveryDisk};
+use crate::pages::Pages;
 
-/// One read, bytes.
-const BLOCK_BYTES: usize = 4 << 20;
+/// One read, bytes: a region of the journal.
+const BLOCK_BYTES: usize = CHUNK_BYTES;
 /// Threads per file that is read in order.
 const READERS: usize = 2;
 /// Blocks that one thread has read and nobody has taken yet. With the ones being read and used: at most
@@ -38,6 +38,8 @@ pub struct RealDisk {
     ahead: Option<(FileId, ReadAhead)>,
     /// Announced and not begun, in order.
     announced: Vec<(FileId, u64)>,
+    /// Memory of the last file's read-ahead, for the next one's.
+    spare: Vec<Pages>,
     progress: Box<dyn FnMut(u64, u64)>,
 }
 
@@ -50,7 +52,14 @@ impl std::fmt::Debug for RealDisk {
 impl RealDisk {
     /// The files below `paths`; `progress` hears how far the replay is, as often as the replay tells.
     pub fn new(paths: Paths, progress: Box<dyn FnMut(u64, u64)>) -> Self {
-        Self { paths, open: HashMap::default(), ahead: None, announced: Vec::new(), progress }
+        Self {
+            paths,
+            open: HashMap::default(),
+            ahead: None,
+            announced: Vec::new(),
+            spare: Vec::new(),
+            progress,
+        }
     }
 
     fn handle(&mut self, file: FileId, create: bool) -> Result<&File, IoError> {
@@ -72,6 +81,26 @@ impl RealDisk {
             self.ahead = None;
         }
     }
+
+    /// What could not be read ahead is read plainly from now on: a failed reader must not look like the file's end.
+    fn failed_ahead(&mut self, file: FileId, error: &io::Error) -> IoError {
+        self.ahead = None;
+        io_error(&self.paths.file(file), "read", error)
+    }
+
+    /// The read-ahead that is at this place, begun now if it was announced.
+    fn ahead_at(&mut self, file: FileId, offset: u64) -> Result<Option<&mut ReadAhead>, IoError> {
+        if let Some(at) = self.announced.iter().position(|announced| *announced == (file, offset)) {
+            self.announced.remove(at);
+            if let Some((_, old)) = self.ahead.take() {
+                self.spare.extend(old.end());
+            }
+            let ahead = ReadAhead::start(self.paths.file(file), offset, &mut self.spare)?;
+            self.ahead = Some((file, ahead));
+        }
+        let ahead = self.ahead.as_mut().filter(|(of, ahead)| *of == file && ahead.position == offset);
+        Ok(ahead.map(|(_, ahead)| ahead))
+    }
 }
 
 impl RecoveryDisk for RealDisk {
@@ -80,20 +109,22 @@ impl RecoveryDisk for RealDisk {
     }
 
     fn read(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<usize, IoError> {
-        if let Some(at) = self.announced.iter().position(|announced| *announced == (file, offset)) {
-            let (file, offset) = self.announced.remove(at);
-            self.ahead = Some((file, ReadAhead::start(self.paths.file(file), offset)?));
-        }
-        if let Some((ahead_of, ahead)) = &mut self.ahead
-            && *ahead_of == file
-            && ahead.position == offset
-        {
-            let path = self.paths.file(file);
-            return ahead.read(buffer).map_err(|error| io_error(&path, "read", &error));
+        if let Some(ahead) = self.ahead_at(file, offset)? {
+            let read = ahead.read(buffer);
+            return read.map_err(|error| self.failed_ahead(file, &error));
         }
         let path = self.paths.file(file);
         let handle = self.handle(file, false)?;
         read_full(handle, offset, buffer).map_err(|error| io_error(&path, "read", &error))
+    }
+
+    fn read_pages(&mut self, file: FileId, offset: u64, pages: &mut Pages) -> Result<usize, IoError> {
+        if let Some(ahead) = self.ahead_at(file, offset)?
+            && let Some(read) = ahead.exchange(pages)
+        {
+            return read.map_err(|error| self.failed_ahead(file, &error));
+        }
+        self.read(file, offset, pages.bytes_mut())
     }
 
     fn will_read_sequentially(&mut self, file: FileId, offset: u64) {
@@ -142,47 +173,15 @@ impl RecoveryDisk for RealDisk {
     }
 }
 
-/// One aligned block.
+/// One block of a file.
 struct Block {
-    memory: NonNull<u8>,
+    memory: Pages,
     filled: usize,
 }
 
-// SAFETY: plain memory with one owner.
-unsafe impl Send for Block {}
-
 impl Block {
-    fn layout() -> Layout {
-        match Layout::from_size_align(BLOCK_BYTES, JOURNAL_ALIGN) {
-            Ok(layout) => layout,
-            Err(_) => unreachable!("both are constants"),
-        }
-    }
-
-    fn new() -> Self {
-        // SAFETY: the layout has a size.
-        let memory = unsafe { alloc(Self::layout()) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(Self::layout()) };
-        // SAFETY: fresh memory of that size; it is initialised, as references to it are handed out.
-        unsafe { memory.as_ptr().write_bytes(0, BLOCK_BYTES) };
-        Self { memory, filled: 0 }
-    }
-
-    fn whole_mut(&mut self) -> &mut [u8] {
-        // SAFETY: initialised in `new`, exclusively borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), BLOCK_BYTES) }
-    }
-
     fn filled(&self) -> &[u8] {
-        // SAFETY: initialised in `new`; `filled` is at most the size.
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.filled) }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.memory.as_ptr(), Self::layout()) };
+        self.memory.bytes().get(..self.filled).unwrap_or_default()
     }
 }
 
@@ -193,23 +192,26 @@ struct ReadAhead {
     /// Where the next [`Self::read`] is.
     position: u64,
     current: Option<Block>,
-    /// Bytes of `current` that are used.
+    /// Bytes of `current` that are used, or of the next block when there is none.
     used: usize,
+    /// The file's last block was taken.
+    ended: bool,
     /// Whose turn the next block is.
     turn: usize,
-    full: Vec<Option<flume::Receiver<BlockResult>>>,
-    empty: Vec<flume::Sender<Block>>,
-    threads: Vec<JoinHandle<()>>,
+    full: Vec<flume::Receiver<BlockResult>>,
+    empty: Vec<flume::Sender<Pages>>,
+    threads: Vec<JoinHandle<Vec<Pages>>>,
 }
 
 impl ReadAhead {
-    fn start(path: PathBuf, offset: u64) -> Result<Self, IoError> {
+    fn start(path: PathBuf, offset: u64, spare: &mut Vec<Pages>) -> Result<Self, IoError> {
         let align = JOURNAL_ALIGN as u64;
         let first = offset / align * align;
         let mut ahead = Self {
             position: offset,
             current: None,
             used: (offset - first) as usize,
+            ended: false,
             turn: 0,
             full: Vec::new(),
             empty: Vec::new(),
@@ -218,12 +220,16 @@ impl ReadAhead {
         for reader in 0..READERS {
             let file = open_direct(&path).map_err(|error| io_error(&path, "open", &error))?;
             let (full_sender, full) = flume::bounded(BLOCKS_AHEAD);
-            let (empty, empty_receiver) = flume::bounded::<Block>(BLOCKS_AHEAD + 1);
+            let (empty, empty_receiver) = flume::unbounded();
+            for _ in 0..=BLOCKS_AHEAD {
+                let memory = spare.pop().unwrap_or_else(|| Pages::zeroed(BLOCK_BYTES));
+                let _ = empty.send(memory);
+            }
             let start = first + (reader * BLOCK_BYTES) as u64;
-            let body = move || read_blocks(&file, start, &full_sender, &empty_receiver);
+            let body = move || read_blocks(&file, start, full_sender, empty_receiver);
             let spawned = std::thread::Builder::new().name("pyra-replay".into()).spawn(body);
             ahead.threads.push(spawned.map_err(|error| io_error(Path::new("a thread"), "start", &error))?);
-            ahead.full.push(Some(full));
+            ahead.full.push(full);
             ahead.empty.push(empty);
         }
         Ok(ahead)
@@ -235,9 +241,9 @@ impl ReadAhead {
             let rest =
                 self.current.as_ref().and_then(|block| block.filled().get(self.used..)).unwrap_or_default();
             if rest.is_empty() {
-                if !self.next_block()? {
-                    break;
-                }
+                self.give_back();
+                let Some(block) = self.next_block()? else { break };
+                self.current = Some(block);
                 continue;
             }
             let count = rest.len().min(buffer.len());
@@ -251,57 +257,98 @@ impl ReadAhead {
         Ok(copied)
     }
 
-    /// Moves on to the next block; false at the end of the file.
-    fn next_block(&mut self) -> io::Result<bool> {
-        if let Some(old) = self.current.take() {
-            let ended = old.filled < BLOCK_BYTES;
-            let giver = (self.turn + READERS - 1) % READERS;
-            if let Some(empty) = self.empty.get(giver) {
-                let _ = empty.try_send(old);
-            }
-            self.used = 0;
-            if ended {
-                return Ok(false);
-            }
+    /// The next whole block, in exchange for the memory in `pages`; `None` when the next bytes don't begin one.
+    fn exchange(&mut self, pages: &mut Pages) -> Option<io::Result<usize>> {
+        if self.current.as_ref().is_some_and(|block| self.used >= block.filled) {
+            self.give_back();
         }
-        let Some(Some(full)) = self.full.get(self.turn) else { return Ok(false) };
-        let Ok(block) = full.recv() else { return Ok(false) };
-        self.current = Some(block?);
+        if self.current.is_some() || self.used > 0 || pages.len() != BLOCK_BYTES {
+            return None;
+        }
+        let mut block = match self.next_block() {
+            Ok(Some(block)) => block,
+            Ok(None) => return Some(Ok(0)),
+            Err(error) => return Some(Err(error)),
+        };
+        std::mem::swap(pages, &mut block.memory);
+        let filled = block.filled;
+        self.position += filled as u64;
+        self.current = Some(block);
+        self.used = filled;
+        self.give_back();
+        Some(Ok(filled))
+    }
+
+    /// Gives the used block's memory to the reader it came from.
+    fn give_back(&mut self) {
+        let Some(old) = self.current.take() else { return };
+        self.used = 0;
+        let giver = (self.turn + READERS - 1) % READERS;
+        if let Some(empty) = self.empty.get(giver) {
+            let _ = empty.send(old.memory);
+        }
+    }
+
+    /// Takes the next block; `None` at the end of the file.
+    fn next_block(&mut self) -> io::Result<Option<Block>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let Some(Ok(block)) = self.full.get(self.turn).map(flume::Receiver::recv) else {
+            return Err(io::Error::other("the thread that reads ahead is gone"));
+        };
         self.turn = (self.turn + 1) % READERS;
-        Ok(true)
+        let block = block.inspect_err(|_| self.ended = true)?;
+        self.ended = block.filled < BLOCK_BYTES;
+        Ok(Some(block))
+    }
+
+    /// Stops the readers; their memory.
+    fn end(mut self) -> Vec<Pages> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Vec<Pages> {
+        let mut spare: Vec<_> = self.current.take().map(|block| block.memory).into_iter().collect();
+        for full in self.full.drain(..) {
+            spare.extend(full.drain().filter_map(|block| Some(block.ok()?.memory)));
+        }
+        self.empty.clear();
+        for thread in self.threads.drain(..) {
+            spare.extend(thread.join().unwrap_or_default());
+        }
+        spare
     }
 }
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        self.full.clear();
-        self.empty.clear();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
-fn read_blocks(file: &File, mut at: u64, full: &flume::Sender<BlockResult>, empty: &flume::Receiver<Block>) {
-    loop {
-        let mut block = empty.try_recv().unwrap_or_else(|_| Block::new());
-        let result = read_full(file, at, block.whole_mut());
+/// Reads every `READERS`th block from `at` on until the file ends or nobody takes any more; the memory left over.
+fn read_blocks(
+    file: &File,
+    mut at: u64,
+    full: flume::Sender<BlockResult>,
+    empty: flume::Receiver<Pages>,
+) -> Vec<Pages> {
+    while let Ok(mut memory) = empty.recv() {
+        let result = read_full(file, at, memory.bytes_mut());
         let last = !matches!(result, Ok(BLOCK_BYTES));
-        let sent = full.send(result.map(|filled| {
-            block.filled = filled;
-            block
-        }));
+        let sent = full.send(result.map(|filled| Block { memory, filled }));
         if last || sent.is_err() {
-            return;
+            break;
         }
         at += (READERS * BLOCK_BYTES) as u64;
     }
+    drop(full);
+    empty.drain().collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::OpenOptionsExt;
-
     use pyralog_core::ShardId;
 
     use super::*;
@@ -337,6 +384,17 @@ mod tests {
                     }
                 }
                 assert_eq!(read, bytes.get(offset as usize..).unwrap_or_default(), "{len} from {offset}");
+                disk.will_read_sequentially(file, offset);
+                let (mut exchanged, mut pages) = (Vec::new(), Pages::zeroed(BLOCK_BYTES));
+                loop {
+                    let at = offset + exchanged.len() as u64;
+                    let count = disk.read_pages(file, at, &mut pages).unwrap();
+                    exchanged.extend_from_slice(&pages.bytes()[..count]);
+                    if count < BLOCK_BYTES {
+                        break;
+                    }
+                }
+                assert!(exchanged == read, "{len} from {offset}, by exchange");
                 let mut one = [0; 4];
                 let count = disk.read(file, 0, &mut one).unwrap();
                 assert_eq!(&one[..count], &bytes[..len.min(4)], "a jump back is a plain read");
@@ -370,12 +428,26 @@ mod tests {
         let file = FileId::Journal(0);
         let path = disk.paths.file(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        // A folder opens but doesn't read.
-        std::os::unix::fs::symlink(dir.path(), &path).unwrap();
-        assert!(File::options().read(true).custom_flags(0).open(&path).is_ok());
-        disk.will_read_sequentially(file, 0);
-        let error = disk.read(file, 0, &mut [0; 16]).unwrap_err();
-        assert!(error.detail.contains("0.journal"), "{}", error.detail);
+        // The memory of this process opens but has nothing at address 0: an I/O error.
+        let failing = Path::new("/proc/self/mem");
+        std::os::unix::fs::symlink(failing, &path).unwrap();
+        let bytes = pattern(BLOCK_BYTES);
+        for exchange in [false, true] {
+            disk.will_read_sequentially(file, 0);
+            let mut pages = Pages::zeroed(BLOCK_BYTES);
+            let error = match exchange {
+                true => disk.read_pages(file, 0, &mut pages).unwrap_err(),
+                false => disk.read(file, 0, pages.bytes_mut()).unwrap_err(),
+            };
+            assert!(error.detail.contains("0.journal"), "{}", error.detail);
+            // What failed once and passes now must not look like the file's end.
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(disk.read(file, 0, pages.bytes_mut()).unwrap(), BLOCK_BYTES);
+            assert!(pages.bytes() == bytes);
+            disk.delete(file).unwrap();
+            std::os::unix::fs::symlink(failing, &path).unwrap();
+        }
     }
 
     /// Not a check but a measurement: `cargo test --release -- --ignored --nocapture replay_bandwidth`.
@@ -390,15 +462,15 @@ mod tests {
         for ahead in [false, true, false, true] {
             let direct = open_direct(&disk.paths.file(file)).unwrap();
             let started = std::time::Instant::now();
-            let mut block = Block::new();
+            let mut block = Pages::zeroed(BLOCK_BYTES);
             let mut at = 0;
             if ahead {
                 disk.will_read_sequentially(file, 0);
             }
             while at < len {
                 let count = match ahead {
-                    true => disk.read(file, at, block.whole_mut()).unwrap(),
-                    false => read_full(&direct, at, block.whole_mut()).unwrap(),
+                    true => disk.read_pages(file, at, &mut block).unwrap(),
+                    false => read_full(&direct, at, block.bytes_mut()).unwrap(),
                 };
                 at += count as u64;
             }

@@ -22,7 +22,7 @@ use super::journal::{COMMIT_HEADER_BYTES, CommitHeader, FrameHeader};
 use crate::engine::{FileId, IoError, RecoveryDisk};
 use crate::memory::Chunk;
 use salvage::Ahead;
-use survey::{Survey, read_blocks};
+use survey::{Survey, read_blocks, read_pages};
 
 /// A place in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -474,10 +474,18 @@ impl Walk<'_> {
         };
         let len = self.files.get(&file).copied().unwrap_or(0);
         let want = len.saturating_sub(start).min(self.region_bytes as u64) as usize;
-        let Some(buffer) = chunk.unfilled_mut().and_then(|memory| memory.get_mut(..want)) else {
-            return Err(ScanError::Sink(format!("a chunk of {want} bytes that nobody else holds is needed")));
-        };
-        read_blocks(self.disk, file, start, buffer, &mut self.survey.unreadable)?;
+        let unreadable = &mut self.survey.unreadable;
+        match chunk.pages_mut() {
+            Some(pages) if pages.len() == want => read_pages(self.disk, file, start, pages, unreadable)?,
+            Some(pages) if pages.len() > want => {
+                let buffer = pages.bytes_mut().get_mut(..want).unwrap_or_default();
+                read_blocks(self.disk, file, start, buffer, unreadable)?;
+            }
+            _ => {
+                let what = format!("a chunk of {want} bytes that nobody else holds is needed");
+                return Err(ScanError::Sink(what));
+            }
+        }
         chunk.set_filled(want);
         self.read_bytes += want as u64;
         self.disk.progress(self.read_bytes, self.total_bytes.max(self.read_bytes));

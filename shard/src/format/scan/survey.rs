@@ -8,6 +8,7 @@ use pyralog_core::limits::JOURNAL_ALIGN;
 use super::{Place, ScanError, Scanner, payload};
 use crate::engine::{FileId, IoErrorKind, RecoveryDisk};
 use crate::format::journal::{CommitError, CommitHeader};
+use crate::pages::Pages;
 
 /// The headers seen so far, boiled down.
 pub(super) struct Survey {
@@ -40,15 +41,48 @@ pub(super) fn read_blocks(
     buffer: &mut [u8],
     unreadable: &mut BTreeSet<(u32, u64)>,
 ) -> Result<(), ScanError> {
-    let id = FileId::Journal(file);
-    match disk.read(id, start, buffer) {
+    match disk.read(FileId::Journal(file), start, buffer) {
         Ok(filled) => {
             buffer.get_mut(filled..).unwrap_or_default().fill(0);
-            return Ok(());
+            Ok(())
         }
-        Err(error) if error.kind == IoErrorKind::NotFound => return Err(error.into()),
-        Err(_) => {}
+        Err(error) if error.kind == IoErrorKind::NotFound => Err(error.into()),
+        Err(_) => {
+            read_single_blocks(disk, file, start, buffer, unreadable);
+            Ok(())
+        }
     }
+}
+
+/// The same for all of `pages`, which may come back as other memory.
+pub(super) fn read_pages(
+    disk: &mut dyn RecoveryDisk,
+    file: u32,
+    start: u64,
+    pages: &mut Pages,
+    unreadable: &mut BTreeSet<(u32, u64)>,
+) -> Result<(), ScanError> {
+    match disk.read_pages(FileId::Journal(file), start, pages) {
+        Ok(filled) => {
+            pages.bytes_mut().get_mut(filled..).unwrap_or_default().fill(0);
+            Ok(())
+        }
+        Err(error) if error.kind == IoErrorKind::NotFound => Err(error.into()),
+        Err(_) => {
+            read_single_blocks(disk, file, start, pages.bytes_mut(), unreadable);
+            Ok(())
+        }
+    }
+}
+
+fn read_single_blocks(
+    disk: &mut dyn RecoveryDisk,
+    file: u32,
+    start: u64,
+    buffer: &mut [u8],
+    unreadable: &mut BTreeSet<(u32, u64)>,
+) {
+    let id = FileId::Journal(file);
     let mut position = start;
     for block in buffer.chunks_mut(JOURNAL_ALIGN) {
         // Tried again before it is given up: an error that passes must not cost what lies there for good.
@@ -60,7 +94,6 @@ pub(super) fn read_blocks(
         block.get_mut(filled..).unwrap_or_default().fill(0);
         position += JOURNAL_ALIGN as u64;
     }
-    Ok(())
 }
 
 impl Survey {
