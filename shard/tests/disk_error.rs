@@ -7,9 +7,9 @@ mod common;
 use std::time::Instant;
 
 use common::{Client, PATIENCE, Rig, batch, fetch, produce, topic};
-use pyralog_core::Outcome;
 use pyralog_core::batch::BatchView;
-use pyralog_net::message::Response;
+use pyralog_core::{GroupId, Outcome};
+use pyralog_net::message::{FetchRequest, Request, Response};
 use pyralog_shard::runtime::ControlEvent;
 
 /// Writes at or above this position of any file fail from now on.
@@ -107,4 +107,20 @@ fn a_shard_whose_disk_fails_fences_itself_and_comes_back_with_all_it_acknowledge
         "{lines:#?}"
     );
     assert!(lines.iter().any(|line| line.starts_with("recovered after")), "{lines:#?}");
+
+    // It fails again soon, so the node pauses before it reads the disk. Who asks the fenced shard meanwhile is not
+    // left waiting when its engine goes.
+    refuse_writes_from(1 << 20);
+    while try_produce(&mut client, topic, &batch(0, &[&value])).is_some() {}
+    rig.until("fenced again", |node| node.status().iter().any(|report| report.status.fenced.is_some()));
+    refuse_writes_from(libc::RLIM_INFINITY);
+    let mut waiting = Client::new(rig.addr(), 0);
+    let group = GroupId::new(topic, 0);
+    let request =
+        FetchRequest { group, offset: records, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 5_000 };
+    waiting.send(&Request::Fetch(request));
+    let _closed_or_answered = waiting.reply();
+    drop((client, waiting));
+    rig.until("serves again", |node| node.status().iter().all(|report| report.status.fenced.is_none()));
+    rig.until("no connection is left", |_| rig.connections() == 0);
 }

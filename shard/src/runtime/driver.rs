@@ -446,6 +446,11 @@ impl Driver {
             return;
         }
         let reason = reason.clone();
+        // Who connected during the pause may wait for a reply that only the old engine knows of.
+        let Self { engine, actions, connections, .. } = self;
+        if engine.is_some() {
+            connections.close_all(&mut EngineAccess { engine: engine.as_mut(), actions, now });
+        }
         // The old engine, its cache above all, goes before the new one fills its own.
         self.engine = None;
         self.actions.clear();
