@@ -280,14 +280,15 @@ impl Connections {
         let Some(mut conn) = self.take(id) else { return };
         conn.receiving = false;
         conn.more_waits = cqueue::sock_nonempty(flags);
-        if result <= 0 || conn.phase == Phase::Closing {
-            return self.receive_ended(conn, result, access);
-        }
-        let len = (bytes.len() + result as usize).min(bytes.capacity());
+        let len = (bytes.len() + result.max(0) as usize).min(bytes.capacity());
         // SAFETY: the kernel filled `result` bytes of the spare capacity, which began at the old length.
         unsafe { bytes.set_len(len) };
+        // Whatever the end was: after an interrupted receive the frame goes on where it was.
         if let Some(assembly) = &mut conn.assembly {
             assembly.bytes = bytes;
+        }
+        if result <= 0 || conn.phase == Phase::Closing {
+            return self.receive_ended(conn, result, access);
         }
         let outcome = received(&mut conn, &[], &mut self.context(access));
         self.settle(conn, outcome, None, access);
@@ -784,3 +785,7 @@ fn submit_send(ring: &mut Ring<Op>, conn: &mut Connection, mut op: Box<SendOp>, 
         };
     }
 }
+
+#[cfg(test)]
+#[path = "connections_tests.rs"]
+mod tests;
