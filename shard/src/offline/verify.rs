@@ -17,10 +17,12 @@ use crate::format::checkpoint::{Checkpoint, GroupCheckpoint};
 use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
 use crate::format::scan::{Damage, Lost, ScanError, ScanSink, scan};
 use crate::memory::{Chunk, ChunkPool};
+use crate::runtime::data_dir::NodeFile;
 
 const REFUSED: &str = "these offsets have no other copy on this node and will be refused to readers; restore a backup, \
                        or live without them";
 const NO_START: &str = "the shard will not start; put the file back from a backup";
+const FOREIGN: &str = "put the shard's own folder back in its place";
 
 /// Checks everything below `data_dir` and `journal_dir` (the same, unless the node is configured otherwise).
 /// Changes nothing, and keeps nodes from starting on the folders meanwhile.
@@ -34,6 +36,7 @@ pub fn verify(
 ) -> Result<Report, OfflineError> {
     let _data_lock = lock_out(data_dir)?;
     let _journal_lock = lock_out(journal_dir)?;
+    let node = NodeFile::read(data_dir);
     let shards = folder::shards(data_dir)?;
     if shards.is_empty() {
         return Err(OfflineError::NoData(data_dir.to_owned()));
@@ -52,7 +55,8 @@ pub fn verify(
             progress(Progress { shard, done_bytes: done_bytes.min(total_bytes), total_bytes });
         };
         let folder = Folder::open(data_dir, journal_dir, shard, &mut on_read)?;
-        Shard { shard, folder, slot: 0, report: &mut report }.check()?;
+        let own_id = node.as_ref().map(|node| node.shard_journal_id(shard));
+        Shard { shard, own_id, folder, slot: 0, report: &mut report }.check()?;
     }
     report.shards = shards.len() as u64;
     report.bytes = done_bytes;
@@ -62,6 +66,8 @@ pub fn verify(
 
 struct Shard<'r, 'a> {
     shard: ShardId,
+    /// The shard's journal id, as `node.json` has it.
+    own_id: Option<u64>,
     folder: Folder<'a>,
     /// The slot of the newest checkpoint.
     slot: u8,
@@ -93,6 +99,10 @@ impl Shard<'_, '_> {
                 continue;
             }
             match Checkpoint::decode(&self.folder.read_all(file, MAX_CHECKPOINT_BYTES as u64 * 2)?) {
+                Ok(Checkpoint { journal_id, .. }) if self.own_id.is_some_and(|own| own != journal_id) => {
+                    let what = format!("it belongs to journal {journal_id:#018x}, of another node or shard");
+                    self.find(Severity::Damage, file, what, FOREIGN);
+                }
                 Ok(checkpoint) => {
                     self.report.checkpoints += 1;
                     if newest.as_ref().is_none_or(|known| known.seq < checkpoint.seq) {
@@ -248,9 +258,10 @@ impl Shard<'_, '_> {
                 self.find(Severity::Warning, file, what, remedy);
             }
         }
-        let id = match checkpoint {
-            Some(checkpoint) => Some(checkpoint.journal_id),
-            None => self.journal_id(&files)?,
+        let id = match (self.own_id, checkpoint) {
+            (Some(own), _) => Some(own),
+            (None, Some(checkpoint)) => Some(checkpoint.journal_id),
+            (None, None) => self.journal_id(&files)?,
         };
         let Some(id) = id else { return Ok(()) };
         let mut walk = JournalCheck::new(groups);
@@ -294,7 +305,7 @@ impl Shard<'_, '_> {
         Ok(())
     }
 
-    /// Without a checkpoint: the id that the first valid commit header names.
+    /// Without `node.json` and a checkpoint: the id that the first valid commit header names.
     fn journal_id(&mut self, files: &[(u32, u64)]) -> Result<Option<u64>, OfflineError> {
         let mut block = vec![0; JOURNAL_ALIGN];
         for (number, len) in files {

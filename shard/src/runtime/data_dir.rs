@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pyralog_core::ShardId;
 use serde::{Deserialize, Serialize};
 
 use super::node::StartError;
@@ -24,10 +25,28 @@ pub struct NodeFile {
     pub node_id: u32,
     /// Number of shards that the partitions are spread over.
     pub shards: u16,
-    /// Random, stamped into every journal header.
+    /// Random; the journal id of every shard is made of it.
     pub journal_id: u64,
     /// When the folder was made, milliseconds since the Unix epoch.
     pub created_ms: u64,
+}
+
+impl NodeFile {
+    /// What the shard stamps into its journal and checkpoints: the node's random id mixed with the shard's number,
+    /// so that the files of one shard are never taken for another's. Two shards of a node never have the same: the
+    /// steps (those of splitmix64) can all be undone.
+    pub fn shard_journal_id(&self, shard: ShardId) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut id = self.journal_id.wrapping_add((u64::from(shard.0) + 1).wrapping_mul(STEP));
+        id = (id ^ id >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        id = (id ^ id >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        id ^ id >> 31
+    }
+
+    /// The file of a data folder, as it is; `None` when it is not there or not readable.
+    pub(crate) fn read(data_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(data_dir.join(NAME)).ok()?).ok()
+    }
 }
 
 /// A data folder that this process holds.
@@ -196,5 +215,15 @@ mod tests {
         std::fs::write(dir.path().join("node.json"), "{").unwrap();
         let error = DataDir::open(dir.path(), dir.path(), 1, 1).unwrap_err().to_string();
         assert!(error.contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn every_shard_has_a_journal_id_of_its_own() {
+        let mut node = NodeFile { format: FORMAT, node_id: 1, shards: 2, journal_id: 0, created_ms: 0 };
+        // The first outputs of splitmix64 from state 0, as everybody computes them.
+        assert_eq!(node.shard_journal_id(ShardId(0)), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(node.shard_journal_id(ShardId(1)), 0x6e78_9e6a_a1b9_65f4);
+        node.journal_id = 1;
+        assert_ne!(node.shard_journal_id(ShardId(0)), 0xe220_a839_7b1d_cdaf);
     }
 }

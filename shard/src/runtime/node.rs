@@ -157,7 +157,6 @@ impl Node {
 
         let mut engine = options.engine.clone();
         engine.shards = count;
-        engine.journal_id = data.node.journal_id;
         if engine.advertised_address.is_empty() {
             engine.advertised_address = address.to_string();
         }
@@ -173,6 +172,7 @@ impl Node {
         let connections = Arc::new(AtomicUsize::new(0));
         let clock = Clock(Instant::now());
         let (started, all_started) = flume::bounded(usize::from(count));
+        let identity = data.node.clone();
         let mut node = Self { address, max_connections, shards: Vec::new(), _data: data };
         for (index, (cpu, receiver)) in options.shards.iter().zip(receivers).enumerate() {
             let shard = ShardId(index as u16);
@@ -182,7 +182,11 @@ impl Node {
                 shard,
                 cpu: *cpu,
                 listener,
-                config: EngineConfig { shard, ..engine.clone() },
+                config: EngineConfig {
+                    shard,
+                    journal_id: identity.shard_journal_id(shard),
+                    ..engine.clone()
+                },
                 paths: Paths::new(&options.data_dir, &options.journal_dir, shard),
                 max_handles,
                 max_connections,
