@@ -5,7 +5,6 @@
 //! before the *previous* checkpoint's cut become free (so that one damaged checkpoint costs nothing).
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use pyralog_core::GroupId;
@@ -43,6 +42,15 @@ struct Job {
     forgotten: bool,
 }
 
+/// A checkpoint ready to be written.
+#[derive(Debug)]
+struct Prepared {
+    cut: ReplayPoint,
+    data: ChunkSlice,
+    /// Segments that it no longer names.
+    deletes: Vec<FileId>,
+}
+
 /// Where a run stands.
 #[derive(Debug)]
 enum Stage {
@@ -54,10 +62,11 @@ enum Stage {
         jobs: Vec<Job>,
         failed: Option<IoError>,
     },
-    /// The journal is made durable, where the fsync policy has not done it: for the checkpoint at `cut`, whose
-    /// replay point must be on the disk before it, or, without one, for the stop of a shard whose disk is full.
+    /// The journal is made durable, where the fsync policy has not done it: for the checkpoint, which was encoded
+    /// when this flush was issued and so holds nothing that the flush does not cover, or, without one, for the
+    /// stop of a shard whose disk is full.
     Journal {
-        cut: Option<ReplayPoint>,
+        checkpoint: Option<Prepared>,
         tokens: Vec<IoToken>,
     },
     /// The checkpoint is written (`synced` false) or made durable.
@@ -489,13 +498,20 @@ impl Engine {
         if !self.config.cache_enabled {
             while self.evict_oldest() {}
         }
+        let Some(checkpoint) = self.prepare_checkpoint(cut) else {
+            self.flush.stage = Stage::Idle;
+            return self.fence(
+                "the checkpoint exceeds its bound: too many partitions or producers on this shard",
+                actions,
+            );
+        };
         match self.config.fsync {
-            FsyncPolicy::EveryWrite => self.write_checkpoint(cut, actions),
-            FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(Some(cut), actions),
+            FsyncPolicy::EveryWrite => self.write_checkpoint(checkpoint, actions),
+            FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(Some(checkpoint), actions),
         }
     }
 
-    fn flush_journal(&mut self, cut: Option<ReplayPoint>, actions: &mut Vec<Action>) {
+    fn flush_journal(&mut self, checkpoint: Option<Prepared>, actions: &mut Vec<Action>) {
         let files: Vec<u32> = self.journal.files_in_use().collect();
         let mut tokens = Vec::with_capacity(files.len());
         for number in files {
@@ -503,22 +519,23 @@ impl Engine {
             tokens.push(token);
             actions.push(Action::Io { token, op: IoOp::Sync { file: FileId::Journal(number) } });
         }
-        self.flush.stage = Stage::Journal { cut, tokens };
+        self.flush.stage = Stage::Journal { checkpoint, tokens };
     }
 
     fn journal_step(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
-        let Stage::Journal { cut, tokens } = &mut self.flush.stage else { return };
+        let Stage::Journal { checkpoint, tokens } = &mut self.flush.stage else { return };
         tokens.retain(|other| *other != token);
-        let (cut, done) = (*cut, tokens.is_empty());
         if let Err(error) = result {
             self.flush.stage = Stage::Idle;
             return self.fence(&error.detail, actions);
         }
-        match cut {
-            _ if !done => {}
-            Some(cut) => {
-                self.journal.durable_lsn = self.journal.durable_lsn.max(cut.lsn.saturating_sub(1));
-                self.write_checkpoint(cut, actions);
+        if !tokens.is_empty() {
+            return;
+        }
+        match checkpoint.take() {
+            Some(checkpoint) => {
+                self.journal.durable_lsn = self.journal.durable_lsn.max(checkpoint.cut.lsn.saturating_sub(1));
+                self.write_checkpoint(checkpoint, actions);
             }
             None => {
                 self.flush.stage = Stage::Idle;
@@ -527,24 +544,21 @@ impl Engine {
         }
     }
 
-    fn write_checkpoint(&mut self, cut: ReplayPoint, actions: &mut Vec<Action>) {
-        let seq = self.flush.checkpoint_seq + 1;
-        let deletes = std::mem::take(&mut self.flush.deletes);
-        let encoded = self.checkpoint(seq, cut).encode();
-        let found = encoded.ok().and_then(|bytes| Some((self.flush.pool.chunk(bytes.len())?, bytes)));
-        let Some((chunk, bytes)) = found else {
-            self.flush.stage = Stage::Idle;
-            return self.fence(
-                "the checkpoint exceeds its bound: too many partitions or producers on this shard",
-                actions,
-            );
-        };
+    /// Encodes the checkpoint at `cut` from what is committed now; `None` when it exceeds its bound.
+    fn prepare_checkpoint(&mut self, cut: ReplayPoint) -> Option<Prepared> {
+        let bytes = self.checkpoint(self.flush.checkpoint_seq + 1, cut).encode().ok()?;
+        let chunk = self.flush.pool.chunk(bytes.len())?;
         chunk.append(&bytes);
-        let data = vec![ChunkSlice::new(Rc::clone(&chunk), 0, bytes.len())];
+        let deletes = std::mem::take(&mut self.flush.deletes);
+        Some(Prepared { cut, data: ChunkSlice::new(chunk, 0, bytes.len()), deletes })
+    }
+
+    fn write_checkpoint(&mut self, checkpoint: Prepared, actions: &mut Vec<Action>) {
+        let Prepared { cut, data, deletes } = checkpoint;
         let token = self.next_token();
         self.flush.stage = Stage::Checkpoint { cut, token, synced: false, deletes };
-        let file = FileId::Checkpoint((seq % 2) as u8);
-        actions.push(Action::Io { token, op: IoOp::Write { file, offset: 0, data } });
+        let file = FileId::Checkpoint(((self.flush.checkpoint_seq + 1) % 2) as u8);
+        actions.push(Action::Io { token, op: IoOp::Write { file, offset: 0, data: vec![data] } });
     }
 
     fn checkpoint_step(&mut self, result: IoResult, actions: &mut Vec<Action>) {

@@ -11,7 +11,7 @@ use pyralog_net::message::{
 
 use super::disk::MemDisk;
 use crate::engine::{
-    Action, ConnId, Engine, EngineConfig, Event, FsyncPolicy, LogLevel, Now, ReplyBody, recover,
+    Action, ConnId, Engine, EngineConfig, Event, FsyncPolicy, IoOp, LogLevel, Now, ReplyBody, recover,
 };
 
 /// A reply as a client sees it.
@@ -31,6 +31,8 @@ pub(super) struct Shard {
     pub(super) stopped: bool,
     /// Operations are kept back instead of run.
     pub(super) hold_io: bool,
+    /// Operations of this kind are kept back instead of run.
+    pub(super) hold_only: Option<fn(&IoOp) -> bool>,
     pub(super) held: Vec<Action>,
     config: EngineConfig,
     correlation: u64,
@@ -77,6 +79,7 @@ impl Shard {
             recover_wanted: None,
             stopped: false,
             hold_io: false,
+            hold_only: None,
             held: Vec::new(),
             config,
             correlation: 0,
@@ -101,6 +104,7 @@ impl Shard {
 
     pub(super) fn release_io(&mut self) {
         self.hold_io = false;
+        self.hold_only = None;
         let held = std::mem::take(&mut self.held);
         self.carry_out(held);
     }
@@ -118,7 +122,9 @@ impl Shard {
 
     fn one(&mut self, action: Action, next: &mut Vec<Action>) {
         match action {
-            Action::Io { .. } if self.hold_io => self.held.push(action),
+            Action::Io { ref op, .. } if self.hold_io || self.hold_only.is_some_and(|held| held(op)) => {
+                self.held.push(action)
+            }
             Action::Io { token, op } => {
                 let result = self.disk.run(op);
                 self.engine.handle(self.now, Event::IoDone { token, result }, next);

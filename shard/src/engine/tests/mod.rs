@@ -2,5 +2,6 @@
 //! written through is durable. Faults and schedules are the simulator's business.
 
 mod disk;
+mod durability;
 mod harness;
 mod life;
