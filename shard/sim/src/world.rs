@@ -372,10 +372,11 @@ impl World {
 
     fn arm(&mut self, shard: usize, due: Option<u64>) {
         let life = self.shards[shard].life;
-        let Some(due) = due else { return };
-        let due = due.max(self.now_us + 1);
-        if self.shards[shard].tick_at.is_none_or(|at| due < at) {
-            self.shards[shard].tick_at = Some(due);
+        // The newest answer counts, as with the real driver: a deadline that moves away is not kept.
+        let due = due.map(|due| due.max(self.now_us + 1));
+        if std::mem::replace(&mut self.shards[shard].tick_at, due) != due
+            && let Some(due) = due
+        {
             let delay = due - self.now_us;
             self.schedule(delay, Happening::Input { shard, life, input: Input::Tick });
         }

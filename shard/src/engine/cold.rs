@@ -99,6 +99,8 @@ pub(super) struct ColdReads {
     ahead_bytes: usize,
     indexes: VecDeque<CachedIndex>,
     index_bytes: usize,
+    /// When to try again the reads that found no memory.
+    retry_due_us: Option<u64>,
 }
 
 impl Default for ColdReads {
@@ -110,6 +112,7 @@ impl Default for ColdReads {
             ahead_bytes: 0,
             indexes: VecDeque::new(),
             index_bytes: 0,
+            retry_due_us: None,
         }
     }
 }
@@ -120,8 +123,8 @@ impl ColdReads {
     }
 
     /// When to try again the reads that found no memory.
-    pub(super) fn retry_due_us(&self, now_us: u64) -> Option<u64> {
-        (!self.queue.is_empty()).then_some(now_us + RETRY_US)
+    pub(super) fn retry_due_us(&self) -> Option<u64> {
+        self.retry_due_us
     }
 
     pub(super) fn forget_connection(&mut self, conn: ConnId) {
@@ -295,9 +298,13 @@ impl Engine {
 
     /// Starts queued reads while there is room and memory.
     pub(super) fn start_reads(&mut self, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        // Kept while it lies ahead: attempts in between, of a busy shard, do not put it off.
+        let due_us = self.cold.retry_due_us.take().filter(|due| *due > now_us);
         while self.cold.active.len() < MAX_READS {
             let Some(job) = self.cold.queue.pop_front() else { return };
             if let Err(job) = self.start_read(job, actions) {
+                self.cold.retry_due_us = due_us.or(Some(now_us + RETRY_US));
                 if self.now.monotonic_us.saturating_sub(job.queued_us) > SHED_AFTER_US {
                     actions.push(Action::ShedSlowReaders { bytes: READ_BYTES + MAX_BATCH_BYTES });
                 }

@@ -371,7 +371,7 @@ impl Engine {
     fn open_group(&mut self, group: GroupId, suspect: bool) -> bool {
         let epoch = self.journal.incarnation() as u32;
         let frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
-        if let Err(full) = self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+        if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
         }
@@ -385,7 +385,7 @@ impl Engine {
         let Some(index) = self.find(group) else { return true };
         let epoch = self.journal.incarnation() as u32;
         let frame = FrameHeader::bodyless(FrameKind::DropGroup, group, 0, epoch);
-        if let Err(full) = self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+        if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
         }
@@ -417,7 +417,7 @@ impl Engine {
     pub(super) fn begin_life(&mut self, actions: &mut Vec<Action>) {
         let epoch = self.journal.incarnation() as u32;
         let frame = FrameHeader::bodyless(FrameKind::NewLife, GroupId::METADATA, 0, epoch);
-        match self.journal.lay(&self.pool, self.now.monotonic_us, &frame, &[], &[]) {
+        match self.journal.lay(&self.pool, &frame, &[], &[]) {
             Ok(_) => self.attach(Pending::NewLife),
             Err(_) => {
                 let reason = "no journal space for the first commit after recovery".to_owned();

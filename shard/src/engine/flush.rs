@@ -180,6 +180,10 @@ impl Flusher {
         let unflushed: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();
         self.unflushed_bytes = self.unflushed_bytes.saturating_sub(unflushed);
         self.dirty.retain(|dirty| *dirty != index);
+        if self.dirty.is_empty() {
+            // Nothing left that grows old: no run is due, and no tick.
+            self.oldest_unflushed_us = None;
+        }
         let gone = |file: &FileId| matches!(file, FileId::Segment(g, _) | FileId::Index(g, _) if *g == partition.group);
         self.deletes.retain(|file| !gone(file));
         if let Stage::Segments { queue, jobs, .. } = &mut self.stage {
@@ -222,7 +226,7 @@ impl Engine {
         let flush = &self.flush;
         let idle = matches!(flush.stage, Stage::Idle);
         let age = flush.oldest_unflushed_us.filter(|_| idle && flush.retry_us.is_none());
-        let reads = self.cold.retry_due_us(self.now.monotonic_us);
+        let reads = self.cold.retry_due_us();
         let due = age.map(|oldest| oldest + self.config.max_buffer_time_us);
         [due, flush.retry_us, flush.retention_due_us, reads].into_iter().flatten().min()
     }

@@ -38,7 +38,6 @@ struct Building {
     /// Binds the frames to this commit.
     seed: u32,
     pending: Vec<Pending>,
-    opened_us: u64,
     laid_bytes: usize,
 }
 
@@ -49,7 +48,6 @@ pub(super) struct Commit {
     pub(super) pending: Vec<Pending>,
     pub(super) token: Option<IoToken>,
     pub(super) done: bool,
-    pub(super) opened_us: u64,
     /// Where the log goes on after this commit.
     pub(super) after: ReplayPoint,
     file: u32,
@@ -159,10 +157,11 @@ impl Journal {
         self.in_flight.iter_mut().chain(self.sealed.iter_mut())
     }
 
-    /// When the oldest unfinished commit was begun.
-    pub(super) fn oldest_unfinished_us(&self) -> Option<u64> {
-        let commit = self.in_flight.front().or(self.sealed.front()).map(|commit| commit.opened_us);
-        commit.or(self.building.as_ref().map(|building| building.opened_us))
+    /// Everybody who waits for a commit, the one being built included, oldest first.
+    pub(super) fn waiting(&mut self) -> impl Iterator<Item = &mut Pending> {
+        let commits = self.in_flight.iter_mut().chain(self.sealed.iter_mut());
+        let building = self.building.iter_mut().flat_map(|building| building.pending.iter_mut());
+        commits.flat_map(|commit| commit.pending.iter_mut()).chain(building)
     }
 
     /// Free files.
@@ -188,7 +187,6 @@ impl Journal {
     pub(super) fn lay(
         &mut self,
         pool: &ChunkPool,
-        now_us: u64,
         frame: &FrameHeader,
         head: &[u8],
         body: &[u8],
@@ -197,7 +195,7 @@ impl Journal {
         let need = frame_len(body_len);
         // The first frame of a life may use what others leave free.
         let reserve = if frame.kind == FrameKind::NewLife { 0 } else { JOURNAL_RESERVE_BYTES };
-        self.make_room(pool, need, reserve, now_us)?;
+        self.make_room(pool, need, reserve)?;
         let (Some(chunk), Some(building)) = (&self.chunk, &mut self.building) else {
             unreachable!("make_room leaves a chunk and a commit");
         };
@@ -237,7 +235,7 @@ impl Journal {
     }
 
     /// A commit is open and `need` more bytes fit into it and its region.
-    fn make_room(&mut self, pool: &ChunkPool, need: usize, reserve: usize, now_us: u64) -> Result<(), Full> {
+    fn make_room(&mut self, pool: &ChunkPool, need: usize, reserve: usize) -> Result<(), Full> {
         let reserve = if self.is_last_region() { reserve } else { 0 };
         if let (Some(chunk), Some(building)) = (&self.chunk, &self.building) {
             let size = chunk.filled() - building.start;
@@ -261,7 +259,6 @@ impl Journal {
             frames_crc: FramesCrc::default(),
             seed: frame_seed(self.id, self.incarnation, self.next.lsn),
             pending,
-            opened_us: now_us,
             laid_bytes: 0,
         });
         Ok(())
@@ -369,7 +366,6 @@ impl Journal {
             pending: building.pending,
             token: None,
             done: false,
-            opened_us: building.opened_us,
             after: self.next,
             file: self.next.file,
             position,
@@ -384,9 +380,9 @@ impl Journal {
     }
 
     /// Opens and seals a commit without frames, which carries the durable point to the disk.
-    pub(super) fn seal_marker(&mut self, pool: &ChunkPool, now_us: u64) -> Result<(), Full> {
+    pub(super) fn seal_marker(&mut self, pool: &ChunkPool) -> Result<(), Full> {
         debug_assert!(self.building.is_none(), "a marker is written when nothing else is");
-        self.make_room(pool, 0, JOURNAL_RESERVE_BYTES, now_us)?;
+        self.make_room(pool, 0, JOURNAL_RESERVE_BYTES)?;
         self.seal(true);
         Ok(())
     }

@@ -108,6 +108,10 @@ pub struct Engine {
     /// When the journal fell idle with its durable point not yet on disk.
     marker_due_us: Option<u64>,
     interval_sync: IntervalSync,
+    /// When to look through the waiting produces next; set while any commit is unfinished.
+    timeouts_due_us: Option<u64>,
+    /// When to look for room next; set while there is none.
+    stall_due_us: Option<u64>,
     /// No journal space; cleared when a flush or a new file brings some.
     stalled: bool,
     counters: Counters,
@@ -171,6 +175,7 @@ impl Engine {
         self.journal.submit(depth, durable, &mut self.tokens, actions);
         self.plan_marker();
         self.flush_step(actions);
+        self.plan_checks();
         self.stop_when_done(actions);
     }
 
@@ -179,15 +184,13 @@ impl Engine {
         if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
             return self.fetches.next_deadline_us();
         }
-        // Produces carry their own time-outs: look at the waiting ones now and then.
-        let timeout = self.journal.oldest_unfinished_us().map(|_| self.now.monotonic_us + TIMEOUT_CHECK_US);
         [
             self.fetches.next_deadline_us(),
             self.marker_due_us,
             self.interval_sync.due_us,
             self.flush_deadline_us(),
-            timeout,
-            (!self.has_room()).then_some(self.now.monotonic_us + STALL_CHECK_US),
+            self.timeouts_due_us,
+            self.stall_due_us,
         ]
         .into_iter()
         .flatten()
@@ -437,13 +440,18 @@ impl Engine {
         if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
             return;
         }
-        self.expire_produces(actions);
         let now_us = self.now.monotonic_us;
+        if self.timeouts_due_us.is_some_and(|due| due <= now_us) {
+            self.timeouts_due_us = None;
+            self.expire_produces(actions);
+        }
+        // The look itself is in every pass.
+        self.stall_due_us.take_if(|due| *due <= now_us);
         if self.marker_due_us.is_some_and(|due| due <= now_us) {
             self.marker_due_us = None;
             if self.journal.idle() && self.journal.recorded_durable_lsn < self.journal.last_data_lsn {
                 // Without room the marker waits for the next commit; it only speeds up the evidence.
-                let _ = self.journal.seal_marker(&self.pool, now_us);
+                let _ = self.journal.seal_marker(&self.pool);
             }
         }
         if self.interval_sync.due_us.is_some_and(|due| due <= now_us) {
@@ -476,6 +484,18 @@ impl Engine {
         } else if self.marker_due_us.is_none() {
             self.marker_due_us = Some(self.now.monotonic_us + MARKER_AFTER_US);
         }
+    }
+
+    /// Sets the times of checks that recur while a condition lasts: once, when it begins, and again when a check
+    /// was made, so that a busy shard does not push them ahead of itself.
+    fn plan_checks(&mut self) {
+        let now_us = self.now.monotonic_us;
+        let keep = |due: Option<u64>, lasts: bool, every_us: u64| {
+            lasts.then(|| due.unwrap_or_else(|| now_us.saturating_add(every_us)))
+        };
+        // Produces carry their own time-outs: look at the waiting ones now and then.
+        self.timeouts_due_us = keep(self.timeouts_due_us, !self.journal.idle(), TIMEOUT_CHECK_US);
+        self.stall_due_us = keep(self.stall_due_us, !self.has_room(), STALL_CHECK_US);
     }
 
     fn shutdown(&mut self, actions: &mut Vec<Action>) {

@@ -203,7 +203,7 @@ impl Engine {
         };
         head[..8].copy_from_slice(&base_offset.to_be_bytes());
         head[12..].copy_from_slice(&epoch.to_be_bytes());
-        let laid = match self.journal.lay(&self.pool, now_us, &frame, &head, rest) {
+        let laid = match self.journal.lay(&self.pool, &frame, &head, rest) {
             Ok(laid) => laid,
             Err(full) => {
                 self.stall(full);
@@ -323,15 +323,13 @@ impl Engine {
     pub(super) fn expire_produces(&mut self, actions: &mut Vec<Action>) {
         let now_us = self.now.monotonic_us;
         let mut expired = Vec::new();
-        for commit in self.journal.unfinished() {
-            for pending in &mut commit.pending {
-                if let Pending::Produce { conn, correlation_id, partition, next_offset, deadline_us, .. } =
-                    *pending
-                    && deadline_us <= now_us
-                {
-                    expired.push((conn, correlation_id));
-                    *pending = Pending::Answered { partition, next_offset };
-                }
+        for pending in self.journal.waiting() {
+            if let Pending::Produce { conn, correlation_id, partition, next_offset, deadline_us, .. } =
+                *pending
+                && deadline_us <= now_us
+            {
+                expired.push((conn, correlation_id));
+                *pending = Pending::Answered { partition, next_offset };
             }
         }
         for (conn, correlation_id) in expired {

@@ -594,6 +594,8 @@ impl<'a> Replay<'a> {
             tokens: 0,
             marker_due_us: None,
             interval_sync: IntervalSync::default(),
+            timeouts_due_us: None,
+            stall_due_us: None,
             stalled: false,
             counters: Counters::default(),
             recovery_log: Vec::new(),

@@ -8,6 +8,7 @@ use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{
     Acks, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
 };
+use pyralog_replication::metadata::{Catalog, Command};
 
 use super::disk::MemDisk;
 use crate::engine::{
@@ -231,4 +232,18 @@ pub(super) fn batch(timestamp: i64, producer: Option<(i64, i16, i32)>, values: &
         builder.append(timestamp, None, Some(value), &[]).unwrap();
     }
     builder.build(Compression::None).unwrap().to_vec()
+}
+
+/// A catalogue of topics with one partition each, all on shard 1.
+pub(super) fn catalog(names: &[&str]) -> Catalog {
+    let mut catalog = Catalog::default();
+    for name in names {
+        catalog.apply(&Command::CreateTopic {
+            name: (*name).into(),
+            shards: vec![1],
+            retention_bytes: -1,
+            retention_ms: -1,
+        });
+    }
+    catalog
 }
