@@ -142,16 +142,21 @@ impl Client {
     }
 
     pub(crate) fn hello(&mut self, shard: u16) -> Result<HelloReply, (ErrorCode, String)> {
+        self.try_hello(shard).expect("an answer to Hello")
+    }
+
+    /// The same with a server that may close the connection: `None` then.
+    pub(crate) fn try_hello(&mut self, shard: u16) -> Option<Result<HelloReply, (ErrorCode, String)>> {
         let mut out = Vec::new();
         let hello = Hello { protocol_min: 1, protocol_max: 1, wanted_shard: shard, client_name: "test" };
         hello.encode(7, &mut out).unwrap();
-        self.stream.write_all(&out).unwrap();
-        let (header, body) = self.read_frame().expect("an answer to Hello");
+        self.stream.write_all(&out).ok()?;
+        let (header, body) = self.read_frame()?;
         assert_eq!(header.correlation_id, 7);
         if header.kind == kind::ERROR {
-            return Err(self.error(header, &body));
+            return Some(Err(self.error(header, &body)));
         }
-        Ok(HelloReply::decode(&body).unwrap())
+        Some(Ok(HelloReply::decode(&body).unwrap()))
     }
 
     fn error(&self, header: FrameHeader, body: &[u8]) -> (ErrorCode, String) {
@@ -163,11 +168,16 @@ impl Client {
 
     /// Sends a request; returns its correlation id.
     pub(crate) fn send(&mut self, request: &Request<'_>) -> u64 {
+        self.try_send(request).expect("an open connection")
+    }
+
+    /// The same with a server that may close the connection: `None` then.
+    pub(crate) fn try_send(&mut self, request: &Request<'_>) -> Option<u64> {
         self.correlation += 1;
         let mut out = Vec::new();
         request.encode(self.correlation, &mut out).unwrap();
-        self.stream.write_all(&out).unwrap();
-        self.correlation
+        self.stream.write_all(&out).ok()?;
+        Some(self.correlation)
     }
 
     /// The next frame; `None` when the server has closed.
