@@ -265,7 +265,9 @@ impl World {
         let records = self.rng.magnitude(1, 40).min(value_bytes as u64 / 8 + 1) as u32;
         let (producer_id, producer_epoch, sequence) = session.unwrap_or((-1, -1, -1));
         let id = self.model.batches.len() as u64;
-        let timestamp = self.now().wall_ms;
+        let made_ms = self.now().wall_ms;
+        let timeless = self.config.timeless_percent > 0 && self.rng.percent(self.config.timeless_percent);
+        let timestamp = if timeless { -1 } else { made_ms };
         let spec = Spec { id, records, value_bytes, timestamp, producer_id, producer_epoch, sequence };
         let mut bytes: Rc<[u8]> = batch::encode(&spec).into();
         if let Some(which) = hostile {
@@ -278,6 +280,7 @@ impl World {
             bytes,
             records,
             timestamp,
+            made_ms,
             session,
             refused: false,
             hostile: hostile.is_some(),
@@ -701,7 +704,8 @@ impl World {
                 let retention_bytes =
                     if self.rng.percent(40) { self.rng.magnitude(64 << 10, 1 << 20) as i64 } else { 0 };
                 let partitions = self.rng.range(1, 3) as u32;
-                Owned::CreateTopic { name: format!("extra-{topics}"), partitions, retention_bytes }
+                let name = format!("extra-{topics}");
+                Owned::CreateTopic { name, partitions, retention_bytes, retention_ms: 0 }
             }
             1 => {
                 let Some(catalog) = self.catalog.clone() else { return };

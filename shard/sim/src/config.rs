@@ -36,8 +36,10 @@ pub struct LifeConfig {
     pub phases: Vec<(u64, Ending)>,
     /// Idempotent producers, other producers, consumers, rogues.
     pub clients: [u64; 4],
-    /// Partitions of each topic made at the start, with retention by size (0 = unlimited).
-    pub topics: Vec<(u32, i64)>,
+    /// Partitions of each topic made at the start, with retention by size and by age (0 = unlimited).
+    pub topics: Vec<(u32, i64, i64)>,
+    /// Of a hundred batches so many have no timestamp.
+    pub timeless_percent: u64,
     /// Slowest pause of a client between two steps, microseconds.
     pub think_us: u64,
     /// Longest time that a reply is held by a slow reader, microseconds.
@@ -76,17 +78,17 @@ impl LifeConfig {
                 (rng.magnitude(60, 4000), ending)
             })
             .collect();
-        let topics = (0..rng.range(1, 3))
+        let topics: Vec<_> = (0..rng.range(1, 3))
             .map(|_| {
                 let retention = if rng.percent(25) { rng.magnitude(64 << 10, 2 << 20) as i64 } else { 0 };
-                (rng.range(1, 4) as u32, retention)
+                (rng.range(1, 4) as u32, retention, 0)
             })
             .collect();
         if heavy {
             engine.max_buffer_time_us = rng.magnitude(5_000, 60_000);
             engine.journal_file_bytes = CHUNK_BYTES as u64;
         }
-        Self {
+        let mut life = Self {
             shards,
             engine,
             value_bytes,
@@ -95,10 +97,19 @@ impl LifeConfig {
             phases,
             clients: [rng.range(1, 4), rng.below(3), rng.range(1, 3), rng.below(2)],
             topics,
+            timeless_percent: 0,
             think_us: rng.magnitude(100, 20_000),
             slow_reader_us: if rng.percent(30) { rng.magnitude(1_000, 2_000_000) } else { 500 },
             plan,
+        };
+        // Drawn last, so that what was drawn before it stays what it was.
+        if rng.percent(25) {
+            life.timeless_percent = rng.pick(&[3, 50, 100]);
+            for (_, _, retention_ms) in &mut life.topics {
+                *retention_ms = if rng.percent(60) { rng.magnitude(200, 20_000) as i64 } else { 0 };
+            }
         }
+        life
     }
 
     /// Whether everything acknowledged as durable survives a crash.

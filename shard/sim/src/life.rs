@@ -174,13 +174,15 @@ impl World {
     }
 
     fn create_topics(&mut self) {
-        for (index, (partitions, retention_bytes)) in self.config.topics.clone().into_iter().enumerate() {
+        for (index, topic) in self.config.topics.clone().into_iter().enumerate() {
+            let (partitions, retention_bytes, retention_ms) = topic;
             let name = format!("topic-{index}");
             for _ in 0..40 {
                 if self.over() {
                     return;
                 }
-                let request = Owned::CreateTopic { name: name.clone(), partitions, retention_bytes };
+                let request =
+                    Owned::CreateTopic { name: name.clone(), partitions, retention_bytes, retention_ms };
                 match self.call(0, request, None) {
                     Some((_, Reply::Message(Response::CreateTopic(_)))) => break,
                     Some((_, Reply::Message(Response::Error(error)))) => match error.code {
@@ -361,6 +363,7 @@ impl World {
             bytes,
             records,
             timestamp,
+            made_ms: timestamp,
             session: None,
             refused: false,
             hostile: false,

@@ -21,6 +21,8 @@ pub(crate) struct Produced {
     pub records: u32,
     /// Timestamp of all its records.
     pub timestamp: i64,
+    /// Wall time at which it was made, milliseconds.
+    pub made_ms: i64,
     /// Session and first sequence of an idempotent batch.
     pub session: Option<(i64, i16, i32)>,
     /// Every attempt was refused for certain: it may never show up.
@@ -67,6 +69,8 @@ pub(crate) struct GroupModel {
     pub log_start: i64,
     /// Nothing may be removed by retention.
     pub keeps_all: bool,
+    /// Retention by age alone, milliseconds.
+    pub retention_ms: Option<i64>,
     /// Whether it exists.
     pub exists: Existence,
     /// A lying disk has cost it something: sequences may have gaps.
@@ -98,6 +102,10 @@ pub(crate) struct Model {
     pub acknowledged: u64,
     /// Reads that answered `CorruptRange` where the disk had lied.
     pub damage_reported: u64,
+    /// Latest wall time that was shown, milliseconds.
+    latest_wall_ms: i64,
+    /// The wall clock does not only go on.
+    pub clock_jumps: bool,
 }
 
 fn end(base: i64, entry: &Entry) -> i64 {
@@ -114,6 +122,7 @@ impl GroupModel {
             high_watermark: 0,
             log_start: 0,
             keeps_all,
+            retention_ms: None,
             exists: Existence::Yes,
             had_loss: false,
         }
@@ -170,6 +179,22 @@ impl GroupModel {
 }
 
 impl Model {
+    /// The wall clock shows this.
+    pub(crate) fn clock_reached(&mut self, wall_ms: i64) {
+        self.latest_wall_ms = self.latest_wall_ms.max(wall_ms);
+    }
+
+    /// Whether retention may have removed the batch with this id by now.
+    fn is_old(&self, id: u64, retention_ms: i64) -> bool {
+        let Some(batch) = self.batch(id) else { return true };
+        let horizon_ms = self.latest_wall_ms - retention_ms;
+        match batch.timestamp >= 0 {
+            true => batch.timestamp < horizon_ms,
+            // It counts from when it was written out, which is later; but a clock that jumps tells nothing.
+            false => self.clock_jumps || batch.made_ms < horizon_ms,
+        }
+    }
+
     /// Takes a batch that is about to be sent; returns its id.
     pub(crate) fn produced(&mut self, batch: Produced) -> u64 {
         let id = self.batches.len() as u64;
@@ -246,8 +271,21 @@ impl Model {
         if told.log_start > 0 && model.keeps_all {
             return Err(format!("{group}: log start {} though nothing may be removed", told.log_start));
         }
-        model.log_start = model.log_start.max(told.log_start);
-        Ok(())
+        let before = model.log_start;
+        model.log_start = before.max(told.log_start);
+        let Some(retention_ms) = model.retention_ms else { return Ok(()) };
+        let Some(model) = self.groups.get(&group) else { return Ok(()) };
+        let early = model
+            .entries
+            .range(before..model.log_start)
+            .find(|(_, entry)| !entry.may_vanish && !self.is_old(entry.id, retention_ms));
+        match early {
+            Some((base, entry)) => Err(format!(
+                "{group}: batch {} at {base} is removed before its {retention_ms} ms are over",
+                entry.id
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Checks a fetched run of batches that starts at the wanted offset; returns the next offset.

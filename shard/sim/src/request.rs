@@ -18,7 +18,7 @@ pub(crate) enum Owned {
     ListOffsets(ListOffsetsRequest),
     Metadata { start_after: u32 },
     InitProducerId,
-    CreateTopic { name: String, partitions: u32, retention_bytes: i64 },
+    CreateTopic { name: String, partitions: u32, retention_bytes: i64, retention_ms: i64 },
     DeleteTopic { name: String },
     Describe(DescribePartitionsRequest),
     Ping,
@@ -43,12 +43,12 @@ impl Owned {
                 Request::Metadata(MetadataRequest { topic: None, start_after: *start_after })
             }
             Self::InitProducerId => Request::InitProducerId,
-            Self::CreateTopic { name, partitions, retention_bytes } => {
+            Self::CreateTopic { name, partitions, retention_bytes, retention_ms } => {
                 Request::CreateTopic(CreateTopicRequest {
                     name,
                     partitions: *partitions,
                     retention_bytes: *retention_bytes,
-                    retention_ms: 0,
+                    retention_ms: *retention_ms,
                 })
             }
             Self::DeleteTopic { name } => Request::DeleteTopic(DeleteTopicRequest { name }),

@@ -232,6 +232,8 @@ impl World {
             Happening::DiskFull(full) => self.disk_full(full),
             Happening::ClockJump => {
                 let jump = self.rng.magnitude(1, 5_000_000) as i64;
+                self.model.clock_reached(self.now().wall_ms);
+                self.model.clock_jumps = true;
                 self.wall_offset_ms += if self.rng.percent(50) { jump } else { -jump };
                 self.counts.add(FaultKind::ClockJump);
                 let every = self.config.plan.jump_every_us;
@@ -508,6 +510,7 @@ impl World {
             return true;
         };
         let strict = self.config.strict();
+        self.model.clock_reached(self.now().wall_ms);
         let tracker = &self.shards[shard].disk.tracker;
         let mut claim = true;
         let result = match reply {
@@ -605,7 +608,10 @@ impl World {
                 let keeps_all = topic.retention_bytes <= 0 && topic.retention_ms <= 0;
                 let known = self.model.groups.get(&group).is_some_and(|model| model.exists != Existence::No);
                 if !known {
-                    self.model.groups.insert(group, GroupModel::new(*shard, keeps_all));
+                    let mut model = GroupModel::new(*shard, keeps_all);
+                    let by_age = topic.retention_ms > 0 && topic.retention_bytes <= 0;
+                    model.retention_ms = by_age.then_some(topic.retention_ms);
+                    self.model.groups.insert(group, model);
                 }
             }
         }

@@ -381,7 +381,7 @@ impl Engine {
             else {
                 continue;
             };
-            let plan = FlushPlan::new(partition, cut_lsn, &self.config, &self.flush.pool);
+            let plan = FlushPlan::new(partition, cut_lsn, &self.config, &self.flush.pool, self.now.wall_ms);
             // Batches behind the cut are for the next run.
             if partition.tail.back().is_some_and(|batch| batch.lsn > cut_lsn) && !partition.dirty {
                 partition.dirty = true;
@@ -688,7 +688,7 @@ impl Engine {
                     && partition.segments.len() > 1;
                 let horizon =
                     partition.retention_ms.map(|ms| wall_ms.saturating_sub(ms.min(i64::MAX as u64) as i64));
-                let too_old = horizon.is_some_and(|horizon| first.max_timestamp < horizon);
+                let too_old = horizon.is_some_and(|horizon| first.newest_ms() < horizon);
                 if !too_many && !too_old {
                     break;
                 }
@@ -732,7 +732,7 @@ fn group_checkpoint(partition: &Partition) -> GroupCheckpoint {
                 base: segment.base,
                 end_offset: segment.end,
                 bytes: segment.bytes,
-                max_timestamp: segment.max_timestamp,
+                max_timestamp: segment.newest_ms(),
             })
             .collect(),
         producers: producers

@@ -29,9 +29,19 @@ pub(super) struct Segment {
     pub(super) end: i64,
     pub(super) bytes: u64,
     pub(super) max_timestamp: i64,
+    /// Wall time of the newest flush into it, milliseconds: its age when its batches have no timestamps.
+    pub(super) written_ms: i64,
     /// Entries in its index file so far, and the position of the newest; `None` after a restart: such a
     /// segment is closed, the next flush begins a new one.
     pub(super) index: Option<IndexTail>,
+}
+
+impl Segment {
+    /// The time from which retention counts its age, milliseconds: its largest timestamp, or the time of its last
+    /// flush when it has none (as Kafka, which takes the file's time of change then).
+    pub(super) fn newest_ms(&self) -> i64 {
+        if self.max_timestamp >= 0 { self.max_timestamp } else { self.written_ms }
+    }
 }
 
 /// Where a growing segment's index stands.

@@ -39,6 +39,7 @@ struct Planner<'a> {
     pool: &'a ChunkPool,
     segment_max_bytes: u64,
     sync_on_write: bool,
+    wall_ms: i64,
     pieces: Vec<ChunkSlice>,
     piece_bytes: usize,
     pieces_at: u64,
@@ -55,6 +56,7 @@ impl FlushPlan {
         cut: u64,
         config: &EngineConfig,
         pool: &ChunkPool,
+        wall_ms: i64,
     ) -> Option<Self> {
         let mut planner = Planner {
             plan: Self {
@@ -69,6 +71,7 @@ impl FlushPlan {
             // A position in an index has 32 bits.
             segment_max_bytes: config.segment_max_bytes.min(u64::from(u32::MAX)),
             sync_on_write: config.segment_sync_on_write,
+            wall_ms,
             pieces: Vec::new(),
             piece_bytes: 0,
             pieces_at: 0,
@@ -148,6 +151,7 @@ impl Planner<'_> {
         segment.end = next_offset;
         segment.bytes += data.len() as u64;
         segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
+        segment.written_ms = self.wall_ms;
         self.plan.bytes += data.len() as u64;
         self.plan.flushed_to = next_offset;
         self.pieces.push(data.clone());
@@ -159,7 +163,9 @@ impl Planner<'_> {
 
     fn begin_segment(&mut self, base: i64) {
         let index = Some(IndexTail::default());
-        self.plan.segments.push(Segment { base, end: base, bytes: 0, max_timestamp: i64::MIN, index });
+        let written_ms = self.wall_ms;
+        let segment = Segment { base, end: base, bytes: 0, max_timestamp: i64::MIN, written_ms, index };
+        self.plan.segments.push(segment);
         self.pieces_at = 0;
         self.index_at = 0;
         self.index_bytes.extend_from_slice(&index_header(base));

@@ -269,7 +269,7 @@ impl<'a> Replay<'a> {
         };
         for state in checkpoint.iter().flat_map(|checkpoint| &checkpoint.groups) {
             replay.checkpointed.insert(state.group, state.flushed_to);
-            replay.insert(restored(state));
+            replay.insert(restored(state, now));
         }
         if config.shard == ShardId(0) {
             let bytes = checkpoint.and_then(|checkpoint| checkpoint.catalog.as_deref());
@@ -423,7 +423,9 @@ impl<'a> Replay<'a> {
     fn make_room(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
         let mut buffer = Vec::new();
         for partition in self.partitions.iter_mut().flatten() {
-            let Some(mut plan) = FlushPlan::new(partition, u64::MAX, self.config, &self.flush_pool) else {
+            let Some(mut plan) =
+                FlushPlan::new(partition, u64::MAX, self.config, &self.flush_pool, self.now.wall_ms)
+            else {
                 continue;
             };
             for op in plan.operations.drain(..) {
@@ -689,7 +691,7 @@ impl ScanSink for Replay<'_> {
     }
 }
 
-fn restored(state: &GroupCheckpoint) -> Partition {
+fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     let mut partition = Partition::empty(state.group, state.epoch, state.log_start);
     partition.flushed_to = state.flushed_to;
     partition.end_unknown = state.end_unknown;
@@ -702,6 +704,7 @@ fn restored(state: &GroupCheckpoint) -> Partition {
             end: segment.end_offset,
             bytes: segment.bytes,
             max_timestamp: segment.max_timestamp,
+            written_ms: now.wall_ms,
             index: None,
         })
         .collect();

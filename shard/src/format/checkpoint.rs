@@ -49,7 +49,7 @@ pub struct SegmentMeta {
     pub end_offset: i64,
     /// Valid bytes of the `.log`.
     pub bytes: u64,
-    /// Largest timestamp in it, milliseconds.
+    /// Largest timestamp in it, milliseconds; the wall time of its last flush when its batches have none.
     pub max_timestamp: i64,
 }
 

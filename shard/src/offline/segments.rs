@@ -250,7 +250,12 @@ impl Check<'_, '_> {
                 format!("it ends at offset {}, the checkpoint says {end_offset}", self.checked.end_offset);
             let offsets = Some((self.checked.end_offset, end_offset));
             self.find(Severity::Damage, log, None, offsets, what, LOST);
-        } else if !self.index_is_wrong && self.checked.batches > 0 && self.max_timestamp != max_timestamp {
+        } else if !self.index_is_wrong
+            && self.checked.batches > 0
+            // Without timestamps the checkpoint says when the segment was written.
+            && self.max_timestamp >= 0
+            && self.max_timestamp != max_timestamp
+        {
             let what = format!(
                 "its largest timestamp is {}, the checkpoint says {max_timestamp}",
                 self.max_timestamp

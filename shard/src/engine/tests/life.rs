@@ -255,6 +255,30 @@ fn retention_by_size_lets_go_of_whole_segments() {
 }
 
 #[test]
+fn batches_without_timestamps_age_from_their_flush_on() {
+    let mut config = config();
+    config.retention_ms = Some(60_000);
+    config.max_buffer_time_us = 1_000_000;
+    let mut shard = Shard::start(config, MemDisk::default());
+    shard.create("t", 1);
+    shard.produce(P0, &batch(-1, None, &[b"timeless"]));
+    for _ in 0..4 {
+        shard.advance(10_000_000);
+    }
+    let state = shard.engine.partition(P0).unwrap();
+    assert_eq!((state.flushed, state.log_start), (1, 0), "30 of 60 s old");
+    assert_eq!(shard.read_all(P0).len(), 1);
+    // The time of the flush is in the checkpoint: a restart does not begin it anew.
+    let now = shard.now;
+    let mut shard = shard.restart();
+    shard.now = now;
+    for _ in 0..2 {
+        shard.advance(20_000_000);
+    }
+    assert_eq!(shard.engine.partition(P0).unwrap().log_start, 1, "70 s old");
+}
+
+#[test]
 fn a_clean_shutdown_leaves_everything_in_segments() {
     let mut shard = Shard::start(config(), MemDisk::default());
     shard.create("t", 3);
