@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use pyralog_core::GroupId;
 use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN, JOURNAL_RESERVE_BYTES};
 
 use crate::format::checkpoint::ReplayPoint;
@@ -39,6 +40,7 @@ struct Building {
     seed: u32,
     pending: Vec<Pending>,
     laid_bytes: usize,
+    metadata: bool,
 }
 
 /// A sealed commit, waiting to be submitted or on its way.
@@ -54,6 +56,9 @@ pub(super) struct Commit {
     position: u64,
     data: ChunkSlice,
     laid_bytes: usize,
+    /// It changes which partitions there are: not completed before it is durable, whatever the fsync policy. The
+    /// ids that are given out next build on it.
+    metadata: bool,
 }
 
 impl Commit {
@@ -203,6 +208,11 @@ impl Journal {
         building.frames_crc.add(&header);
         building.frame_count += 1;
         building.laid_bytes += need;
+        building.metadata |= match frame.kind {
+            FrameKind::Batch => frame.group == GroupId::METADATA,
+            FrameKind::OpenGroup | FrameKind::DropGroup => true,
+            FrameKind::NewLife => false,
+        };
         chunk.append(&header);
         let at = chunk.append(head);
         chunk.append(body);
@@ -260,6 +270,7 @@ impl Journal {
             seed: frame_seed(self.id, self.incarnation, self.next.lsn),
             pending,
             laid_bytes: 0,
+            metadata: false,
         });
         Ok(())
     }
@@ -371,6 +382,7 @@ impl Journal {
             position,
             data: ChunkSlice::new(Rc::clone(chunk), building.start, end - building.start),
             laid_bytes: building.laid_bytes,
+            metadata: building.metadata,
         });
     }
 
@@ -420,9 +432,23 @@ impl Journal {
         self.in_flight.iter().any(|commit| commit.token == Some(token))
     }
 
-    /// The next commit in order that is done, if it is.
-    pub(super) fn pop_completed(&mut self) -> Option<Commit> {
-        if !self.in_flight.front()?.done {
+    /// Number of the newest commit that is written together with all before it.
+    pub(super) fn written_lsn(&self) -> u64 {
+        let done = self.in_flight.iter().take_while(|commit| commit.done).last();
+        done.map_or(self.completed.lsn - 1, |commit| commit.lsn)
+    }
+
+    /// Whether the next commit in order is written and waits for a flush of the journal: it carries metadata, and
+    /// `durable` says that writes are not durable by themselves.
+    pub(super) fn awaits_flush(&self, durable: bool) -> bool {
+        self.in_flight
+            .front()
+            .is_some_and(|next| next.done && next.metadata && !durable && next.lsn > self.durable_lsn)
+    }
+
+    /// The next commit in order that is done, if it is. `durable`: writes are durable by themselves.
+    pub(super) fn pop_completed(&mut self, durable: bool) -> Option<Commit> {
+        if !self.in_flight.front()?.done || self.awaits_flush(durable) {
             return None;
         }
         let commit = self.in_flight.pop_front()?;

@@ -119,7 +119,7 @@ pub struct Engine {
     recovery_log: Vec<Action>,
 }
 
-/// The flush of the journal at an interval.
+/// The flush of the journal between checkpoints.
 #[derive(Debug, Default)]
 struct IntervalSync {
     due_us: Option<u64>,
@@ -166,7 +166,7 @@ impl Engine {
             return;
         }
         self.keep_memory_free(actions);
-        let durable = self.config.fsync == FsyncPolicy::EveryWrite || self.mode == Mode::Starting;
+        let durable = self.writes_are_durable();
         // Until this life's first commit is durable nothing else may be on its way: the number of the life
         // must be on the disk before two commits can be there at once.
         let depth = if self.mode == Mode::Starting { 1 } else { self.config.journal_writes_in_flight.max(1) };
@@ -177,6 +177,11 @@ impl Engine {
         self.flush_step(actions);
         self.plan_checks();
         self.stop_when_done(actions);
+    }
+
+    /// Whether a journal write that is done is durable; else the journal has to be flushed for that.
+    fn writes_are_durable(&self) -> bool {
+        self.config.fsync == FsyncPolicy::EveryWrite || self.mode == Mode::Starting
     }
 
     /// When to send [`Event::Tick`], monotonic microseconds; `None` = nothing is timed.
@@ -399,6 +404,9 @@ impl Engine {
             match result {
                 Ok(_) if self.interval_sync.outstanding.is_empty() => {
                     self.journal.durable_lsn = self.journal.durable_lsn.max(self.interval_sync.covers_lsn);
+                    if !fenced {
+                        self.complete_commits(actions);
+                    }
                 }
                 Ok(_) => {}
                 Err(error) => self.fence(&error.detail, actions),
@@ -461,13 +469,13 @@ impl Engine {
         self.flush_tick(actions);
     }
 
-    /// Flushes the journal files for `fsync_policy: interval`.
+    /// Flushes the journal files: at the interval of the fsync policy, and for commits that carry metadata.
     fn sync_journal(&mut self, actions: &mut Vec<Action>) {
         if !self.interval_sync.outstanding.is_empty() {
             self.interval_sync.due_us = Some(self.now.monotonic_us + 1_000);
             return;
         }
-        self.interval_sync.covers_lsn = self.journal.completed.lsn - 1;
+        self.interval_sync.covers_lsn = self.journal.written_lsn();
         let files: Vec<u32> = self.journal.files_in_use().collect();
         for number in files {
             let token = self.next_token();

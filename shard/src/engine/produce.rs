@@ -257,8 +257,8 @@ impl Engine {
 
     /// Answers everybody who waited for commits that are done now, in the order of the commits.
     pub(super) fn complete_commits(&mut self, actions: &mut Vec<Action>) {
-        while let Some(mut commit) = self.journal.pop_completed() {
-            if self.config.fsync == FsyncPolicy::EveryWrite || self.mode == Mode::Starting {
+        while let Some(mut commit) = self.journal.pop_completed(self.writes_are_durable()) {
+            if self.writes_are_durable() {
                 self.journal.durable_lsn = commit.lsn;
             } else if self.interval_sync.due_us.is_none()
                 && let FsyncPolicy::Interval(every_us) = self.config.fsync
@@ -272,6 +272,9 @@ impl Engine {
                 self.commit_done(*pending, actions);
             }
             self.journal.give_back(pending);
+        }
+        if self.journal.awaits_flush(self.writes_are_durable()) && self.interval_sync.outstanding.is_empty() {
+            self.sync_journal(actions);
         }
     }
 

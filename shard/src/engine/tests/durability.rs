@@ -1,13 +1,17 @@
 //! What a power loss may take and what it may not, where the journal is not flushed with every write.
 
 use pyralog_core::GroupId;
-use pyralog_net::message::Response;
+use pyralog_net::message::{CreateTopicRequest, Request, Response};
 
 use super::disk::MemDisk;
 use super::harness::{Shard, batch, config};
 use crate::engine::{FileId, FsyncPolicy, IoOp};
 
 const P0: GroupId = GroupId::new(1, 0);
+
+fn journal_sync(op: &IoOp) -> bool {
+    matches!(op, IoOp::Sync { file: FileId::Journal(_) })
+}
 
 /// The disk after a power loss that took every journal write since `before`.
 fn without_journal_since(before: &MemDisk, after: &MemDisk) -> MemDisk {
@@ -25,7 +29,6 @@ fn a_checkpoint_remembers_nothing_that_its_journal_flush_does_not_cover() {
     let mut shard = Shard::start(config.clone(), MemDisk::default());
     shard.create("t", 1);
     shard.produce(P0, &batch(0, Some((9, 0, 0)), &[b"flushed"]));
-    let journal_sync = |op: &IoOp| matches!(op, IoOp::Sync { file: FileId::Journal(_) });
     shard.hold_only = Some(journal_sync);
     shard.advance(11_000_000);
     assert!(!shard.held.is_empty(), "the checkpoint waits for the journal's flush");
@@ -44,4 +47,28 @@ fn a_checkpoint_remembers_nothing_that_its_journal_flush_does_not_cover() {
         other => panic!("{other:?}"),
     }
     assert_eq!(shard.read_all(P0).len(), 2);
+}
+
+#[test]
+fn a_topic_is_durable_before_it_is_there_whatever_the_policy() {
+    for fsync in [FsyncPolicy::Never, FsyncPolicy::Interval(60_000_000)] {
+        let mut config = config();
+        config.fsync = fsync;
+        let mut shard = Shard::start(config, MemDisk::default());
+        shard.hold_only = Some(journal_sync);
+        let create = CreateTopicRequest { name: "t", partitions: 1, retention_bytes: -1, retention_ms: -1 };
+        let id = shard.send(Request::CreateTopic(create));
+        assert!(!shard.replies.contains_key(&id), "the command is written and not flushed");
+        assert!(shard.engine.partition(P0).is_none(), "no shard has heard of it");
+        // The command's flush is done, and the one for the frame that opens the partition is asked for.
+        let held = std::mem::take(&mut shard.held);
+        shard.run(held);
+        assert!(shard.engine.partition(P0).is_some());
+        assert!(!shard.replies.contains_key(&id), "the opening is written and not flushed");
+        shard.release_io();
+        assert!(shard.replies.contains_key(&id));
+        shard.hold_only = Some(journal_sync);
+        shard.produce(P0, &batch(0, None, &[b"x"]));
+        assert!(shard.held.is_empty(), "data waits for no flush");
+    }
 }

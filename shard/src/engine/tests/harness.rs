@@ -110,6 +110,18 @@ impl Shard {
         self.carry_out(held);
     }
 
+    /// Runs operations that were held back; what they lead to is held back as before.
+    pub(super) fn run(&mut self, held: Vec<Action>) {
+        let (hold_io, hold_only) = (std::mem::take(&mut self.hold_io), self.hold_only.take());
+        let mut next = Vec::new();
+        for action in held {
+            self.one(action, &mut next);
+        }
+        (self.hold_io, self.hold_only) = (hold_io, hold_only);
+        self.engine.end_of_pass(self.now, &mut next);
+        self.carry_out(next);
+    }
+
     fn carry_out(&mut self, mut actions: Vec<Action>) {
         while !actions.is_empty() {
             let mut next = Vec::new();
