@@ -1,0 +1,887 @@
+//! One replica of a group: the core, its header log and its timers behind one face.
+//!
+//! The order of calls: any number of [`RaftGroup::propose`], [`RaftGroup::step`], [`RaftGroup::tick`]; then
+//! [`RaftGroup::output`], whose entries and hard state go to the journal. Messages in `Output::messages` may leave
+//! at once; those in `Output::after_persist` leave when the journal holds what came with them; then
+//! [`RaftGroup::persisted`] with the output's number, and `output` again. After a `step` with entries, `output` comes
+//! before anything else: it tells which of them are new.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyralog_core::GroupId;
+use raft::eraftpb::Message as CoreMessage;
+use raft::{Config, ProgressState, RawNode, StateRole};
+
+use super::log::{
+    EntryKind, HardState, Header, HeaderLog, Position, RecoveredLog, core_entry, core_snapshot,
+};
+use super::message::{EntryHead, Message, MessageKind, core_type, message_kind};
+use super::timers::{Timers, Timing};
+
+/// Bytes of batches in one append that the core makes; the sender may split further.
+const APPEND_BYTES: u64 = 1 << 20;
+/// Appends on their way to one follower before it has answered.
+const APPENDS_IN_FLIGHT: usize = 256;
+/// Ticks of the core are never given; this many would have to be.
+const NEVER_TICKS: usize = 1_000_000;
+/// What the core writes into votes of a hand-over.
+const TRANSFER: &[u8] = b"CampaignTransfer";
+
+/// What a replica is told when it is made.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// The group.
+    pub group: GroupId,
+    /// This node, not 0.
+    pub id: u32,
+    /// The nodes with a replica, this one among them.
+    pub voters: Vec<u32>,
+    /// Durable copies behind an acknowledgement: a majority of the voters up to all of them.
+    pub write_quorum: usize,
+    /// Its times.
+    pub timing: Timing,
+    /// Of its randomness.
+    pub seed: u64,
+}
+
+/// What a replica is at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Follows, or waits to hear from a leader.
+    Follower,
+    /// Asks for votes, or whether it would get them.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// A batch that the leader has put at the end of its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// Its entry.
+    pub index: u64,
+    /// The leader's term.
+    pub term: u32,
+    /// Offset of its first record.
+    pub base_offset: i64,
+    /// Offset after its last record.
+    pub next_offset: i64,
+}
+
+/// Only a leader takes proposals; it may be this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this replica does not lead the group{}", .leader.map_or(String::new(), |node| format!("; node {node} does")))]
+pub struct NotLeader {
+    /// Who does, if known.
+    pub leader: Option<u32>,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is not for this replica, or from nobody of the group.
+    #[error("a message from node {from} to node {to} is not for this replica")]
+    NotForUs {
+        /// Its sender.
+        from: u32,
+        /// Its receiver.
+        to: u32,
+    },
+    /// No correct peer sends this.
+    #[error("a message that no correct replica sends: {0}; check that all nodes run the same version")]
+    Impossible(&'static str),
+    /// The core panicked; the group must be rebuilt from the journal.
+    #[error("the consensus core failed, the replica must be rebuilt from its journal")]
+    Broken,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default)]
+pub struct Output {
+    /// To be given to [`RaftGroup::persisted`].
+    pub number: u64,
+    /// New term, vote or commit.
+    pub hard_state: Option<HardState>,
+    /// Term or vote changed: they must be durable before `after_persist` leaves.
+    pub must_sync: bool,
+    /// The log begins anew here.
+    pub snapshot: Option<Position>,
+    /// Entries to be persisted, first and number; they replace whatever was at these indexes and behind.
+    pub first_entry: u64,
+    /// How many.
+    pub entries: u64,
+    /// May leave at once.
+    pub messages: Vec<Message>,
+    /// Leave when all of the above is durable.
+    pub after_persist: Vec<Message>,
+    /// Reads that are confirmed, with the index that they must see.
+    pub reads: Vec<(u64, u64)>,
+}
+
+impl Output {
+    fn clear(&mut self) {
+        *self = Self {
+            messages: std::mem::take(&mut self.messages),
+            after_persist: std::mem::take(&mut self.after_persist),
+            reads: std::mem::take(&mut self.reads),
+            ..Self::default()
+        };
+        self.messages.clear();
+        self.after_persist.clear();
+        self.reads.clear();
+    }
+}
+
+/// One replica.
+pub struct RaftGroup {
+    group: GroupId,
+    id: u32,
+    voters: Vec<u32>,
+    write_quorum: usize,
+    raw: RawNode<HeaderLog>,
+    timers: Timers,
+    /// Entries of the append that was just stepped, and the index of the first.
+    incoming: (u64, Vec<EntryHead>),
+    /// Leader and followers agree on everything and rely on their links being up.
+    quiet: bool,
+    /// Followers that were told to begin at a snapshot, and when.
+    snapshots: Vec<(u32, u64)>,
+    now_us: u64,
+    high_watermark: i64,
+    broken: bool,
+}
+
+impl std::fmt::Debug for RaftGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (role, term, last) = (self.role(), self.term(), self.last_index());
+        write!(f, "RaftGroup({} {role:?} term {term} last {last} commit {})", self.group, self.commit())
+    }
+}
+
+impl RaftGroup {
+    /// A replica that goes on from its log. It waits for a leader, or for its time to campaign; a replica without
+    /// others leads at once.
+    ///
+    /// # Errors
+    /// [`Refused::Impossible`] when the configuration or the log contradict themselves.
+    pub fn new(config: GroupConfig, recovered: RecoveredLog, now_us: u64) -> Result<Self, Refused> {
+        let majority = config.voters.len() / 2 + 1;
+        if config.id == 0 || !config.voters.contains(&config.id) {
+            return Err(Refused::Impossible("a replica that is no voter of its group"));
+        }
+        if config.write_quorum < majority || config.write_quorum > config.voters.len() {
+            return Err(Refused::Impossible("a write quorum below a majority or above the replicas"));
+        }
+        check_recovered(&recovered)?;
+        let high_watermark = recovered.start.offset;
+        let start = recovered.start.index;
+        let log = HeaderLog::new(recovered, &config.voters);
+        let peers = config.voters.iter().copied().filter(|voter| *voter != config.id);
+        let timers = Timers::new(config.timing, config.seed, peers, now_us);
+        let core = core_config(config.id, start);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = catch_unwind(AssertUnwindSafe(|| RawNode::new(&core, log, &logger)));
+        let raw = raw.map_err(|_| Refused::Broken)?.map_err(|_| Refused::Broken)?;
+        let mut group = Self {
+            group: config.group,
+            id: config.id,
+            voters: config.voters,
+            write_quorum: config.write_quorum,
+            raw,
+            timers,
+            incoming: (0, Vec::new()),
+            quiet: false,
+            snapshots: Vec::new(),
+            now_us,
+            high_watermark,
+            broken: false,
+        };
+        group.raw.raft.skip_bcast_commit(true);
+        if group.voters.len() == 1 {
+            group.campaign(now_us);
+        }
+        Ok(group)
+    }
+
+    /// Runs the core; what it does after a panic is not to be trusted.
+    fn guarded<T>(
+        &mut self,
+        run: impl FnOnce(&mut RawNode<HeaderLog>) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        if self.broken {
+            return Err(Refused::Broken);
+        }
+        let raw = &mut self.raw;
+        match catch_unwind(AssertUnwindSafe(|| run(raw))) {
+            Ok(result) => result,
+            Err(_) => {
+                self.broken = true;
+                Err(Refused::Broken)
+            }
+        }
+    }
+
+    /// Whether the core panicked: the group must be rebuilt from the journal.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// What this replica is.
+    pub fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        }
+    }
+
+    /// Whether it leads.
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Who leads, if known.
+    pub fn leader(&self) -> Option<u32> {
+        u32::try_from(self.raw.raft.leader_id).ok().filter(|node| *node != 0)
+    }
+
+    /// The current term.
+    pub fn term(&self) -> u32 {
+        u32::try_from(self.raw.raft.term).unwrap_or(u32::MAX)
+    }
+
+    /// The last entry, durable or not.
+    pub fn last_index(&self) -> u64 {
+        self.raw.store().last()
+    }
+
+    /// Where the entries begin.
+    pub fn start(&self) -> Position {
+        self.raw.store().start()
+    }
+
+    /// The place behind an entry that is held.
+    pub fn position(&self, index: u64) -> Option<Position> {
+        self.raw.store().position(index)
+    }
+
+    /// An entry that is held.
+    pub fn header(&self, index: u64) -> Option<&Header> {
+        self.raw.store().header(index)
+    }
+
+    /// The highest entry that is committed, as far as this replica knows.
+    pub fn commit(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// Offset after the last record in the log.
+    pub fn log_end(&self) -> i64 {
+        self.position(self.last_index()).map_or(0, |position| position.offset)
+    }
+
+    /// The entry up to which `write_quorum` replicas are durable (on the leader; elsewhere the commit).
+    pub fn acknowledged(&self) -> u64 {
+        if !self.is_leader() {
+            return self.commit();
+        }
+        let mut matched: Vec<u64> = self.matched().map(|(_, matched)| matched).collect();
+        matched.sort_unstable_by(|a, b| b.cmp(a));
+        matched.get(self.write_quorum - 1).map_or(0, |held| self.commit().min(*held))
+    }
+
+    fn matched(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let progress = self.raw.raft.prs();
+        self.voters
+            .iter()
+            .map(move |voter| (*voter, progress.get(u64::from(*voter)).map_or(0, |peer| peer.matched)))
+    }
+
+    /// Records below this are acknowledged. Never moves back.
+    pub fn high_watermark(&mut self) -> i64 {
+        let position = self.position(self.acknowledged()).unwrap_or_else(|| self.start());
+        self.high_watermark = self.high_watermark.max(position.offset);
+        self.high_watermark
+    }
+
+    /// How far a voter's durable log is known to agree with the leader's (0 = not known, or not the leader).
+    pub fn matched_of(&self, voter: u32) -> u64 {
+        self.matched().find(|(known, _)| *known == voter).map_or(0, |(_, matched)| matched)
+    }
+
+    /// Puts a batch at the end of the leader's log.
+    ///
+    /// # Errors
+    /// [`NotLeader`] when this replica does not lead, or is handing over.
+    pub fn propose(&mut self, now_us: u64, records: u32, bytes: u32) -> Result<Proposed, NotLeader> {
+        let not_leader = NotLeader { leader: self.leader().filter(|leader| *leader != self.id) };
+        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            return Err(not_leader);
+        }
+        self.wake(now_us);
+        let (index, term, base_offset) = (self.last_index() + 1, self.term(), self.log_end());
+        let next_offset = base_offset.checked_add(i64::from(records)).ok_or(not_leader)?;
+        self.guarded(|raw| raw.propose(Vec::new(), Vec::new()).map_err(|_| Refused::Broken))
+            .map_err(|_| not_leader)?;
+        let header = Header { term, kind: EntryKind::Batch, base_offset, next_offset, bytes };
+        if !self.raw.mut_store().put(index, header) {
+            self.broken = true;
+            return Err(not_leader);
+        }
+        Ok(Proposed { index, term, base_offset, next_offset })
+    }
+
+    /// Takes a message of another replica. One with entries is followed by [`Self::output`] at once.
+    ///
+    /// # Errors
+    /// What was wrong with it; nothing has changed then, except after [`Refused::Broken`].
+    pub fn step(&mut self, now_us: u64, message: &Message) -> Result<(), Refused> {
+        let (from, to) = (message.from, message.to);
+        if to != self.id || from == self.id || !self.voters.contains(&from) || message.group() != self.group {
+            return Err(Refused::NotForUs { from, to });
+        }
+        self.check(message)?;
+        self.now_us = now_us;
+        if message.kind == MessageKind::TimeoutNow && !self.may_campaign() {
+            return Ok(());
+        }
+        if message.kind == MessageKind::Quiesce {
+            return self.quiesce_told(now_us, message);
+        }
+        // A leader that sleeps and is asked for its voice still leads.
+        let lease = self.lease_holds(now_us);
+        if self.quiet {
+            self.wake(now_us);
+        }
+        self.timers.heard_peer(from, now_us);
+        self.raw.raft.election_elapsed = if lease { 0 } else { NEVER_TICKS };
+        let term_before = self.raw.raft.term;
+        let core = self.core_message(message);
+        self.guarded(|raw| raw.step(core).map_err(|_| Refused::NotForUs { from, to }))?;
+        if message.kind == MessageKind::Append {
+            self.incoming = (message.index + 1, message.entries.clone());
+        }
+        let from_leader =
+            matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
+        if from_leader && self.leader() == Some(from) && message.term == self.term() {
+            self.timers.heard_leader(now_us);
+        } else if self.raw.raft.term != term_before || message.kind == MessageKind::RequestVote {
+            self.timers.rearm_election(now_us);
+        }
+        if message.kind == MessageKind::HeartbeatResponse {
+            self.retry_snapshot(from);
+        }
+        self.note_leading(now_us);
+        Ok(())
+    }
+
+    /// The core waits for ever for the end of a snapshot; a follower that lives and has not taken it is told again.
+    fn retry_snapshot(&mut self, peer: u32) {
+        let Some(at) = self.snapshots.iter().position(|(known, _)| *known == peer) else { return };
+        let waits =
+            self.raw.raft.prs().get(u64::from(peer)).is_some_and(|p| p.state == ProgressState::Snapshot);
+        let due = self.snapshots.get(at).map_or(0, |(_, sent_us)| sent_us + self.timers.snapshot_retry_us());
+        if !waits {
+            self.snapshots.swap_remove(at);
+        } else if self.now_us >= due {
+            self.snapshots.swap_remove(at);
+            self.snapshot_failed(peer);
+        }
+    }
+
+    fn lease_holds(&self, now_us: u64) -> bool {
+        match self.role() {
+            Role::Leader => self.quiet || self.timers.peers_heard(now_us) + 1 > self.voters.len() / 2,
+            _ => self.quiet || self.timers.leader_lease_holds(now_us),
+        }
+    }
+
+    /// What the core would panic on, and what would break the log.
+    fn check(&self, message: &Message) -> Result<(), Refused> {
+        let start = self.start();
+        let last = self.last_index();
+        match message.kind {
+            MessageKind::Append => {
+                if message.index >= self.commit() && message.log_term < start.term {
+                    return Err(Refused::Impossible("an append that reaches below the committed term"));
+                }
+                self.check_entries(message)
+            }
+            MessageKind::AppendResponse if !message.reject && message.index > last => {
+                match self.is_leader() && message.term == self.term() {
+                    true => Err(Refused::Impossible("a follower that holds more than its leader")),
+                    false => Ok(()),
+                }
+            }
+            MessageKind::Snapshot if message.index == 0 || message.offset < 0 => {
+                Err(Refused::Impossible("a snapshot of nothing"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_entries(&self, message: &Message) -> Result<(), Refused> {
+        let (mut term, mut offset) = (message.log_term, None);
+        if let Some(before) = self.position(message.index)
+            && before.term == message.log_term
+        {
+            offset = Some(before.offset);
+        }
+        if message.index.checked_add(message.entries.len() as u64).is_none() {
+            return Err(Refused::Impossible("an index beyond all indexes"));
+        }
+        for entry in &message.entries {
+            let kind = EntryKind::from_number(entry.kind);
+            let records = entry.next_offset.checked_sub(entry.base_offset);
+            let fits = match kind {
+                Some(EntryKind::Batch) => entry.bytes > 0 && records.is_some_and(|records| records > 0),
+                Some(EntryKind::NewTerm) => entry.bytes == 0 && records == Some(0),
+                None => false,
+            };
+            if !fits || entry.base_offset < 0 {
+                return Err(Refused::Impossible("an entry whose parts contradict each other"));
+            }
+            if entry.term < term || entry.term > message.term {
+                return Err(Refused::Impossible("entries whose terms go back"));
+            }
+            if offset.is_some_and(|offset| offset != entry.base_offset) {
+                return Err(Refused::Impossible("entries with a gap in their offsets"));
+            }
+            term = entry.term;
+            offset = Some(entry.next_offset);
+        }
+        Ok(())
+    }
+
+    /// The leader goes quiet: follow it, if this replica holds just what it holds.
+    fn quiesce_told(&mut self, now_us: u64, message: &Message) -> Result<(), Refused> {
+        let last = self.last_index();
+        let same = message.term == self.term()
+            && self.leader() == Some(message.from)
+            && !self.is_leader()
+            && message.index == last
+            && message.commit == last
+            && self.position(last).is_some_and(|position| position.term == message.log_term);
+        if !same {
+            return Ok(());
+        }
+        self.timers.heard_leader(now_us);
+        self.guarded(|raw| {
+            raw.raft.raft_log.commit_to(last);
+            Ok(())
+        })?;
+        self.quiet = true;
+        Ok(())
+    }
+
+    /// On the leader, when nothing has happened for a while: if all replicas that can be reached hold everything
+    /// and it is committed, tells them so in `messages` and stops its heartbeats. True when the group is quiet.
+    pub fn try_quiesce(&mut self, reachable: impl Fn(u32) -> bool, messages: &mut Vec<Message>) -> bool {
+        if self.quiet || !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            return self.quiet;
+        }
+        let last = self.last_index();
+        let peers: Vec<u32> = self.peers().filter(|peer| reachable(*peer)).collect();
+        let agreed = self.commit() == last && peers.iter().all(|peer| self.matched_of(*peer) == last);
+        if !agreed || peers.len() < self.voters.len() / 2 {
+            return false;
+        }
+        let log_term = self.position(last).map_or(0, |position| position.term);
+        for peer in peers {
+            let mut message = Message::new(MessageKind::Quiesce, self.group, self.id, peer, self.term());
+            (message.index, message.log_term, message.commit) = (last, log_term, last);
+            messages.push(message);
+        }
+        self.quiet = true;
+        true
+    }
+
+    /// Whether the group sleeps until somebody calls.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Ends the quiet: a link to a replica of the group went down or came up.
+    pub fn wake(&mut self, now_us: u64) {
+        if !std::mem::take(&mut self.quiet) {
+            return;
+        }
+        if self.is_leader() {
+            self.timers.begin_leading(now_us);
+        } else {
+            self.timers.rearm_election(now_us);
+        }
+    }
+
+    /// A peer's connection is new: what was sent and not answered may be lost, and what it held may be less now.
+    pub fn peer_restarted(&mut self, peer: u32, now_us: u64) {
+        self.wake(now_us);
+        if !self.is_leader() || peer == self.id {
+            return;
+        }
+        let next = self.last_index() + 1;
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(u64::from(peer)) {
+            progress.become_probe();
+            progress.matched = 0;
+            progress.next_idx = next;
+        }
+        self.timers.heartbeat_due_us = now_us;
+    }
+
+    /// An append to `peer` was not sent; the next answer from it begins again.
+    pub fn not_sent(&mut self, peer: u32) {
+        let _ = self.guarded(|raw| {
+            raw.report_unreachable(u64::from(peer));
+            Ok(())
+        });
+    }
+
+    /// A snapshot to `peer` did not arrive.
+    pub fn snapshot_failed(&mut self, peer: u32) {
+        let _ = self.guarded(|raw| {
+            raw.report_snapshot(u64::from(peer), raft::SnapshotStatus::Failure);
+            Ok(())
+        });
+    }
+
+    /// Begins to hand the leadership to `peer`; no proposals until it leads or [`Self::abort_transfer`].
+    pub fn transfer(&mut self, peer: u32, now_us: u64) {
+        self.wake(now_us);
+        if self.is_leader() && self.voters.contains(&peer) {
+            let _ = self.guarded(|raw| {
+                raw.transfer_leader(u64::from(peer));
+                Ok(())
+            });
+        }
+    }
+
+    /// Gives a hand-over up that took too long.
+    pub fn abort_transfer(&mut self) {
+        self.raw.raft.abort_leader_transfer();
+    }
+
+    /// Asks for a confirmation that this replica still leads; it comes as [`Output::reads`] with `read`, not 0.
+    ///
+    /// # Errors
+    /// [`NotLeader`] when it does not lead, or has not committed an entry of its term yet.
+    pub fn confirm_read(&mut self, read: u64, now_us: u64) -> Result<(), NotLeader> {
+        if !self.is_leader() || !self.raw.raft.commit_to_current_term() {
+            return Err(NotLeader { leader: self.leader().filter(|leader| *leader != self.id) });
+        }
+        self.wake(now_us);
+        let confirmed = self.guarded(|raw| {
+            raw.read_index(read.to_le_bytes().to_vec());
+            Ok(())
+        });
+        confirmed.map_err(|_| NotLeader { leader: None })
+    }
+
+    /// When [`Self::tick`] has something to do; `u64::MAX` = nothing is timed.
+    pub fn deadline_us(&self) -> u64 {
+        if self.quiet || self.broken || self.voters.len() == 1 {
+            return u64::MAX;
+        }
+        if self.is_leader() {
+            let lost_us = self.timers.quorum_lost_us(self.voters.len() / 2);
+            return self.timers.heartbeat_due_us.min(lost_us);
+        }
+        self.timers.election_due_us
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now_us: u64) {
+        self.now_us = now_us;
+        if now_us < self.deadline_us() {
+            return;
+        }
+        if !self.is_leader() {
+            self.campaign(now_us);
+            return;
+        }
+        if self.timers.peers_heard(now_us) < self.voters.len() / 2 {
+            // Without a majority behind it, it may have been replaced: it must not say that it leads.
+            let term = self.raw.raft.term;
+            let _ = self.guarded(|raw| {
+                raw.raft.become_follower(term, raft::INVALID_ID);
+                Ok(())
+            });
+            self.timers.rearm_election(now_us);
+            self.note_leading(now_us);
+            return;
+        }
+        if now_us >= self.timers.heartbeat_due_us {
+            self.timers.rearm_heartbeat(now_us);
+            let _ = self.guarded(|raw| {
+                raw.ping();
+                Ok(())
+            });
+        }
+    }
+
+    /// Campaigns now, whatever the timers say; not while a snapshot that it has taken is not durable.
+    pub fn campaign(&mut self, now_us: u64) {
+        self.wake(now_us);
+        self.timers.rearm_election(now_us);
+        if !self.may_campaign() {
+            return;
+        }
+        let _ = self.guarded(|raw| raw.campaign().map_err(|_| Refused::Broken));
+        self.note_leading(now_us);
+    }
+
+    fn may_campaign(&self) -> bool {
+        self.raw.raft.raft_log.applied >= self.start().index
+    }
+
+    fn note_leading(&mut self, now_us: u64) {
+        if self.is_leader() && self.timers.heartbeat_due_us == u64::MAX {
+            self.timers.begin_leading(now_us);
+        } else if !self.is_leader() {
+            self.timers.heartbeat_due_us = u64::MAX;
+        }
+    }
+
+    fn peers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.voters.iter().copied().filter(|voter| *voter != self.id)
+    }
+
+    /// What is to be done now; false when it is nothing.
+    ///
+    /// # Errors
+    /// [`Refused::Broken`].
+    pub fn output(&mut self, out: &mut Output) -> Result<bool, Refused> {
+        out.clear();
+        if self.broken {
+            return Err(Refused::Broken);
+        }
+        if !self.raw.has_ready() {
+            return Ok(false);
+        }
+        let mut ready = self.guarded(|raw| Ok(raw.ready()))?;
+        out.number = ready.number();
+        out.must_sync = ready.must_sync();
+        if let Some(hard) = ready.hs() {
+            let term =
+                u32::try_from(hard.term).map_err(|_| Refused::Impossible("a term beyond all terms"))?;
+            out.hard_state = Some(HardState { term, vote: hard.vote as u32, commit: hard.commit });
+        }
+        if !ready.snapshot().is_empty() {
+            let metadata = ready.snapshot().get_metadata();
+            let start = Position {
+                index: metadata.index,
+                term: metadata.term as u32,
+                offset: self.incoming_offset(),
+            };
+            self.raw.mut_store().reset(start);
+            out.snapshot = Some(start);
+        }
+        let entries = ready.take_entries();
+        if let Some(first) = entries.first() {
+            out.first_entry = first.index;
+            out.entries = entries.len() as u64;
+        }
+        for entry in &entries {
+            self.note_entry(entry.index, entry.term as u32)?;
+        }
+        for read in ready.take_read_states() {
+            if let Ok(name) = <[u8; 8]>::try_from(read.request_ctx.as_slice()) {
+                out.reads.push((u64::from_le_bytes(name), read.index));
+            }
+        }
+        for message in ready.take_messages() {
+            out.messages.extend(self.wire_message(&message));
+        }
+        for message in ready.take_persisted_messages() {
+            out.after_persist.extend(self.wire_message(&message));
+        }
+        self.incoming.1.clear();
+        self.guarded(|raw| {
+            raw.advance_append_async(ready);
+            apply_committed(raw);
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
+    /// The offset of a snapshot that is being taken over.
+    fn incoming_offset(&self) -> i64 {
+        self.incoming.1.first().map_or(0, |head| head.base_offset)
+    }
+
+    /// Holds the header of an entry that the core wants persisted.
+    fn note_entry(&mut self, index: u64, term: u32) -> Result<(), Refused> {
+        if self.header(index).is_some_and(|known| known.term == term) {
+            return Ok(());
+        }
+        let before = self.position(index - 1).ok_or(Refused::Broken)?;
+        let header = if self.is_leader() {
+            let (base_offset, next_offset) = (before.offset, before.offset);
+            Header { term, kind: EntryKind::NewTerm, base_offset, next_offset, bytes: 0 }
+        } else {
+            let head = index.checked_sub(self.incoming.0).and_then(|at| self.incoming.1.get(at as usize));
+            let head = head.filter(|head| head.term == term).ok_or(Refused::Broken)?;
+            let kind = EntryKind::from_number(head.kind).ok_or(Refused::Broken)?;
+            let EntryHead { base_offset, next_offset, bytes, .. } = *head;
+            Header { term, kind, base_offset, next_offset, bytes }
+        };
+        if header.base_offset != before.offset || !self.raw.mut_store().put(index, header) {
+            self.broken = true;
+            return Err(Refused::Broken);
+        }
+        Ok(())
+    }
+
+    /// The journal holds everything up to the output of this number. [`Self::output`] may have more to do.
+    ///
+    /// # Errors
+    /// [`Refused::Broken`].
+    pub fn persisted(&mut self, number: u64) -> Result<(), Refused> {
+        self.guarded(|raw| {
+            raw.on_persist_ready(number);
+            apply_committed(raw);
+            Ok(())
+        })
+    }
+
+    /// The entries up to `index`, committed, durable here and in segments, need not be held any more.
+    pub fn compact(&mut self, index: u64) {
+        let index = index.min(self.raw.raft.raft_log.applied);
+        if index > self.start().index {
+            self.raw.mut_store().compact(index);
+        }
+    }
+
+    fn core_message(&mut self, message: &Message) -> CoreMessage {
+        let mut core = CoreMessage::default();
+        core.set_msg_type(core_type(message.kind));
+        core.from = u64::from(message.from);
+        core.to = u64::from(message.to);
+        core.term = u64::from(message.term);
+        core.log_term = u64::from(message.log_term);
+        core.index = message.index;
+        core.commit = message.commit;
+        core.commit_term = u64::from(message.commit_term);
+        core.reject = message.reject;
+        core.reject_hint = message.reject_hint;
+        match message.kind {
+            // A follower that lost its log knows less than the leader thinks.
+            MessageKind::Heartbeat => core.commit = message.commit.min(self.last_index()),
+            MessageKind::Snapshot => {
+                let start = Position { index: message.index, term: message.log_term, offset: message.offset };
+                let voters: Vec<u64> = self.voters.iter().map(|voter| u64::from(*voter)).collect();
+                core.set_snapshot(core_snapshot(start, &voters));
+                let base_offset = message.offset;
+                let head = EntryHead { term: 0, kind: 0, base_offset, next_offset: base_offset, bytes: 0 };
+                self.incoming = (0, vec![head]);
+            }
+            _ => {}
+        }
+        if message.read != 0 {
+            core.context = message.read.to_le_bytes().to_vec().into();
+        }
+        if message.transfer {
+            core.context = TRANSFER.to_vec().into();
+        }
+        let entries = message.entries.iter().zip(message.index + 1..);
+        let entries = entries.map(|(head, index)| {
+            let header = Header {
+                term: head.term,
+                kind: EntryKind::Batch,
+                base_offset: head.base_offset,
+                next_offset: head.next_offset,
+                bytes: head.bytes,
+            };
+            core_entry(index, &header)
+        });
+        core.set_entries(entries.collect::<Vec<_>>().into());
+        core
+    }
+
+    /// A message of the core as it goes over the wire; `None` for what stays inside.
+    fn wire_message(&mut self, core: &CoreMessage) -> Option<Message> {
+        let kind = message_kind(core.get_msg_type())?;
+        let leads = matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
+        if leads && (!self.is_leader() || core.term != self.raw.raft.term) {
+            // It stopped leading before it came to send this, and may not hold the entries any more.
+            return None;
+        }
+        let mut message = Message::new(
+            kind,
+            self.group,
+            self.id,
+            u32::try_from(core.to).ok()?,
+            u32::try_from(core.term).ok()?,
+        );
+        message.log_term = u32::try_from(core.log_term).ok()?;
+        message.index = core.index;
+        message.commit = core.commit;
+        message.commit_term = u32::try_from(core.commit_term).ok()?;
+        message.reject = core.reject;
+        message.reject_hint = core.reject_hint;
+        message.transfer = core.context.as_ref() == TRANSFER;
+        if let Ok(read) = <[u8; 8]>::try_from(core.context.as_ref()) {
+            message.read = u64::from_le_bytes(read);
+        }
+        if kind == MessageKind::Snapshot {
+            let metadata = core.get_snapshot().get_metadata();
+            let start = self.position(metadata.index)?;
+            let now_us = self.now_us;
+            match self.snapshots.iter_mut().find(|(known, _)| *known == message.to) {
+                Some((_, sent_us)) => *sent_us = now_us,
+                None => self.snapshots.push((message.to, now_us)),
+            }
+            (message.index, message.log_term, message.offset) = (start.index, start.term, start.offset);
+        }
+        message.entries = (core.index + 1..)
+            .zip(core.get_entries())
+            .map_while(|(index, _)| self.header(index).map(EntryHead::of))
+            .collect();
+        Some(message)
+    }
+}
+
+/// There is nothing to apply but the configuration, which does not change: what is committed is applied.
+fn apply_committed(raw: &mut RawNode<HeaderLog>) {
+    let log = &raw.raft.raft_log;
+    let applied = log.committed.min(log.persisted);
+    if applied > log.applied {
+        raw.advance_apply_to(applied);
+    }
+}
+
+fn check_recovered(recovered: &RecoveredLog) -> Result<(), Refused> {
+    let mut term = recovered.start.term;
+    let mut offset = recovered.start.offset;
+    for header in &recovered.headers {
+        if header.term < term || header.base_offset != offset || header.next_offset < offset {
+            return Err(Refused::Impossible("a recovered log whose terms or offsets go back"));
+        }
+        (term, offset) = (header.term, header.next_offset);
+    }
+    if recovered.hard.term < term {
+        return Err(Refused::Impossible("a recovered term below that of the last entry"));
+    }
+    Ok(())
+}
+
+fn core_config(id: u32, applied: u64) -> Config {
+    Config {
+        id: u64::from(id),
+        election_tick: NEVER_TICKS,
+        min_election_tick: NEVER_TICKS,
+        max_election_tick: 2 * NEVER_TICKS,
+        heartbeat_tick: NEVER_TICKS / 2,
+        applied,
+        max_size_per_msg: APPEND_BYTES,
+        max_inflight_msgs: APPENDS_IN_FLIGHT,
+        check_quorum: true,
+        pre_vote: true,
+        batch_append: true,
+        ..Config::default()
+    }
+}

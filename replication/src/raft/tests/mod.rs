@@ -1,0 +1,156 @@
+//! Groups under a scheduler that does everything wrong that a network, a disk and a crash can do.
+
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use world::{Bug, World};
+
+/// Runs one life: faults, then peace. Panics on a violation.
+fn life(seed: u64, bug: Option<Bug>) -> World {
+    let replicas = if seed.is_multiple_of(4) { 5 } else { 3 };
+    let write_quorum = if seed.is_multiple_of(3) { replicas / 2 + 2 } else { replicas / 2 + 1 };
+    let mut world = World::new(seed, replicas, write_quorum.min(replicas));
+    world.bug = bug;
+    world.loss_percent = [0, 0, 5, 20][(seed % 4) as usize];
+    let crashes = !seed.is_multiple_of(5);
+    let cuts = seed % 7 < 4;
+    for _ in 0..4_000 {
+        step(&mut world, crashes, cuts);
+    }
+    peace(&mut world);
+    world
+}
+
+fn step(world: &mut World, crashes: bool, cuts: bool) {
+    let replicas = world.ids().count() as u64;
+    let id = 1 + world.rng.below(replicas) as u32;
+    match world.rng.below(1_000) {
+        0..450 => world.deliver(),
+        450..750 => {
+            world.flush(id);
+        }
+        750..830 => {
+            let us = world.rng.below(20_000);
+            world.tick(us);
+        }
+        830..960 => {
+            if let Some(leader) = world.leader()
+                && world.propose(leader).is_ok()
+                && world.rng.chance(60)
+            {
+                world.drain(leader, &[], 0);
+            }
+        }
+        960..970 => world.compact(id),
+        970..976 if cuts => {
+            let other = 1 + world.rng.below(replicas) as u32;
+            world.cut(id, other);
+        }
+        976..982 => world.heal(),
+        982..987 if crashes && world.is_up(id) => world.crash(id),
+        987..993 if !world.is_up(id) => world.restart(id),
+        993..996 => {
+            if let Some(leader) = world.leader() {
+                let now_us = world.now_us;
+                if let Some(replica) = world.replica(leader) {
+                    replica.transfer(id, now_us);
+                }
+                world.drain(leader, &[], 0);
+            }
+        }
+        996..998 => {
+            if let Some(leader) = world.leader() {
+                if let Some(replica) = world.replica(leader) {
+                    replica.abort_transfer();
+                }
+                world.try_quiesce(leader);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Faults stop: the group must agree within a bound and take proposals.
+fn peace(world: &mut World) {
+    world.loss_percent = 0;
+    world.heal();
+    for id in world.ids() {
+        if !world.is_up(id) {
+            world.restart(id);
+        }
+    }
+    // The core has no time-out of its own for a hand-over; the owner of the group gives it up.
+    for id in world.ids() {
+        if let Some(replica) = world.replica(id) {
+            replica.abort_transfer();
+        }
+    }
+    let begun_us = world.now_us;
+    let mut wanted = None;
+    while world.now_us < begun_us + 5_000_000 {
+        settle(world);
+        let leader = world.leader().map(|id| (id, world.replica(id).map_or(0, |replica| replica.term())));
+        if let Some((id, _)) = leader
+            && wanted.is_none_or(|(by, _)| Some(by) != leader)
+            && let Ok(index) = world.propose(id)
+        {
+            world.drain(id, &[], 0);
+            wanted = leader.map(|leader| (leader, index));
+        }
+        settle(world);
+        let done = |world: &mut World, index| {
+            world.ids().all(|id| world.replica(id).is_some_and(|replica| replica.commit() >= index))
+        };
+        if let Some((_, index)) = wanted
+            && done(world, index)
+        {
+            world.check_converged();
+            return;
+        }
+        world.tick(10_000);
+    }
+    let replicas: Vec<_> = world.ids().map(|id| format!("{:?}", world.replica(id))).collect();
+    panic!("no agreement after 5 s of peace: {replicas:#?}");
+}
+
+fn settle(world: &mut World) {
+    for _ in 0..10_000 {
+        let mut busy = world.in_network() > 0;
+        world.deliver();
+        for id in world.ids() {
+            busy |= world.flush(id);
+        }
+        if !busy {
+            return;
+        }
+    }
+}
+
+#[test]
+fn many_lives_without_a_violation() {
+    // More of them: PYRALOG_RAFT_LIVES=60000 cargo test -p pyralog-replication many_lives -- --nocapture
+    let lives = std::env::var("PYRALOG_RAFT_LIVES").map_or(600, |lives| lives.parse().unwrap());
+    let (mut acknowledged, mut snapshots, mut quiets) = (0, 0, 0);
+    for seed in 0..lives {
+        let world = life(seed, None);
+        acknowledged += world.acknowledged.len();
+        snapshots += world.snapshots;
+        quiets += world.quiets;
+    }
+    println!("{acknowledged} acknowledged, {snapshots} snapshots, {quiets} times quiet");
+    assert!(acknowledged > 50_000, "{acknowledged}: the lives do too little");
+    assert!(snapshots > 100 && quiets > 20, "{snapshots} snapshots, {quiets} times quiet");
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    for bug in [Bug::SendBeforePersist, Bug::ForgetVote, Bug::BlankDisk] {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let caught = (0..300).find(|seed| catch_unwind(AssertUnwindSafe(|| life(*seed, Some(bug)))).is_err());
+        std::panic::set_hook(hook);
+        println!("{bug:?}: caught by seed {caught:?}");
+        assert!(caught.is_some(), "{bug:?} is not caught within 300 seeds");
+    }
+}
