@@ -32,15 +32,20 @@ pub const MAX_PARTITIONS_PER_NODE: u32 = 131_072;
 pub const MAX_TOPICS: u32 = 65_536;
 /// Most shards of one node.
 pub const MAX_SHARDS: u16 = 256;
-/// Requests of one connection whose replies are outstanding; beyond it the socket is not read.
+/// Requests of one connection whose replies are outstanding; beyond it the socket is not read, and what was read
+/// already waits.
 pub const MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION: usize = 4_096;
-/// Requests of all connections of one shard whose replies are outstanding; beyond it no socket is read.
+/// Requests of all connections of one shard whose replies are outstanding; beyond it no socket is read, and what was
+/// read already waits.
 pub const MAX_IN_FLIGHT_REQUESTS_PER_SHARD: usize = 262_144;
-/// Reply bytes queued on one connection; beyond it the socket is not read.
+/// Reply bytes queued on one connection; beyond it the socket is not read, and what was read already waits.
 pub const MAX_QUEUED_REPLY_BYTES_PER_CONNECTION: usize = 256 << 10;
-/// Reply bytes queued on all connections of one shard, batches in the cache and in read buffers not counted; beyond
-/// it no socket is read.
+/// Memory of replies queued on all connections of one shard, batches in the cache and in read buffers not counted;
+/// beyond it no socket is read, and what was read already waits.
 pub const MAX_QUEUED_REPLY_BYTES_PER_SHARD: usize = 64 << 20;
+/// Requests with replies out of all proportion to them (Metadata, DescribePartitions) that one shard answers before it
+/// looks again at the bounds of the replies; one per connection.
+pub const LARGE_REPLIES_AT_ONCE: usize = 8;
 /// Receive buffers of a shard: number.
 pub const RECV_BUFFERS_PER_SHARD: usize = 256;
 /// Receive buffers of a shard: size of one, bytes.

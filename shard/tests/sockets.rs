@@ -7,12 +7,12 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::{Client, PATIENCE, Rig};
-use pyralog_core::ErrorCode;
+use common::{Client, PATIENCE, Rig, batch, produce, topic};
+use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::frame::{MAGIC, kind};
-use pyralog_net::message::{Request, Response};
+use pyralog_net::message::{DescribePartitionsRequest, FetchRequest, Request, Response};
 use pyralog_net::{FrameHeader, Hello};
-use pyralog_shard::runtime::ControlEvent;
+use pyralog_shard::runtime::{ControlEvent, Node};
 
 #[test]
 fn every_connection_ends_up_at_the_shard_that_it_wants() {
@@ -247,4 +247,61 @@ fn a_client_that_does_not_read_is_not_read_and_then_closed() {
     }
     // One receive buffer full of pings beyond the bound, at most.
     assert!(most <= (256 << 10) + (64 << 10), "{most} bytes of replies queued");
+}
+
+#[test]
+fn large_replies_to_small_requests_wait_their_turn() {
+    let rig = Rig::new(1);
+    let (topic, mut good) = topic(&rig, "t", 1000);
+    // One packet of these asks for 150 MB of replies.
+    let mut client = Client::new(rig.addr(), 0);
+    let mut out = Vec::new();
+    for correlation in 0..2_000 {
+        let request = DescribePartitionsRequest { topic, first: 0, count: 1000 };
+        Request::DescribePartitions(request).encode(correlation, &mut out).unwrap();
+    }
+    client.stream.write_all(&out).unwrap();
+    let mut most = 0;
+    rig.until("replies are held back", |node| {
+        most = most.max(node.status()[0].queued_reply_bytes);
+        most >= 256 << 10
+    });
+    assert!(most <= 512 << 10, "{most} bytes of replies queued");
+    assert_eq!(good.ask(&Request::Ping), Response::Pong);
+    for expected in 0..2_000 {
+        let (correlation, reply, _) = client.reply().unwrap();
+        assert_eq!(correlation, expected);
+        assert!(matches!(reply, Response::DescribePartitions(states) if states.len() == 1000));
+    }
+    assert_eq!(client.ask(&Request::Ping), Response::Pong);
+}
+
+#[test]
+fn requests_in_flight_are_bounded_within_one_packet() {
+    let rig = Rig::new(1);
+    let (topic, mut good) = topic(&rig, "t", 1);
+    let mut client = Client::new(rig.addr(), 0);
+    let group = GroupId::new(topic, 0);
+    let request = FetchRequest { group, offset: 0, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 60_000 };
+    let mut out = Vec::new();
+    (0..6_000u64).for_each(|id| Request::Fetch(request).encode(id, &mut out).unwrap());
+    let waiting = |node: &Node| node.status()[0].status.waiting_fetches;
+    // So that the bound does not fall between two receive buffers.
+    let (first, rest) = out.split_at(out.len() / 12);
+    client.stream.write_all(first).unwrap();
+    rig.until("the first ones wait", |node| waiting(node) == 500);
+    client.stream.write_all(rest).unwrap();
+    rig.until("as many as may wait do", |node| waiting(node) >= 4096);
+    // The rest is with the node already, or in its socket.
+    for _ in 0..100 {
+        assert_eq!(good.ask(&Request::Ping), Response::Pong);
+        assert_eq!(waiting(rig.node()), 4096);
+    }
+    assert!(matches!(good.ask(&produce(topic, 0, &batch(0, &[b"x"]))), Response::Produce(_)));
+    let mut answered = vec![false; 6_000];
+    for _ in 0..6_000 {
+        let (correlation, reply, _) = client.reply().unwrap();
+        assert!(matches!(reply, Response::Fetch(_)), "{reply:?}");
+        assert!(!std::mem::replace(&mut answered[correlation as usize], true));
+    }
 }

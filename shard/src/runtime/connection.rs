@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use pyralog_core::limits::{MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION, MAX_QUEUED_REPLY_BYTES_PER_CONNECTION};
 
+use super::receive::Load;
 use super::send::SendQueue;
 use crate::engine::ConnId;
 
@@ -48,6 +49,8 @@ pub(super) enum Blocked {
     Produce,
     /// No memory for a frame that comes in parts.
     Assembly,
+    /// Enough replies are outstanding or queued, on the connection or on the shard.
+    Replies,
 }
 
 /// A receive buffer with bytes that are not handled yet.
@@ -64,8 +67,11 @@ pub(super) struct Connection {
     pub(super) id: ConnId,
     pub(super) socket: OwnedFd,
     pub(super) phase: Phase,
-    /// The first bytes, while they don't tell yet what the client speaks.
+    /// Received and not handled, outside of any receive buffer: the first bytes, while they don't tell yet what the
+    /// client speaks, or requests that wait.
     pub(super) early: Vec<u8>,
+    /// Bytes of the shard's assembly memory that `early` holds.
+    pub(super) early_reserved: usize,
     pub(super) assembly: Option<Assembly>,
     pub(super) blocked: Option<Blocked>,
     pub(super) held: Option<Held>,
@@ -81,6 +87,8 @@ pub(super) struct Connection {
     pub(super) more_waits: bool,
     /// Waits for a receive buffer.
     pub(super) starved: bool,
+    /// Its own bounds let it go on; it waits in line until the shard's do.
+    pub(super) lined_up: bool,
     /// The peer has shut its side.
     pub(super) eof: bool,
     /// Requests without reply.
@@ -105,6 +113,7 @@ impl Connection {
             socket,
             phase: Phase::Sniffing,
             early: Vec::new(),
+            early_reserved: 0,
             assembly: None,
             blocked: None,
             held: None,
@@ -116,6 +125,7 @@ impl Connection {
             congested: false,
             more_waits: false,
             starved: false,
+            lined_up: false,
             eof: false,
             in_flight: 0,
             produces: VecDeque::new(),
@@ -144,13 +154,16 @@ impl Connection {
         }
         match self.phase {
             Phase::Sniffing | Phase::Handshake => true,
-            Phase::Open => {
-                self.in_flight < MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION
-                    && self.queue.bytes() + self.sending_bytes < MAX_QUEUED_REPLY_BYTES_PER_CONNECTION
-            }
+            Phase::Open => self.may_request(),
             Phase::Draining => true,
             Phase::Ending | Phase::Closing => false,
         }
+    }
+
+    /// Whether its own bounds let it have one more request.
+    pub(super) fn may_request(&self) -> bool {
+        self.in_flight < MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION
+            && self.queue.bytes() + self.sending_bytes < MAX_QUEUED_REPLY_BYTES_PER_CONNECTION
     }
 
     /// When it is given up unless something happens. `timeout_us` is the node's request timeout.
@@ -158,7 +171,8 @@ impl Connection {
         let handshake = matches!(self.phase, Phase::Sniffing | Phase::Handshake)
             .then(|| self.since_us.saturating_add(HANDSHAKE_TIMEOUT_US));
         // A frame that waits for us is not the client's fault.
-        let partial = (self.assembly.is_some() && self.blocked.is_none() && self.phase == Phase::Open)
+        let waits_for_us = self.blocked.is_some() || self.lined_up;
+        let partial = (self.assembly.is_some() && !waits_for_us && self.phase == Phase::Open)
             .then(|| self.partial_since_us.saturating_add(timeout_us));
         let sending = self.sending.then(|| self.send_progress_us.saturating_add(timeout_us));
         let draining = (self.phase == Phase::Draining).then(|| self.since_us.saturating_add(DRAIN_US));
@@ -166,8 +180,11 @@ impl Connection {
     }
 
     /// A request got its reply. Returns when it arrived, if it was a produce.
-    pub(super) fn answered(&mut self, correlation_id: u64) -> Option<u64> {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    pub(super) fn answered(&mut self, correlation_id: u64, load: &mut Load) -> Option<u64> {
+        if self.in_flight > 0 {
+            self.in_flight -= 1;
+            load.in_flight -= 1;
+        }
         // Replies mostly come in the order of the requests: it is the first one.
         let at = self.produces.iter().position(|(produce, _)| *produce == correlation_id)?;
         self.produces.remove(at).map(|(_, arrived_us)| arrived_us)

@@ -13,12 +13,12 @@ use hdrhistogram::Histogram;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
 use pyralog_core::ErrorCode;
-use pyralog_core::limits::RECV_BUFFER_BYTES;
+use pyralog_core::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS_PER_SHARD};
 use pyralog_net::message::Response;
 
 use super::connection::{Blocked, Connection, Held, Phase};
 use super::op::Op;
-use super::receive::{AssemblyBudget, Context, HandOver, Identity, Received, received};
+use super::receive::{AssemblyBudget, Context, HandOver, Identity, Load, Received, received};
 use super::recv_buffers;
 use super::ring::{OpKey, Ring};
 use super::send::{SendEnd, SendOp, Spares};
@@ -34,6 +34,9 @@ const MAX_REFUSED: usize = 64;
 const IORING_RECVSEND_POLL_FIRST: u16 = 1;
 /// From this many missing bytes on, the rest of a frame is received where it is assembled.
 const DIRECT_RECEIVE_BYTES: usize = RECV_BUFFER_BYTES / 2;
+
+/// With fewer receive buffers left, requests that wait for replies to be sent are moved out of theirs.
+const SCARCE_BUFFERS: u16 = RECV_BUFFERS_PER_SHARD as u16 / 2;
 
 /// The engine and what it says, as event handlers need them.
 pub(super) struct EngineAccess<'a> {
@@ -78,11 +81,14 @@ pub(super) struct Connections {
     starved: VecDeque<ConnId>,
     wait_assembly: VecDeque<ConnId>,
     wait_produce: VecDeque<ConnId>,
+    /// Whose own bounds let them go on, but maybe the shard's don't.
+    wait_replies: VecDeque<ConnId>,
     /// Assembly memory in use when the first of those who wait for it was last refused.
     used_when_refused: usize,
     timers: BinaryHeap<Reverse<(u64, ConnId)>>,
     spares: Spares,
     budget: AssemblyBudget,
+    load: Load,
     pub(super) identity: Identity,
     node_connections: Arc<AtomicUsize>,
     max_connections: usize,
@@ -113,10 +119,12 @@ impl Connections {
             starved: VecDeque::new(),
             wait_assembly: VecDeque::new(),
             wait_produce: VecDeque::new(),
+            wait_replies: VecDeque::new(),
             used_when_refused: 0,
             timers: BinaryHeap::new(),
             spares: Spares::default(),
             budget: AssemblyBudget::default(),
+            load: Load::default(),
             identity,
             node_connections,
             max_connections,
@@ -316,7 +324,16 @@ impl Connections {
         let outcome = received(&mut conn, bytes, &mut self.context(access));
         let keeps = match outcome {
             Received::Blocked(handled) if held.from + handled < held.to => {
-                Some(Held { from: held.from + handled, ..held })
+                let rest = bytes.get(handled..).unwrap_or_default();
+                // It may wait for as long as the client likes, which must not cost the others their buffers.
+                let scarce = conn.blocked == Some(Blocked::Replies) && buffers.with_kernel() < SCARCE_BUFFERS;
+                if scarce && self.budget.reserve(rest.len()) {
+                    conn.early = rest.to_vec();
+                    conn.early_reserved = rest.len();
+                    None
+                } else {
+                    Some(Held { from: held.from + handled, ..held })
+                }
             }
             _ => None,
         };
@@ -364,7 +381,8 @@ impl Connections {
         match conn.blocked {
             Some(Blocked::Produce) => self.wait_produce.push_back(conn.id),
             Some(Blocked::Assembly) => self.wait_assembly.push_back(conn.id),
-            None => {}
+            // Until its own bounds let it go on; each look at it when a pass ends finds that out.
+            Some(Blocked::Replies) | None => {}
         }
     }
 
@@ -372,7 +390,26 @@ impl Connections {
     pub(super) fn can_resume(&self, engine: Option<&Engine>) -> bool {
         let produce = !self.wait_produce.is_empty() && engine.is_none_or(Engine::accepts_produce);
         let assembly = !self.wait_assembly.is_empty() && self.budget.used() < self.used_when_refused;
-        produce || assembly
+        produce || assembly || (!self.wait_replies.is_empty() && self.has_room())
+    }
+
+    /// Whether the shard's bounds let a connection have one more request.
+    fn has_room(&self) -> bool {
+        self.load.has_room(self.spares.queued_bytes())
+    }
+
+    /// Whether more than its own connection may wait for the end of a send: a shutdown, or requests that there is no
+    /// room for. Nothing is queued between the sends of a pass and its end, so what is said then stays true.
+    fn sends_awaited(&self) -> bool {
+        self.listener.is_none() || !self.has_room()
+    }
+
+    /// Lets a connection that its own bounds no longer hold back wait for the shard's.
+    fn line_up(&mut self, conn: &mut Connection) {
+        if !conn.lined_up {
+            conn.lined_up = true;
+            self.wait_replies.push_back(conn.id);
+        }
     }
 
     /// Lets connections go on that waited for the engine or for memory.
@@ -395,6 +432,17 @@ impl Connections {
             }
         }
         self.used_when_refused = self.budget.used();
+        for _ in 0..self.wait_replies.len() {
+            if !self.has_room() {
+                break;
+            }
+            let Some(id) = self.wait_replies.pop_front() else { break };
+            if let Some(conn) = find(&mut self.slots, id) {
+                conn.lined_up = false;
+                conn.partial_since_us = access.now.monotonic_us;
+                self.resume_one(ring, id, access);
+            }
+        }
     }
 
     fn resume_one(&mut self, ring: &mut Ring<Op>, id: ConnId, access: &mut EngineAccess<'_>) {
@@ -414,13 +462,19 @@ impl Connections {
                 self.wait(&conn);
                 self.put_back(conn);
             }
-            outcome => self.settle(conn, outcome, None, access),
+            outcome => {
+                self.budget.release_bytes(std::mem::take(&mut conn.early_reserved));
+                self.settle(conn, outcome, None, access)
+            }
         }
     }
 
     fn arm_receive(&mut self, ring: &mut Ring<Op>, conn: &mut Connection) {
         if !self.reading || conn.starved || !conn.may_receive() {
             return;
+        }
+        if conn.phase == Phase::Open && !self.has_room() {
+            return self.line_up(conn);
         }
         let buffers = ring.recv_buffers().map_or(0, |buffers| buffers.with_kernel());
         let poll_first = if conn.more_waits { 0 } else { IORING_RECVSEND_POLL_FIRST };
@@ -462,7 +516,7 @@ impl Connections {
     /// Queues a reply; it is sent when the pass ends.
     pub(super) fn reply(&mut self, id: ConnId, correlation_id: u64, body: ReplyBody, now_us: u64) {
         let Some(conn) = find(&mut self.slots, id) else { return };
-        if let Some(arrived_us) = conn.answered(correlation_id) {
+        if let Some(arrived_us) = conn.answered(correlation_id, &mut self.load) {
             let _ = self.produce_latency_us.record(now_us.saturating_sub(arrived_us).max(1));
         }
         if matches!(conn.phase, Phase::Closing | Phase::Draining) {
@@ -500,7 +554,8 @@ impl Connections {
             }
             SendEnd::More | SendEnd::NoRoom => {
                 conn.congested = true;
-                submit_send(ring, &mut conn, op, self.listener.is_none());
+                let awaited = self.sends_awaited();
+                submit_send(ring, &mut conn, op, awaited);
             }
             SendEnd::Broken(_) => {
                 self.spares.keep_op(op);
@@ -522,6 +577,8 @@ impl Connections {
                 self.list(id);
             }
         }
+        // The replies of this pass are queued, so what they hold is known.
+        self.load.large = 0;
         let mut listed = std::mem::take(&mut self.listed);
         for id in listed.drain(..) {
             let Some(mut conn) = self.take(id) else { continue };
@@ -548,7 +605,8 @@ impl Connections {
             && let Some(op) = conn.queue.next_op(&mut self.spares)
         {
             conn.send_progress_us = access.now.monotonic_us;
-            submit_send(ring, conn, op, self.listener.is_none());
+            let awaited = self.sends_awaited();
+            submit_send(ring, conn, op, awaited);
         }
         let sent_all = !conn.sending && conn.queue.bytes() == 0;
         match conn.phase {
@@ -560,7 +618,7 @@ impl Connections {
                 if let Some(assembly) = conn.assembly.take() {
                     self.budget.release(&assembly);
                 }
-                conn.queue.clear();
+                conn.queue.clear(&mut self.spares);
             }
             Phase::Draining => {}
             _ if conn.eof && sent_all && conn.in_flight == 0 && conn.blocked.is_none() => {
@@ -570,6 +628,9 @@ impl Connections {
         }
         if conn.phase == Phase::Draining && conn.eof {
             self.close(conn, access);
+        }
+        if conn.blocked == Some(Blocked::Replies) && conn.may_request() {
+            self.line_up(conn);
         }
         self.arm_receive(ring, conn);
     }
@@ -584,7 +645,7 @@ impl Connections {
         let served = conn.phase == Phase::Open || conn.in_flight > 0;
         conn.phase = Phase::Closing;
         conn.shut(libc::SHUT_RDWR);
-        conn.queue.clear();
+        conn.queue.clear(&mut self.spares);
         if served && let Some(engine) = &mut access.engine {
             engine.handle(access.now, Event::ConnectionClosed { conn: conn.id }, access.actions);
         }
@@ -595,7 +656,10 @@ impl Connections {
     }
 
     /// Takes a connection out of the books. `moved`: it still counts as one of the node's.
-    fn forget(&mut self, conn: Connection, moved: bool) -> OwnedFd {
+    fn forget(&mut self, mut conn: Connection, moved: bool) -> OwnedFd {
+        conn.queue.clear(&mut self.spares);
+        self.load.in_flight -= conn.in_flight;
+        self.budget.release_bytes(conn.early_reserved);
         if let Some(assembly) = &conn.assembly {
             self.budget.release(assembly);
         }
@@ -698,6 +762,7 @@ impl Connections {
             actions: access.actions,
             spares: &mut self.spares,
             budget: &mut self.budget,
+            load: &mut self.load,
             identity: &self.identity,
             now: access.now,
         }
@@ -767,8 +832,8 @@ fn give_back(ring: &mut Ring<Op>, buffer: Option<u16>) {
 }
 
 /// Sends. Without waiting, and so without being woken by its end, only where nothing else waits for that end.
-fn submit_send(ring: &mut Ring<Op>, conn: &mut Connection, mut op: Box<SendOp>, stopping: bool) {
-    let awaited = conn.phase != Phase::Open || conn.eof || conn.queue.bytes() > 0 || stopping;
+fn submit_send(ring: &mut Ring<Op>, conn: &mut Connection, mut op: Box<SendOp>, awaited: bool) {
+    let awaited = awaited || conn.phase != Phase::Open || conn.eof || conn.queue.bytes() > 0;
     let instant = op.is_small() && !conn.congested && !awaited;
     let left = op.left();
     let entry = op.entry(conn.fd(), instant);

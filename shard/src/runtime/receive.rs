@@ -10,8 +10,9 @@ use std::os::fd::OwnedFd;
 
 use pyralog_core::ErrorCode;
 use pyralog_core::limits::{
-    ASSEMBLY_BYTES_PER_SHARD, FRAME_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES,
-    MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION,
+    ASSEMBLY_BYTES_PER_SHARD, FRAME_HEADER_BYTES, LARGE_REPLIES_AT_ONCE, MAX_BATCH_BYTES, MAX_FETCH_BYTES,
+    MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION, MAX_IN_FLIGHT_REQUESTS_PER_SHARD,
+    MAX_QUEUED_REPLY_BYTES_PER_SHARD,
 };
 use pyralog_net::frame::{FrameError, kind};
 use pyralog_net::hello::{Hello, HelloReply};
@@ -22,14 +23,15 @@ use super::connection::{Assembly, Blocked, Connection, Phase};
 use super::send::Spares;
 use crate::engine::{Action, Engine, Event, Now};
 
-/// Memory of a shard for frames that come in parts.
+/// Memory of a shard for frames that come in parts, and for those that wait while receive buffers are scarce.
 #[derive(Debug, Default)]
 pub(super) struct AssemblyBudget {
     used: usize,
 }
 
 impl AssemblyBudget {
-    fn reserve(&mut self, bytes: usize) -> bool {
+    /// Reserves so many bytes; whether they were there.
+    pub(super) fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.used.checked_add(bytes).is_some_and(|sum| sum <= ASSEMBLY_BYTES_PER_SHARD);
         if fits {
             self.used += bytes;
@@ -39,12 +41,48 @@ impl AssemblyBudget {
 
     /// Gives back what an assembly held.
     pub(super) fn release(&mut self, assembly: &Assembly) {
-        self.used -= assembly.reserved;
+        self.release_bytes(assembly.reserved);
+    }
+
+    /// Gives back so many bytes.
+    pub(super) fn release_bytes(&mut self, bytes: usize) {
+        self.used -= bytes;
     }
 
     /// Bytes reserved.
     pub(super) fn used(&self) -> usize {
         self.used
+    }
+}
+
+/// What the requests of all connections of a shard hold, and how much they may.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// Requests without reply.
+    pub(super) in_flight: usize,
+    /// Requests with large replies since the replies of the last pass were queued.
+    pub(super) large: usize,
+    pub(super) max_in_flight: usize,
+    pub(super) max_queued_bytes: usize,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            in_flight: 0,
+            large: 0,
+            max_in_flight: MAX_IN_FLIGHT_REQUESTS_PER_SHARD,
+            max_queued_bytes: MAX_QUEUED_REPLY_BYTES_PER_SHARD,
+        }
+    }
+}
+
+impl Load {
+    /// Whether the shard's bounds let a connection have one more request. `queued_bytes`: of the shard's replies.
+    pub(super) fn has_room(&self, queued_bytes: usize) -> bool {
+        self.in_flight < self.max_in_flight
+            && queued_bytes < self.max_queued_bytes
+            && self.large < LARGE_REPLIES_AT_ONCE
     }
 }
 
@@ -66,6 +104,7 @@ pub(super) struct Context<'a> {
     pub(super) actions: &'a mut Vec<Action>,
     pub(super) spares: &'a mut Spares,
     pub(super) budget: &'a mut AssemblyBudget,
+    pub(super) load: &'a mut Load,
     pub(super) identity: &'a Identity,
     pub(super) now: Now,
 }
@@ -125,6 +164,7 @@ pub(super) fn received(conn: &mut Connection, bytes: &[u8], cx: &mut Context<'_>
 /// Handles whole frames; begins or continues the assembly of one that comes in parts.
 fn frames(conn: &mut Connection, bytes: &[u8], cx: &mut Context<'_>) -> Received {
     let mut rest = bytes;
+    let mut large = false;
     loop {
         if conn.assembly.is_some() {
             match assemble(conn, &mut rest, cx) {
@@ -135,9 +175,10 @@ fn frames(conn: &mut Connection, bytes: &[u8], cx: &mut Context<'_>) -> Received
                     return Received::Handled;
                 }
                 Assembled::Whole(header) => {
-                    if is_refused(&header, cx) {
-                        return block(conn, Blocked::Produce, bytes.len() - rest.len());
+                    if let Some(why) = has_to_wait(conn, &header, large, cx) {
+                        return block(conn, why, bytes.len() - rest.len());
                     }
+                    large = has_large_reply(&header);
                     let Some(assembly) = conn.assembly.take() else { continue };
                     cx.budget.release(&assembly);
                     let body = assembly.bytes.get(FRAME_HEADER_BYTES..).unwrap_or_default();
@@ -169,9 +210,10 @@ fn frames(conn: &mut Connection, bytes: &[u8], cx: &mut Context<'_>) -> Received
             begin_assembly(conn, cx);
             continue;
         };
-        if is_refused(&header, cx) {
-            return block(conn, Blocked::Produce, bytes.len() - rest.len());
+        if let Some(why) = has_to_wait(conn, &header, large, cx) {
+            return block(conn, why, bytes.len() - rest.len());
         }
+        large = has_large_reply(&header);
         match frame(conn, header, whole.get(FRAME_HEADER_BYTES..).unwrap_or_default(), cx) {
             Handled::Next => rest = after,
             Handled::Stop => return Received::Handled,
@@ -185,9 +227,23 @@ fn block(conn: &mut Connection, why: Blocked, handled: usize) -> Received {
     Received::Blocked(handled)
 }
 
-/// A produce waits while the shard's unwritten bytes are at their bound.
-fn is_refused(header: &FrameHeader, cx: &Context<'_>) -> bool {
-    header.kind == kind::PRODUCE && cx.engine.as_ref().is_some_and(|engine| !engine.accepts_produce())
+/// Why a request can't be handled yet: too many replies are outstanding or queued, or it is a produce and the shard's
+/// unwritten bytes are at their bound. `large`: the request before it has a large reply, which is not queued yet.
+fn has_to_wait(conn: &Connection, header: &FrameHeader, large: bool, cx: &Context<'_>) -> Option<Blocked> {
+    if conn.phase != Phase::Open {
+        return None;
+    }
+    if large || !conn.may_request() || !cx.load.has_room(cx.spares.queued_bytes()) {
+        return Some(Blocked::Replies);
+    }
+    let stalled =
+        header.kind == kind::PRODUCE && cx.engine.as_ref().is_some_and(|engine| !engine.accepts_produce());
+    stalled.then_some(Blocked::Produce)
+}
+
+/// Whether the reply is large however small the request is.
+fn has_large_reply(header: &FrameHeader) -> bool {
+    matches!(header.kind, kind::METADATA | kind::DESCRIBE_PARTITIONS)
 }
 
 fn begin_assembly(conn: &mut Connection, cx: &Context<'_>) {
@@ -265,6 +321,8 @@ fn frame(conn: &mut Connection, header: FrameHeader, body: &[u8], cx: &mut Conte
         return Handled::Next;
     };
     conn.in_flight += 1;
+    cx.load.in_flight += 1;
+    cx.load.large += usize::from(has_large_reply(&header));
     if header.kind == kind::PRODUCE {
         conn.produces.push_back((header.correlation_id, cx.now.monotonic_us));
     }

@@ -28,10 +28,18 @@ pub(super) struct Spares {
     buffers: Vec<Vec<u8>>,
     #[allow(clippy::vec_box, reason = "the boxes are what is kept: operations point into them")]
     ops: Vec<Box<SendOp>>,
+    /// Memory of the encoded replies that wait or are being sent, bytes.
+    queued_bytes: usize,
 }
 
 impl Spares {
+    /// Memory of the encoded replies that wait or are being sent, all connections together, bytes.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
     fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
+        self.queued_bytes -= buffer.capacity();
         if self.buffers.len() < SPARE_BUFFERS && buffer.capacity() <= 2 * ENCODED_PART_BYTES {
             buffer.clear();
             self.buffers.push(buffer);
@@ -155,12 +163,15 @@ impl SendQueue {
     pub(super) fn push_encoded(&mut self, spares: &mut Spares, encode: impl FnOnce(&mut Vec<u8>)) {
         let room = |part: &Part| matches!(part, Part::Encoded(bytes) if bytes.len() < ENCODED_PART_BYTES);
         if !self.parts.back().is_some_and(room) {
-            self.parts.push_back(Part::Encoded(spares.buffers.pop().unwrap_or_default()));
+            let buffer = spares.buffers.pop().unwrap_or_default();
+            spares.queued_bytes += buffer.capacity();
+            self.parts.push_back(Part::Encoded(buffer));
         }
         if let Some(Part::Encoded(bytes)) = self.parts.back_mut() {
-            let before = bytes.len();
+            let (before, memory) = (bytes.len(), bytes.capacity());
             encode(bytes);
             self.bytes += bytes.len() - before;
+            spares.queued_bytes += bytes.capacity() - memory;
         }
     }
 
@@ -198,8 +209,12 @@ impl SendQueue {
     }
 
     /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        self.parts.clear();
+    pub(super) fn clear(&mut self, spares: &mut Spares) {
+        for part in self.parts.drain(..) {
+            if let Part::Encoded(buffer) = part {
+                spares.keep_buffer(buffer);
+            }
+        }
         self.bytes = 0;
     }
 
