@@ -59,6 +59,10 @@ pub const COLD_READ_BYTES_PER_SHARD: usize = 64 << 20;
 pub const PINNED_BYTES_PER_SHARD: usize = 64 << 20;
 /// One chunk of the tail cache and one region of a journal file, bytes. A group commit never crosses one.
 pub const CHUNK_BYTES: usize = 4 << 20;
+/// Chunks whose memory a shard has ready before they are needed.
+pub const CHUNKS_AHEAD_PER_SHARD: usize = 2;
+/// Dropped chunks whose memory a shard keeps for the next ones; more goes back to the kernel.
+pub const SPARE_CHUNKS_PER_SHARD: usize = 4;
 /// A group commit takes no further batch once it has reached this size, bytes.
 pub const COMMIT_TARGET_BYTES: usize = 256 << 10;
 /// Fewest chunks of a shard's tail cache.
@@ -166,6 +170,11 @@ pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> Memo
             "tail cache's index",
             cache_bytes_per_shard(cache_bytes, shards) / TAIL_BYTES_PER_BATCH as u64
                 * TAIL_BATCH_STATE_BYTES as u64,
+        ),
+        per_shard(
+            "chunks at hand",
+            // One more is on its way from the thread that makes them.
+            times(CHUNKS_AHEAD_PER_SHARD + SPARE_CHUNKS_PER_SHARD + 1, CHUNK_BYTES),
         ),
         per_shard("cache held by slow readers", PINNED_BYTES_PER_SHARD as u64),
         per_shard("receive buffers", times(RECV_BUFFERS_PER_SHARD, RECV_BUFFER_BYTES)),

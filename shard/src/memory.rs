@@ -6,8 +6,9 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
+use std::thread::JoinHandle;
 
-use pyralog_core::limits::CHUNK_BYTES;
+use pyralog_core::limits::{CHUNK_BYTES, SPARE_CHUNKS_PER_SHARD};
 
 use crate::pages::Pages;
 
@@ -27,15 +28,61 @@ struct Books {
     live: Cell<usize>,
     /// Memory of dropped journal chunks, kept so that the next one costs neither page faults nor zeroing.
     spare: RefCell<Vec<Pages>>,
+    /// Where journal chunks come from when there is no spare one.
+    supply: RefCell<Option<ChunkSupply>>,
 }
 
-/// Dropped journal chunks kept for reuse; more go back to the allocator.
-const SPARE_CHUNKS: usize = 4;
+/// Memory for journal chunks that another thread has touched before, so that its first use costs nothing.
+#[derive(Debug)]
+pub struct ChunkSupply {
+    wanted: Option<flume::Sender<()>>,
+    ready: flume::Receiver<Pages>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for ChunkSupply {
+    fn drop(&mut self) {
+        self.wanted = None;
+        self.ready.drain().for_each(drop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl ChunkSupply {
+    /// A supply that asks `thread` for one chunk's memory with each message to `wanted` and finds it in `ready`,
+    /// which has room for all that is wanted at once. The thread ends when `wanted` is gone.
+    pub fn new(wanted: flume::Sender<()>, ready: flume::Receiver<Pages>, thread: JoinHandle<()>) -> Self {
+        while wanted.try_send(()).is_ok() {}
+        Self { wanted: Some(wanted), ready, thread: Some(thread) }
+    }
+
+    fn take(&self) -> Option<Pages> {
+        let pages = self.ready.try_recv().ok()?;
+        if let Some(wanted) = &self.wanted {
+            let _ = wanted.try_send(());
+        }
+        Some(pages)
+    }
+
+    /// Blocks until as much is ready as is ever kept.
+    #[cfg(test)]
+    pub(crate) fn wait_until_full(&self) {
+        while !self.ready.is_full() {
+            std::thread::yield_now();
+        }
+    }
+}
 
 impl Chunk {
     fn new(capacity: usize, books: Rc<Books>) -> Self {
         let spare = if capacity == CHUNK_BYTES { books.spare.borrow_mut().pop() } else { None };
-        let memory = spare.unwrap_or_else(|| Pages::zeroed(capacity));
+        let supplied = || match &*books.supply.borrow() {
+            Some(supply) if capacity == CHUNK_BYTES => supply.take(),
+            _ => None,
+        };
+        let memory = spare.or_else(supplied).unwrap_or_else(|| Pages::zeroed(capacity));
         books.live.set(books.live.get() + capacity);
         Self { memory, filled: Cell::new(0), books }
     }
@@ -133,7 +180,7 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         self.books.live.set(self.books.live.get() - self.capacity());
         let mut spare = self.books.spare.borrow_mut();
-        if self.capacity() == CHUNK_BYTES && spare.len() < SPARE_CHUNKS {
+        if self.capacity() == CHUNK_BYTES && spare.len() < SPARE_CHUNKS_PER_SHARD {
             spare.push(std::mem::take(&mut self.memory));
         }
     }
@@ -203,6 +250,11 @@ impl ChunkPool {
     /// A pool that allows `budget` bytes alive at once.
     pub fn new(budget: usize) -> Self {
         Self { books: Rc::default(), budget }
+    }
+
+    /// Takes the memory of journal chunks from `supply` from now on, as far as it has some.
+    pub fn supply(&self, supply: ChunkSupply) {
+        *self.books.supply.borrow_mut() = Some(supply);
     }
 
     /// A chunk of [`CHUNK_BYTES`], or `None` when the budget is used up.

@@ -45,7 +45,7 @@ use pyralog_net::message::{
 };
 use pyralog_replication::metadata::Catalog;
 
-use crate::memory::ChunkPool;
+use crate::memory::{ChunkPool, ChunkSupply};
 
 pub use api::*;
 pub use config::*;
@@ -157,6 +157,11 @@ impl Engine {
             Event::Tick => self.tick(actions),
             Event::Shutdown => self.shutdown(actions),
         }
+    }
+
+    /// Takes the memory of new chunks from there, as far as some is ready.
+    pub fn supply_chunks(&self, supply: ChunkSupply) {
+        self.pool.supply(supply);
     }
 
     /// Ends a pass of events: seals a group commit when there is something to write.

@@ -13,6 +13,7 @@ use pyralog_core::{GroupId, ShardId};
 use pyralog_net::message::PartitionState;
 use pyralog_replication::metadata::Catalog;
 
+use super::chunk_supply;
 use super::connections::{Connections, EngineAccess, Leaving};
 use super::files::Files;
 use super::node::ControlEvent;
@@ -186,6 +187,7 @@ impl Driver {
         if let Some(engine) = &mut self.engine {
             engine.start(now, &mut self.actions);
         }
+        self.supply_chunks();
         loop {
             let now = self.clock.now();
             let started_us = now.monotonic_us;
@@ -203,6 +205,17 @@ impl Driver {
         }
         self.end();
         Ok(())
+    }
+
+    /// Has a thread make the engine's chunks ready. Without it they cost when they are first used.
+    fn supply_chunks(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        match chunk_supply::start() {
+            Ok(supply) => engine.supply_chunks(supply),
+            Err(error) => {
+                self.log(LogLevel::Warn, format!("can't start the thread that makes memory ready: {error}"))
+            }
+        }
     }
 
     /// One pass over what has happened.
@@ -465,6 +478,7 @@ impl Driver {
                     engine.handle(now, Event::CatalogPublished { catalog }, &mut self.actions);
                 }
                 self.engine = Some(engine);
+                self.supply_chunks();
                 self.life = Life::Serving;
                 self.recovered_us = Some(now.monotonic_us);
                 self.log(LogLevel::Warn, format!("recovered after: {reason}"));

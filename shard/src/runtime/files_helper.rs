@@ -12,6 +12,7 @@ use pyralog_core::GroupId;
 
 use super::files::open_direct;
 use super::paths::{Paths, create_folder, io_error, sync_folder};
+use super::threads;
 use super::wake::Waker;
 use crate::engine::{FileId, IoError, IoErrorKind, IoToken};
 
@@ -65,7 +66,7 @@ pub(super) struct Helpers {
 impl Helpers {
     pub(super) fn start(paths: Paths, waker: Waker) -> io::Result<Self> {
         let (done_sender, done) = flume::unbounded();
-        let mut threads = Vec::new();
+        let mut running = Vec::new();
         let mut spawn = |name: &str| -> io::Result<flume::Sender<Job>> {
             let (sender, jobs) = flume::unbounded::<Job>();
             let (paths, done, waker) = (paths.clone(), done_sender.clone(), waker.clone());
@@ -77,12 +78,12 @@ impl Helpers {
                     waker.wake();
                 }
             };
-            threads.push(std::thread::Builder::new().name(name.into()).spawn(body)?);
+            running.push(threads::spawn(name, body)?);
             Ok(sender)
         };
         let quick = Some(spawn("pyra-files")?);
         let slow = Some(spawn("pyra-zeros")?);
-        Ok(Self { quick, slow, done, threads })
+        Ok(Self { quick, slow, done, threads: running })
     }
 
     pub(super) fn send(&self, job: Job) {

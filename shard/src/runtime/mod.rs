@@ -7,6 +7,7 @@
 //! - [`files`], [`paths`], [`recovery_disk`]: the disk while serving, its layout, the disk during recovery.
 //! - [`ring`], [`recv_buffers`], `park`, [`wake`]: io_uring, its receive buffers, how a shard sleeps and is woken.
 
+mod chunk_supply;
 mod connection;
 mod connections;
 pub mod data_dir;
@@ -24,6 +25,7 @@ pub mod report;
 pub mod ring;
 mod send;
 mod shard;
+mod threads;
 pub mod wake;
 
 pub use node::{ControlEvent, Node, NodeOptions, StartError};

@@ -152,6 +152,7 @@ impl Node {
         let mut port =
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
+        super::threads::remember_cpus();
         crate::pages::use_transparent_hugepages(options.transparent_hugepages);
         let (max_handles, max_connections) = descriptor_budget(&options);
 

@@ -18,6 +18,7 @@ use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
 use super::files::open_direct;
 use super::files_helper::{OpenMode, create_zeroed, delete, delete_group, open, read_full, truncate};
 use super::paths::{Paths, io_error};
+use super::threads;
 use crate::engine::{FileId, IoError, RecoveryDisk};
 use crate::pages::Pages;
 
@@ -227,7 +228,7 @@ impl ReadAhead {
             }
             let start = first + (reader * BLOCK_BYTES) as u64;
             let body = move || read_blocks(&file, start, full_sender, empty_receiver);
-            let spawned = std::thread::Builder::new().name("pyra-replay".into()).spawn(body);
+            let spawned = threads::spawn("pyra-replay", body);
             ahead.threads.push(spawned.map_err(|error| io_error(Path::new("a thread"), "start", &error))?);
             ahead.full.push(full);
             ahead.empty.push(empty);
