@@ -306,7 +306,7 @@ impl Engine {
             if let Err(job) = self.start_read(job, actions) {
                 self.cold.retry_due_us = due_us.or(Some(now_us + RETRY_US));
                 if self.now.monotonic_us.saturating_sub(job.queued_us) > SHED_AFTER_US {
-                    actions.push(Action::ShedSlowReaders { bytes: READ_BYTES + MAX_BATCH_BYTES });
+                    self.shed_slow_readers(READ_BYTES + MAX_BATCH_BYTES, actions);
                 }
                 self.cold.queue.push_front(job);
                 return;

@@ -315,6 +315,7 @@ impl Engine {
             }
         }
         self.opens_are_suspect = false;
+        self.close_strangers(&catalog, actions);
         for partition in self.partitions.iter_mut().flatten() {
             if let Some(topic) = catalog.topics.get(&partition.group.topic.0) {
                 partition.retention_bytes = retention(topic.retention_bytes, self.config.retention_bytes);
@@ -339,6 +340,7 @@ impl Engine {
         for group in self.by_group.keys().copied().filter(|group| *group != GroupId::METADATA) {
             if group.topic.0 >= catalog.next_topic_id {
                 unknown += 1;
+                self.strangers.insert(group);
             } else if !catalog.topics.contains_key(&group.topic.0) {
                 drops.push(group);
             }
@@ -352,6 +354,28 @@ impl Engine {
         }
         drops.sort_unstable();
         drops
+    }
+
+    /// A new topic has the id of a group that was here before it: the metadata that knew the group is lost. Its
+    /// batches are not the topic's, and nobody else may have them: they are neither served nor deleted, and nothing
+    /// is appended to them. Deleting the topic removes them.
+    fn close_strangers(&mut self, catalog: &Catalog, actions: &mut Vec<Action>) {
+        let known = |group: &GroupId| group.topic.0 < catalog.next_topic_id;
+        let (now_known, still_strange) = std::mem::take(&mut self.strangers).into_iter().partition(known);
+        self.strangers = still_strange;
+        for group in now_known {
+            let Some(partition) = self.find(group).and_then(|index| self.at_mut(index)) else { continue };
+            if partition.log_end == 0 {
+                continue;
+            }
+            partition.end_unknown = true;
+            partition.note_damage(partition.log_start, partition.log_end);
+            self.flush.remember_damage();
+            let text = format!(
+                "partition {group}: the disk holds batches of an older topic with this id, which the metadata has lost. They are kept and not served; the partition takes no writes. Delete the topic and create it again for a new id, or restore shard 0's data"
+            );
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
     }
 
     fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, bool)> {
@@ -389,7 +413,7 @@ impl Engine {
             self.stall(full);
             return false;
         }
-        self.attach(Pending::Dropped { group });
+        self.attach(Pending::Dropped { group, partition: index });
         self.by_group.remove(&group);
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
         if let Some(partition) = taken {

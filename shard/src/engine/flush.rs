@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pyralog_core::GroupId;
 use pyralog_core::limits::{
-    CHECKPOINTS_IN_MEMORY, CHUNK_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
+    CHECKPOINTS_IN_MEMORY, CHUNK_BYTES, MAX_BATCH_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
 };
 use pyralog_replication::Group;
 use pyralog_replication::metadata::Catalog;
@@ -267,12 +267,18 @@ impl Engine {
         }
         let pinned = self.pool.live_bytes().saturating_sub(self.journal.chunks.len() * CHUNK_BYTES);
         if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
-            actions.push(Action::ShedSlowReaders { bytes: 2 * CHUNK_BYTES });
+            self.shed_slow_readers(2 * CHUNK_BYTES, actions);
         }
         if self.journal.free_files() == 0 {
             self.create_journal_file(actions);
-        } else if self.stalled && self.pool.has_room_for(CHUNK_BYTES) {
+        }
+        if self.stalled && self.journal.has_room(&self.pool, MAX_BATCH_BYTES) {
             self.stalled = self.cached_batches >= self.config.cache_batches();
+        }
+        if !self.stalled
+            && let Some(catalog) = self.flush.postponed_catalog.take()
+        {
+            self.catalog_published(catalog, actions);
         }
         if !self.has_room() && matches!(self.flush.stage, Stage::Idle) {
             self.flush.wanted = true;
@@ -626,9 +632,6 @@ impl Engine {
         }
         if self.flush.shutting_down && self.flush.dirty.is_empty() {
             self.flush.shutdown_done = true;
-        }
-        if let Some(catalog) = self.flush.postponed_catalog.take() {
-            self.catalog_published(catalog, actions);
         }
     }
 

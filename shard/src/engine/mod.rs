@@ -34,7 +34,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -61,6 +61,8 @@ const MARKER_AFTER_US: u64 = 5_000;
 const TIMEOUT_CHECK_US: u64 = 100_000;
 /// How often a stalled shard looks whether readers have let go of memory, microseconds.
 const STALL_CHECK_US: u64 = 10_000;
+/// Pause between disconnections of slow readers, microseconds: time for their sends to end and free memory.
+const SHED_EVERY_US: u64 = 100_000;
 /// Pause between attempts to write while the disk is full, microseconds.
 const DISK_FULL_RETRY_US: u64 = 1_000_000;
 /// Topics in one page of a metadata reply; fewer when they have many partitions.
@@ -92,6 +94,8 @@ pub struct Engine {
     journal: Journal,
     partitions: Vec<Option<Box<Partition>>>,
     by_group: HashMap<GroupId, u32, RandomState>,
+    /// Indexes of dropped partitions to which nothing refers any more: used again before `partitions` grows.
+    free_indexes: Vec<u32>,
     /// Producers of all partitions together.
     producer_count: usize,
     /// Batches in the tail cache, of all partitions together.
@@ -101,6 +105,8 @@ pub struct Engine {
     /// After damage with unknown groups: a partition that the first catalogue names and the disk does not may
     /// have been lost.
     opens_are_suspect: bool,
+    /// Groups on the disk that are newer than the catalogue: a topic that gets one of their ids later is not theirs.
+    strangers: BTreeSet<GroupId>,
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
     flush: flush::Flusher,
@@ -112,6 +118,8 @@ pub struct Engine {
     timeouts_due_us: Option<u64>,
     /// When to look for room next; set while there is none.
     stall_due_us: Option<u64>,
+    /// Before this time no more slow readers are disconnected: the sends of those before them may still be ending.
+    next_shed_us: u64,
     /// No journal space; cleared when a flush or a new file brings some.
     stalled: bool,
     counters: Counters,
@@ -277,9 +285,21 @@ impl Engine {
     }
 
     fn insert_partition(&mut self, partition: Partition) -> u32 {
-        let index = self.partitions.len() as u32;
-        self.by_group.insert(partition.group, index);
-        self.partitions.push(Some(Box::new(partition)));
+        let group = partition.group;
+        let boxed = Some(Box::new(partition));
+        let free = self.free_indexes.pop().and_then(|at| Some((at, self.partitions.get_mut(at as usize)?)));
+        let index = match free {
+            Some((index, slot)) => {
+                debug_assert!(slot.is_none(), "the index of a partition that is there is not free");
+                *slot = boxed;
+                index
+            }
+            None => {
+                self.partitions.push(boxed);
+                self.partitions.len() as u32 - 1
+            }
+        };
+        self.by_group.insert(group, index);
         index
     }
 
@@ -496,6 +516,14 @@ impl Engine {
             self.marker_due_us = None;
         } else if self.marker_due_us.is_none() {
             self.marker_due_us = Some(self.now.monotonic_us + MARKER_AFTER_US);
+        }
+    }
+
+    /// Has slow readers disconnected that hold `bytes` of memory, unless some just were.
+    fn shed_slow_readers(&mut self, bytes: usize, actions: &mut Vec<Action>) {
+        if self.now.monotonic_us >= self.next_shed_us {
+            self.next_shed_us = self.now.monotonic_us + SHED_EVERY_US;
+            actions.push(Action::ShedSlowReaders { bytes });
         }
     }
 

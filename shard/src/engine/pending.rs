@@ -24,8 +24,9 @@ pub(super) enum Pending {
     Metadata { next_offset: i64 },
     /// The catalogue's changes up to this version are in the journal.
     Catalog { version: u64 },
-    /// The group is dropped for good: its files can go.
-    Dropped { group: pyralog_core::GroupId },
+    /// The group is dropped for good: its files can go, and its index is free. Whatever else waited with that
+    /// index was appended before the drop and so is done before it.
+    Dropped { group: pyralog_core::GroupId, partition: u32 },
     /// This life has begun.
     NewLife,
 }

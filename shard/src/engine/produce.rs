@@ -287,7 +287,10 @@ impl Engine {
             Pending::Answered { partition, next_offset } => self.persisted(partition, next_offset, actions),
             Pending::Metadata { next_offset } => self.metadata_committed(next_offset, actions),
             Pending::Catalog { version } => actions.push(Action::CatalogApplied { version }),
-            Pending::Dropped { group } => self.delete_files_of(group, actions),
+            Pending::Dropped { group, partition } => {
+                self.free_indexes.push(partition);
+                self.delete_files_of(group, actions);
+            }
             Pending::NewLife => self.life_began(actions),
         }
     }

@@ -14,6 +14,7 @@ use super::disk::MemDisk;
 use crate::engine::{
     Action, ConnId, Engine, EngineConfig, Event, FsyncPolicy, IoOp, LogLevel, Now, ReplyBody, recover,
 };
+use crate::memory::ChunkSlice;
 
 /// A reply as a client sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,11 @@ pub(super) struct Shard {
     pub(super) logs: Vec<(LogLevel, String)>,
     pub(super) recover_wanted: Option<String>,
     pub(super) stopped: bool,
+    /// Fetched bytes stay referred to from `unsent`, as by a connection that does not read.
+    pub(super) readers_are_slow: bool,
+    pub(super) unsent: Vec<ChunkSlice>,
+    /// How often slow readers were to be disconnected.
+    pub(super) sheds: usize,
     /// Operations are kept back instead of run.
     pub(super) hold_io: bool,
     /// Operations of this kind are kept back instead of run.
@@ -79,6 +85,9 @@ impl Shard {
             logs: Vec::new(),
             recover_wanted: None,
             stopped: false,
+            readers_are_slow: false,
+            unsent: Vec::new(),
+            sheds: 0,
             hold_io: false,
             hold_only: None,
             held: Vec::new(),
@@ -123,7 +132,10 @@ impl Shard {
     }
 
     fn carry_out(&mut self, mut actions: Vec<Action>) {
+        let mut rounds = 0;
         while !actions.is_empty() {
+            rounds += 1;
+            assert!(rounds < 100_000, "the engine wants something in every pass: {actions:?}");
             let mut next = Vec::new();
             for action in actions.drain(..) {
                 self.one(action, &mut next);
@@ -146,6 +158,9 @@ impl Shard {
                 let got = match body {
                     ReplyBody::Message(message) => Got::Message(message),
                     ReplyBody::Fetch { head, slices } => {
+                        if self.readers_are_slow {
+                            self.unsent.extend(slices.iter().cloned());
+                        }
                         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes().to_vec()).collect();
                         assert_eq!(bytes.len(), head.batch_bytes as usize);
                         Got::Batches(head, bytes)
@@ -162,7 +177,7 @@ impl Shard {
             Action::Recover { reason } => self.recover_wanted = Some(reason),
             Action::Log { level, text } => self.logs.push((level, text)),
             Action::Stopped => self.stopped = true,
-            Action::ShedSlowReaders { .. } => {}
+            Action::ShedSlowReaders { .. } => self.sheds += 1,
         }
     }
 

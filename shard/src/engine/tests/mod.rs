@@ -6,3 +6,5 @@ mod disk;
 mod durability;
 mod harness;
 mod life;
+mod memory;
+mod topics;
