@@ -475,20 +475,28 @@ impl Engine {
         };
         let Some(partition) = self.at(index) else { return };
         let bytes = chunk.bytes(0, chunk.filled());
-        let mut at = 0;
-        while let Ok((batch, _)) = BatchView::parse(bytes.get(at..).unwrap_or_default()) {
-            if batch.max_timestamp() >= wanted && batch.last_offset() >= partition.log_start {
-                let found =
-                    ListOffsetsReply { offset: batch.base_offset(), timestamp: batch.max_timestamp() };
+        let at = match find_time(bytes, wanted, partition.log_start) {
+            TimeRun::Found(found) => {
                 if let Some(client) = job.client {
                     reply(client.conn, client.correlation_id, Response::ListOffsets(found), actions);
                 }
                 return;
             }
-            at += batch.len_bytes();
-        }
+            TimeRun::Beyond { to } => to,
+            TimeRun::Broken(_) if !job.distrust_index && position > 0 => {
+                self.cold.forget_index(job.group, job.segment);
+                job.distrust_index = true;
+                job.stage = Stage::Index;
+                return self.requeue(job, actions);
+            }
+            // What was there may be what is wanted: there is no right answer.
+            TimeRun::Broken(what) => return self.corrupt(&job, &what, actions),
+        };
         let here = partition.segments.iter().find(|segment| segment.base == job.segment);
-        if at > 0 && here.is_some_and(|segment| position + (at as u64) < segment.bytes) {
+        if here.is_some_and(|segment| position + (at as u64) < segment.bytes) {
+            if at == 0 {
+                return self.corrupt(&job, "a batch is cut short", actions);
+            }
             job.stage = Stage::Log { position: position + at as u64 };
             return self.requeue(job, actions);
         }
@@ -591,6 +599,42 @@ enum Run {
     Beyond { to: usize },
     /// What is there is no batch, or not the wanted one.
     Broken(String),
+}
+
+/// What a search by time finds in a piece of a segment.
+enum TimeRun {
+    /// The first batch that is late enough.
+    Found(ListOffsetsReply),
+    /// No whole batch, which end at `to`, is late enough.
+    Beyond { to: usize },
+    /// What is there is no batch, or not an undamaged one.
+    Broken(String),
+}
+
+/// Finds the first batch in `bytes` with a timestamp of at least `wanted`, none before `log_start`. Every batch that is
+/// stepped over is checked: a damaged timestamp would hide the answer.
+fn find_time(bytes: &[u8], wanted: i64, log_start: i64) -> TimeRun {
+    let mut at = 0;
+    let mut expected = None;
+    loop {
+        let batch = match BatchView::parse(bytes.get(at..).unwrap_or_default()) {
+            Ok((batch, _)) => batch,
+            Err(BatchError::Truncated { .. }) => return TimeRun::Beyond { to: at },
+            Err(error) => return TimeRun::Broken(error.to_string()),
+        };
+        let (base, last) = (batch.base_offset(), batch.last_offset());
+        if expected.is_some_and(|expected| expected != base) {
+            return TimeRun::Broken(format!("a batch with offset {base} is not the next one"));
+        }
+        if !batch.verify_crc() {
+            return TimeRun::Broken(format!("the checksum of offsets {base}..={last} does not match"));
+        }
+        if batch.max_timestamp() >= wanted && last >= log_start {
+            return TimeRun::Found(ListOffsetsReply { offset: base, timestamp: batch.max_timestamp() });
+        }
+        expected = Some(last + 1);
+        at += batch.len_bytes();
+    }
 }
 
 /// Finds the batch that holds `offset` in `bytes` from `at` on, and the ones behind it up to `max_bytes`.

@@ -316,6 +316,12 @@ impl Engine {
         }
         self.opens_are_suspect = false;
         self.close_strangers(&catalog, actions);
+        for (group, text) in std::mem::take(&mut self.recovered_gaps) {
+            if self.by_group.contains_key(&group) {
+                let text = format!("shard {}: {text}", self.config.shard);
+                actions.push(Action::Log { level: LogLevel::Error, text });
+            }
+        }
         for partition in self.partitions.iter_mut().flatten() {
             if let Some(topic) = catalog.topics.get(&partition.group.topic.0) {
                 partition.retention_bytes = retention(topic.retention_bytes, self.config.retention_bytes);

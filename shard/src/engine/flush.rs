@@ -24,7 +24,7 @@ use super::partition::Partition;
 use super::plan::FlushPlan;
 use super::{
     Action, DISK_FULL_RETRY_US, Engine, FileId, FsyncPolicy, IoError, IoErrorKind, IoOp, IoResult, IoToken,
-    LogLevel, Mode,
+    LogLevel, Mode, Now,
 };
 
 /// Partitions that are written out at once.
@@ -666,7 +666,8 @@ impl Engine {
 
     /// Everything that a recovery needs besides the journal from `replay_from` on.
     fn checkpoint(&self, seq: u64, replay_from: ReplayPoint) -> Checkpoint {
-        let mut groups: Vec<GroupCheckpoint> = self.each_partition().map(group_checkpoint).collect();
+        let mut groups: Vec<GroupCheckpoint> =
+            self.each_partition().map(|partition| group_checkpoint(partition, self.now)).collect();
         groups.sort_unstable_by_key(|state| state.group);
         Checkpoint {
             seq,
@@ -718,7 +719,7 @@ fn advance(job: &mut Job, tokens: &mut u64, actions: &mut Vec<Action>) -> bool {
     true
 }
 
-fn group_checkpoint(partition: &Partition) -> GroupCheckpoint {
+fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
     let committed = partition.replica.high_watermark();
     let producers = partition.producers.snapshot(committed);
     GroupCheckpoint {
@@ -743,7 +744,9 @@ fn group_checkpoint(partition: &Partition) -> GroupCheckpoint {
             .map(|(producer_id, producer)| ProducerCheckpoint {
                 producer_id,
                 epoch: producer.epoch,
-                last_used_ms: producer.last_used_ms,
+                last_used_ms: now
+                    .wall_ms
+                    .saturating_sub((now.monotonic_us.saturating_sub(producer.last_used_us) / 1_000) as i64),
                 batches: producer
                     .batches
                     .iter()

@@ -125,6 +125,8 @@ pub struct Engine {
     counters: Counters,
     /// What recovery has to tell; handed out at the start.
     recovery_log: Vec<Action>,
+    /// Gaps that recovery found, told with the first catalogue, for the partitions that it names.
+    recovered_gaps: Vec<(GroupId, String)>,
 }
 
 /// The flush of the journal between checkpoints.

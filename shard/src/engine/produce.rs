@@ -13,7 +13,7 @@ use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::journal::Full;
 use super::pending::Pending;
-use super::producers::{Appended, PRODUCER_IDLE_MS, Verdict};
+use super::producers::{Appended, Verdict};
 use super::{Action, ConnId, Engine, FsyncPolicy, Mode, reply};
 
 /// Bytes at the front of a batch that the leader writes: base offset, length, leader epoch.
@@ -143,7 +143,7 @@ impl Engine {
         if producer_id < 0 {
             return Ok(None);
         }
-        let wall_ms = self.now.wall_ms;
+        let now_us = self.now.monotonic_us;
         let full = self.producer_count >= MAX_PRODUCERS_PER_SHARD;
         let Some(partition) = self.at_mut(index) else { return Ok(None) };
         let (first, last) = (batch.base_sequence(), batch.last_sequence());
@@ -157,7 +157,7 @@ impl Engine {
             Verdict::Append => {}
         }
         if !partition.producers.has_room(producer_id) || (full && first == 0) {
-            let forgotten = partition.producers.forget_idle(wall_ms.saturating_sub(PRODUCER_IDLE_MS));
+            let forgotten = partition.producers.forget_idle(now_us);
             let room = partition.producers.has_room(producer_id);
             let group = partition.group;
             self.producer_count -= forgotten;
@@ -178,7 +178,6 @@ impl Engine {
             return Err(self.no_room());
         }
         let now_us = self.now.monotonic_us;
-        let wall_ms = self.now.wall_ms;
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Err((ErrorCode::Internal, "a partition went away while it was written".into()));
         };
@@ -220,8 +219,7 @@ impl Engine {
                 last_sequence: batch.last_sequence(),
                 base_offset,
             };
-            let new =
-                partition.producers.note(batch.producer_id(), batch.producer_epoch(), wall_ms, appended);
+            let new = partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, appended);
             self.producer_count += usize::from(new);
         }
         self.flush.note_unflushed(now_us, partition, index, bytes.len() as u64);

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use pyralog_core::ErrorCode;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_PRODUCERS_PER_PARTITION};
 
-/// A producer idle for this long may be forgotten to make room, milliseconds.
-pub(super) const PRODUCER_IDLE_MS: i64 = 15 * 60 * 1000;
+/// A producer idle for this long may be forgotten to make room, microseconds.
+pub(super) const PRODUCER_IDLE_US: u64 = 15 * 60 * 1_000_000;
 
 /// A batch that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,9 @@ pub(super) struct Appended {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Producer {
     pub(super) epoch: i16,
-    pub(super) last_used_ms: i64,
+    /// Monotonic, microseconds: a wall clock that jumps must not make a live producer look idle. One that comes from
+    /// the disk counts as used when it was recovered.
+    pub(super) last_used_us: u64,
     /// Oldest first. At most [`BATCHES_PER_PRODUCER`], and one more so that the newest durable batch stays
     /// known while five newer ones are on their way.
     pub(super) batches: SmallVec<[Appended; BATCHES_PER_PRODUCER + 1]>,
@@ -89,25 +91,25 @@ impl Producers {
         self.map.len() < MAX_PRODUCERS_PER_PARTITION || self.map.contains_key(&producer_id)
     }
 
-    /// Forgets producers idle since before `before_ms`; returns how many.
-    pub(super) fn forget_idle(&mut self, before_ms: i64) -> usize {
+    /// Forgets producers that are idle at `now_us`; returns how many.
+    pub(super) fn forget_idle(&mut self, now_us: u64) -> usize {
         let count = self.map.len();
-        self.map.retain(|_, producer| producer.last_used_ms >= before_ms);
+        self.map.retain(|_, producer| now_us.saturating_sub(producer.last_used_us) <= PRODUCER_IDLE_US);
         count - self.map.len()
     }
 
     /// Notes an appended batch. Returns whether the producer is new here.
-    pub(super) fn note(&mut self, producer_id: i64, epoch: i16, now_ms: i64, batch: Appended) -> bool {
+    pub(super) fn note(&mut self, producer_id: i64, epoch: i16, now_us: u64, batch: Appended) -> bool {
         let mut new = false;
         let producer = self.map.entry(producer_id).or_insert_with(|| {
             new = true;
-            Producer { epoch, last_used_ms: now_ms, batches: SmallVec::new() }
+            Producer { epoch, last_used_us: now_us, batches: SmallVec::new() }
         });
         if producer.epoch != epoch {
             producer.epoch = epoch;
             producer.batches.clear();
         }
-        producer.last_used_ms = now_ms;
+        producer.last_used_us = now_us;
         // A replay meets batches that a checkpoint holds already.
         if producer.batches.iter().any(|known| known.base_offset >= batch.base_offset) {
             return new;
@@ -193,5 +195,15 @@ mod tests {
         let snapshot = producers.snapshot(11);
         assert_eq!(snapshot.len(), 1);
         assert_eq!(snapshot[0].1.batches.as_slice(), [batch(0, 0, 10)]);
+    }
+
+    #[test]
+    fn only_producers_that_were_idle_long_enough_are_forgotten() {
+        let mut producers = Producers::default();
+        producers.note(1, 0, 5_000_000, batch(0, 0, 10));
+        producers.note(2, 0, 6_000_000, batch(0, 0, 11));
+        assert_eq!(producers.forget_idle(PRODUCER_IDLE_US + 5_000_000), 0);
+        assert_eq!(producers.forget_idle(PRODUCER_IDLE_US + 5_000_001), 1);
+        assert_eq!(producers.judge(2, 0, 0, 0), Verdict::Duplicate(11));
     }
 }

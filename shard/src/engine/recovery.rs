@@ -239,6 +239,9 @@ struct Replay<'a> {
     broken: Vec<FrameHeader>,
     damaged: bool,
     log: Vec<(LogLevel, String)>,
+    /// Gaps in partitions, to be told when the catalogue still names them: a checkpoint no longer holds a partition
+    /// that is being dropped, and behind it the journal may hold its last batches.
+    gaps: Vec<(GroupId, String)>,
     scratch: Vec<u8>,
 }
 
@@ -265,6 +268,7 @@ impl<'a> Replay<'a> {
             broken: Vec::new(),
             damaged: false,
             log: Vec::new(),
+            gaps: Vec::new(),
             scratch: Vec::new(),
         };
         for state in checkpoint.iter().flat_map(|checkpoint| &checkpoint.groups) {
@@ -369,7 +373,7 @@ impl<'a> Replay<'a> {
                 partition.log_end, frame.group
             );
             partition.note_damage(partition.log_end, base);
-            self.log.push((LogLevel::Error, text));
+            self.gaps.push((frame.group, text));
         }
         let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
         let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
@@ -379,7 +383,8 @@ impl<'a> Replay<'a> {
                 last_sequence: batch.last_sequence(),
                 base_offset: base,
             };
-            partition.producers.note(batch.producer_id(), batch.producer_epoch(), self.now.wall_ms, appended);
+            let now_us = self.now.monotonic_us;
+            partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, appended);
         }
         if frame.group == GroupId::METADATA
             && let Some(catalog) = &mut self.catalog
@@ -504,7 +509,9 @@ impl<'a> Replay<'a> {
             .any(|(_, generation)| generation.is_none_or(|generation| generation < keep_from));
         let room = end.resume.is_none_or(|place| {
             let len = files.iter().find(|(file, _)| *file == place.file).map_or(0, |(_, len)| *len);
-            place.position + JOURNAL_ALIGN as u64 <= len
+            // The next commit is laid into the image of its whole region.
+            let region = place.position - place.position % CHUNK_BYTES as u64;
+            region + CHUNK_BYTES as u64 <= len
         });
         if free || room {
             return Ok(());
@@ -604,6 +611,7 @@ impl<'a> Replay<'a> {
             stalled: false,
             counters: Counters::default(),
             recovery_log: Vec::new(),
+            recovered_gaps: self.gaps,
             config,
         };
         engine.recovery_log = self
@@ -667,6 +675,7 @@ impl ScanSink for Replay<'_> {
                 }
                 FrameKind::DropGroup => {
                     self.suspects.remove(&frame.group);
+                    self.gaps.retain(|(group, _)| *group != frame.group);
                     if let Some(index) = self.by_group.remove(&frame.group)
                         && let Some(slot) = self.partitions.get_mut(index as usize)
                     {
@@ -725,7 +734,7 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
                 base_offset: batch.base_offset,
             })
             .collect();
-        let known = Producer { epoch: producer.epoch, last_used_ms: producer.last_used_ms, batches };
+        let known = Producer { epoch: producer.epoch, last_used_us: now.monotonic_us, batches };
         partition.producers.restore(producer.producer_id, known);
     }
     partition

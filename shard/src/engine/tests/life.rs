@@ -356,3 +356,50 @@ fn produces_are_not_read_rather_than_refused_while_the_disk_is_slow() {
     assert!(sent.iter().all(|id| matches!(shard.replies[id], Got::Message(Response::Produce(_)))));
     assert!(shard.engine.accepts_produce());
 }
+
+#[test]
+fn a_search_by_time_does_not_step_over_damage() {
+    let mut shard = Shard::start(config(), MemDisk::default());
+    shard.create("t", 1);
+    for i in 0..10 {
+        shard.produce(P0, &batch(1_000 + i, None, &[format!("needle {i}").as_bytes()]));
+    }
+    shard.advance(11_000_000);
+    let mut shard = shard.restart();
+    let search = |shard: &mut Shard, wanted| {
+        let spec = OffsetSpec::Timestamp(wanted);
+        shard.call(Request::ListOffsets(ListOffsetsRequest { group: P0, spec }))
+    };
+    assert!(matches!(search(&mut shard, 1_004), Got::Message(Response::ListOffsets(f)) if f.offset == 4));
+    // The batch of offset 4 gets an earlier timestamp.
+    let segment = shard.disk.files.get_mut(&FileId::Segment(P0, 0)).unwrap();
+    let at = segment.windows(8).position(|window| window == 1_004i64.to_be_bytes()).unwrap();
+    for field in [at, at + 8] {
+        segment[field..field + 8].copy_from_slice(&1_000i64.to_be_bytes());
+    }
+    assert!(matches!(search(&mut shard, 1_003), Got::Message(Response::ListOffsets(f)) if f.offset == 3));
+    assert_eq!(code(search(&mut shard, 1_004)), ErrorCode::CorruptRange, "not offset 5");
+    // And where a batch is no batch at all.
+    let segment = shard.disk.files.get_mut(&FileId::Segment(P0, 0)).unwrap();
+    segment[at - 19] = 9; // magic
+    assert_eq!(code(search(&mut shard, 1_009)), ErrorCode::CorruptRange, "not the end of the log");
+}
+
+#[test]
+fn a_life_begins_where_the_last_journal_file_was_cut_within_its_region() {
+    let mut shard = Shard::start(config(), MemDisk::default());
+    shard.create("t", 1);
+    for _ in 0..20 {
+        shard.produce(P0, &batch(0, None, &[&vec![1; 500_000]]));
+    }
+    assert_eq!(shard.engine.status().counters.checkpoints, 0, "no file can be used again");
+    assert!(shard.disk.files.remove(&FileId::Journal(2)).is_some(), "the free one");
+    // What the newest region holds is there, the blank rest of it is cut off.
+    let last = shard.disk.files.get_mut(&FileId::Journal(1)).unwrap();
+    last.truncate(3 << 20);
+    let mut shard = shard.restart();
+    assert_eq!(shard.recover_wanted, None);
+    assert_eq!(shard.read_all(P0).len(), 20);
+    assert_eq!(base_offset(&shard.produce(P0, &batch(0, None, &[b"on"]))), 20);
+    assert_eq!(shard.restart().read_all(P0).len(), 21);
+}

@@ -8,7 +8,7 @@ use pyralog_replication::metadata::{Catalog, Command};
 
 use super::disk::MemDisk;
 use super::harness::{Got, Shard, batch, catalog, config};
-use crate::engine::{Event, LogLevel};
+use crate::engine::{Event, FileId, IoOp, LogLevel};
 
 const P0: GroupId = GroupId::new(1, 0);
 
@@ -90,4 +90,37 @@ fn topics_that_come_and_go_leave_no_trace_in_memory() {
     shard.advance(11_000_000);
     let mut shard = shard.restart();
     assert_eq!(shard.read_all(last), [(0, b"a".to_vec())]);
+}
+
+#[test]
+fn a_topic_on_its_way_out_is_not_reported_as_damaged() {
+    let mut shard = shard_1();
+    let with_topic = catalog(&["t", "other"]);
+    let mut without = with_topic.clone();
+    without.apply(&Command::DeleteTopic { topic: 1 });
+    publish(&mut shard, &with_topic);
+    for _ in 0..3 {
+        shard.produce(P0, &batch(0, None, &[b"below the cut"]));
+    }
+    shard.hold_only = Some(|op| matches!(op, IoOp::Write { file: FileId::Segment(..), .. }));
+    shard.advance(11_000_000);
+    assert!(!shard.held.is_empty(), "the cut is made");
+    shard.produce(P0, &batch(0, None, &[b"behind the cut"]));
+    let before_the_drop = shard.disk.clone();
+    publish(&mut shard, &without);
+    shard.release_io();
+    assert!(shard.engine.status().counters.checkpoints > 0, "it does not hold the partition any more");
+    let quiet = |mut shard: Shard| {
+        publish(&mut shard, &without);
+        assert!(shard.engine.partition(P0).is_none());
+        assert!(!shard.logs.iter().any(|(_, text)| text.contains("missing")), "{:?}", shard.logs);
+    };
+    // With the frame that drops it, and without it, when the power went before that was written.
+    let mut lost = shard.disk.clone();
+    let journal = before_the_drop.files.into_iter().filter(|(file, _)| matches!(file, FileId::Journal(_)));
+    lost.files.extend(journal);
+    quiet(shard.restart());
+    let mut config = config();
+    (config.shard, config.shards) = (ShardId(1), 2);
+    quiet(Shard::start(config, lost));
 }
