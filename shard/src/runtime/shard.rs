@@ -25,8 +25,10 @@ use crate::engine::{EngineConfig, recover};
 /// Memory that glommio registers for its own file I/O; its default needs more locked memory than an ordinary
 /// user has (decision D12).
 const EXECUTOR_IO_BYTES: usize = 1 << 20;
-/// Longest time that a foreign wake-up waits while the executor is busy.
-const PREEMPT: Duration = Duration::from_millis(1);
+/// When glommio asks its tasks to make room for each other. Here there is one, which never does. It must not come soon:
+/// when it comes before the first task has run at all, as on a busy machine, glommio takes the executor for idle and
+/// sleeps for ever.
+const PREEMPT: Duration = Duration::from_secs(3600);
 /// A replay that takes longer than this tells how far it is, this often.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
