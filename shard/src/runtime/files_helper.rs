@@ -1,12 +1,13 @@
 //! The helper threads of a shard's files: opening and removing on one, writing zeros into new journal files on
 //! the other. They touch no memory of the shard.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use pyralog_core::GroupId;
 
@@ -20,6 +21,10 @@ use crate::engine::{FileId, IoError, IoErrorKind, IoToken};
 /// comes between waits little.
 const ZERO_STEP_BYTES: usize = 256 << 10;
 
+/// How long the writes of a process that was killed may take to end.
+pub(super) const JOURNAL_LOCK_BOUND: Duration = Duration::from_secs(10);
+const JOURNAL_LOCK_RETRY: Duration = Duration::from_millis(5);
+
 /// Aligned for direct writes.
 #[repr(align(4096))]
 struct Zeros([u8; ZERO_STEP_BYTES]);
@@ -29,7 +34,7 @@ static ZEROS: Zeros = Zeros([0; ZERO_STEP_BYTES]);
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OpenMode {
-    /// O_DIRECT, existing only.
+    /// O_DIRECT and locked, existing only.
     Direct,
     /// Buffered, existing only.
     Existing,
@@ -134,12 +139,40 @@ fn run(paths: &Paths, job: Job) -> JobDone {
     }
 }
 
+/// Locks a journal file (flock), waiting for who has it for at most `bound`.
+///
+/// A write that a killed process has given to the kernel holds the open file, and so the lock, until it has ended; the
+/// lock of the data folder is free before. Who has this lock knows that nobody else's write is on its way.
+pub(super) fn lock_journal(path: &Path, file: &File, bound: Duration) -> Result<(), IoError> {
+    let end = Instant::now() + bound;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(JOURNAL_LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => {
+                let detail = format!(
+                    "{} is locked by another process, or a write of one that was killed has not ended after {} s; if \
+                     no node runs on it the disk hangs, see the kernel's log (dmesg)",
+                    path.display(),
+                    bound.as_secs()
+                );
+                return Err(IoError { kind: IoErrorKind::Other, detail });
+            }
+            Err(TryLockError::Error(error)) => return Err(io_error(path, "lock", &error)),
+        }
+    }
+}
+
 pub(super) fn open(path: &Path, mode: OpenMode) -> Result<File, IoError> {
     let fail = |error: &io::Error| io_error(path, "open", error);
     let mut options = File::options();
     options.read(true).write(true);
     match mode {
-        OpenMode::Direct => open_direct(path).map_err(|error| fail(&error)),
+        OpenMode::Direct => {
+            let file = open_direct(path).map_err(|error| fail(&error))?;
+            lock_journal(path, &file, JOURNAL_LOCK_BOUND)?;
+            Ok(file)
+        }
         OpenMode::Existing => options.open(path).map_err(|error| fail(&error)),
         OpenMode::Create => match options.open(path) {
             Ok(file) => Ok(file),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pyralog_core::{GroupId, ShardId};
 
+use super::super::files_helper::{JOURNAL_LOCK_BOUND, lock_journal};
 use super::*;
 use crate::engine::IoErrorKind;
 use crate::memory::ChunkPool;
@@ -188,4 +189,19 @@ fn a_full_device_is_told_as_such() {
         rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 1)] }).unwrap_err();
     assert_eq!(error.kind, IoErrorKind::NoSpace);
     assert!(error.detail.contains("checkpoint.0"), "{}", error.detail);
+}
+
+#[test]
+fn a_journal_file_is_locked_while_it_may_be_written_to() {
+    let mut rig = Rig::new(16);
+    let file = FileId::Journal(0);
+    rig.one(IoOp::CreateZeroed { file, len: 4 << 20 }).unwrap();
+    let data = ChunkSlice::new(rig.chunk(&[1; 4096]), 0, 4096);
+    rig.one(IoOp::JournalWrite { file, offset: 0, data, durable: true }).unwrap();
+    let path = rig.files.paths.file(file);
+    let other = File::open(&path).unwrap();
+    let error = lock_journal(&path, &other, Duration::ZERO).unwrap_err();
+    assert!(error.detail.contains("locked by another process"), "{}", error.detail);
+    rig.files.close_all();
+    lock_journal(&path, &other, JOURNAL_LOCK_BOUND).unwrap();
 }

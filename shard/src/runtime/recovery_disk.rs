@@ -11,12 +11,16 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use pyralog_core::GroupId;
 use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN};
 
 use super::files::open_direct;
-use super::files_helper::{OpenMode, create_zeroed, delete, delete_group, open, read_full, truncate};
+use super::files_helper::{
+    JOURNAL_LOCK_BOUND, OpenMode, create_zeroed, delete, delete_group, lock_journal, open, read_full,
+    truncate,
+};
 use super::paths::{Paths, io_error};
 use super::threads;
 use crate::engine::{FileId, IoError, RecoveryDisk};
@@ -42,6 +46,9 @@ pub struct RealDisk {
     /// Memory of the last file's read-ahead, for the next one's.
     spare: Vec<Pages>,
     progress: Box<dyn FnMut(u64, u64)>,
+    /// The journal files, locked: nobody's write to them is on its way.
+    locked: Vec<File>,
+    lock_bound: Duration,
 }
 
 impl std::fmt::Debug for RealDisk {
@@ -60,6 +67,8 @@ impl RealDisk {
             announced: Vec::new(),
             spare: Vec::new(),
             progress,
+            locked: Vec::new(),
+            lock_bound: JOURNAL_LOCK_BOUND,
         }
     }
 
@@ -106,7 +115,15 @@ impl RealDisk {
 
 impl RecoveryDisk for RealDisk {
     fn list(&mut self) -> Result<Vec<(FileId, u64)>, IoError> {
-        self.paths.list()
+        let files = self.paths.list()?;
+        self.locked.clear();
+        for file in files.iter().map(|(file, _)| *file).filter(|file| matches!(file, FileId::Journal(_))) {
+            let path = self.paths.file(file);
+            let opened = open(&path, OpenMode::Existing)?;
+            lock_journal(&path, &opened, self.lock_bound)?;
+            self.locked.push(opened);
+        }
+        Ok(files)
     }
 
     fn read(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<usize, IoError> {
@@ -401,6 +418,29 @@ mod tests {
                 assert_eq!(&one[..count], &bytes[..len.min(4)], "a jump back is a plain read");
             }
         }
+    }
+
+    #[test]
+    fn a_journal_that_somebody_may_still_write_to_is_waited_for_and_then_refused() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        disk(dir.path()).create_zeroed(FileId::Journal(3), 4 << 20).unwrap();
+        let path = Paths::new(dir.path(), dir.path(), ShardId(0)).file(FileId::Journal(3));
+        let other = open(&path, OpenMode::Direct).unwrap();
+        let mut late = disk(dir.path());
+        late.lock_bound = Duration::ZERO;
+        let error = late.list().unwrap_err();
+        assert!(error.detail.contains("3.journal is locked by another process"), "{}", error.detail);
+        let waiting = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            move || disk(&dir).list().map(|files| files.len())
+        });
+        drop(other);
+        assert_eq!(waiting.join().unwrap().unwrap(), 1);
+        late.list().unwrap();
+        let blocked = File::open(&path).unwrap();
+        assert!(blocked.try_lock().is_err(), "locked as long as the recovery lasts");
+        drop(late);
+        lock_journal(&path, &blocked, JOURNAL_LOCK_BOUND).unwrap();
     }
 
     #[test]
