@@ -43,7 +43,8 @@ pub struct ChunkSupply {
 impl Drop for ChunkSupply {
     fn drop(&mut self) {
         self.wanted = None;
-        self.ready.drain().for_each(drop);
+        // Its end of the channel has to be gone, not only empty: the thread may have more to send than there is room for.
+        drop(std::mem::replace(&mut self.ready, flume::bounded(0).1));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -54,7 +55,10 @@ impl ChunkSupply {
     /// A supply that asks `thread` for one chunk's memory with each message to `wanted` and finds it in `ready`,
     /// which has room for all that is wanted at once. The thread ends when `wanted` is gone.
     pub fn new(wanted: flume::Sender<()>, ready: flume::Receiver<Pages>, thread: JoinHandle<()>) -> Self {
-        while wanted.try_send(()).is_ok() {}
+        // As many as fit, not until it is full: the thread takes them meanwhile.
+        for _ in 0..wanted.capacity().unwrap_or(0) {
+            let _ = wanted.try_send(());
+        }
         Self { wanted: Some(wanted), ready, thread: Some(thread) }
     }
 

@@ -49,6 +49,21 @@ mod tests {
     }
 
     #[test]
+    fn a_supply_ends_even_when_its_thread_has_more_than_there_is_room_for() {
+        let (wanted_sender, wanted) = flume::bounded::<()>(4);
+        let (ready_sender, ready) = flume::bounded(1);
+        let supplier = move || while wanted.recv().is_ok() && ready_sender.send(touched()).is_ok() {};
+        let supply = ChunkSupply::new(wanted_sender, ready, std::thread::spawn(supplier));
+        supply.wait_until_full();
+        let (ended_sender, ended) = flume::bounded(1);
+        std::thread::spawn(move || {
+            drop(supply);
+            let _ = ended_sender.send(());
+        });
+        ended.recv_timeout(std::time::Duration::from_secs(20)).expect("the supply ends");
+    }
+
+    #[test]
     fn chunks_come_touched() {
         let supply = start().unwrap();
         let pool = ChunkPool::new(16 * CHUNK_BYTES);
