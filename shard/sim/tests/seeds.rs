@@ -12,6 +12,9 @@ const ONCE_WRONG: &[u64] = &[
     138,  // a read that a topic's deletion overtook was called damage
     464,  // a stop on a full disk did not flush the journal (fsync_policy: interval)
     540,  // no journal space for the first commit of a life
+    1378, // a stop on a full disk flushed the journal before its last commit was written (fsync_policy: interval)
+    2500, // a batch without a timestamp went with older ones of its segment that have one
+    2860, // the same
     2743, // a checkpoint whose flush had failed was taken for durable
 ];
 

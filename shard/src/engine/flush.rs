@@ -111,6 +111,8 @@ pub(super) struct Flusher {
     delete_later: Vec<GroupId>,
     retention_due_us: Option<u64>,
     shutting_down: bool,
+    /// The disk is full: the shard stops with what is not in segments in the journal, made durable.
+    stop_with_journal: bool,
     shutdown_done: bool,
 }
 
@@ -139,6 +141,7 @@ impl Flusher {
             delete_later: Vec::new(),
             retention_due_us: None,
             shutting_down: false,
+            stop_with_journal: false,
             shutdown_done: false,
         }
     }
@@ -334,7 +337,10 @@ impl Engine {
             return;
         }
         if matches!(self.flush.stage, Stage::Idle) && self.run_is_due() {
-            self.begin_run();
+            match self.flush.stop_with_journal {
+                true => return self.flush_journal(None, actions),
+                false => self.begin_run(),
+            }
         }
         self.start_jobs(actions);
         self.end_segments_stage(actions);
@@ -659,7 +665,8 @@ impl Engine {
             // What is not in segments is in the journal: the next start replays it.
             match self.config.fsync {
                 FsyncPolicy::EveryWrite => self.flush.shutdown_done = true,
-                FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(None, actions),
+                // When the last commit is written: a flush now would not cover it.
+                FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush.stop_with_journal = true,
             }
         }
     }

@@ -29,7 +29,7 @@ pub(super) struct Segment {
     pub(super) end: i64,
     pub(super) bytes: u64,
     pub(super) max_timestamp: i64,
-    /// Wall time of the newest flush into it, milliseconds: its age when its batches have no timestamps.
+    /// Wall time of the newest flush of a batch without a timestamp into it, milliseconds; `i64::MIN` without any.
     pub(super) written_ms: i64,
     /// Entries in its index file so far, and the position of the newest; `None` after a restart: such a
     /// segment is closed, the next flush begins a new one.
@@ -37,10 +37,10 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// The time from which retention counts its age, milliseconds: its largest timestamp, or the time of its last
-    /// flush when it has none (as Kafka, which takes the file's time of change then).
+    /// The time from which retention counts its age, milliseconds: its largest timestamp, where a batch without one
+    /// counts from its flush (Kafka takes the file's time of change when no batch has one).
     pub(super) fn newest_ms(&self) -> i64 {
-        if self.max_timestamp >= 0 { self.max_timestamp } else { self.written_ms }
+        self.max_timestamp.max(self.written_ms)
     }
 }
 

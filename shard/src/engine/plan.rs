@@ -151,7 +151,9 @@ impl Planner<'_> {
         segment.end = next_offset;
         segment.bytes += data.len() as u64;
         segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
-        segment.written_ms = self.wall_ms;
+        if max_timestamp < 0 {
+            segment.written_ms = segment.written_ms.max(self.wall_ms);
+        }
         self.plan.bytes += data.len() as u64;
         self.plan.flushed_to = next_offset;
         self.pieces.push(data.clone());
@@ -163,8 +165,8 @@ impl Planner<'_> {
 
     fn begin_segment(&mut self, base: i64) {
         let index = Some(IndexTail::default());
-        let written_ms = self.wall_ms;
-        let segment = Segment { base, end: base, bytes: 0, max_timestamp: i64::MIN, written_ms, index };
+        let (max_timestamp, written_ms) = (i64::MIN, i64::MIN);
+        let segment = Segment { base, end: base, bytes: 0, max_timestamp, written_ms, index };
         self.plan.segments.push(segment);
         self.pieces_at = 0;
         self.index_at = 0;

@@ -716,7 +716,8 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
             end: segment.end_offset,
             bytes: segment.bytes,
             max_timestamp: segment.max_timestamp,
-            written_ms: now.wall_ms,
+            // A negative one is of a version that noted no time.
+            written_ms: if segment.max_timestamp < 0 { now.wall_ms } else { i64::MIN },
             index: None,
         })
         .collect();

@@ -49,7 +49,7 @@ pub struct SegmentMeta {
     pub end_offset: i64,
     /// Valid bytes of the `.log`.
     pub bytes: u64,
-    /// Largest timestamp in it, milliseconds; the wall time of its last flush when its batches have none.
+    /// Largest timestamp in it, milliseconds, where a batch without one counts with the wall time of its flush.
     pub max_timestamp: i64,
 }
 

@@ -42,6 +42,8 @@ struct Check<'f, 'a> {
     entries: std::iter::Peekable<std::vec::IntoIter<IndexEntry>>,
     index_is_wrong: bool,
     max_timestamp: i64,
+    /// It holds a batch without a timestamp.
+    timeless: bool,
     checked: Checked,
 }
 
@@ -68,6 +70,7 @@ pub(super) fn check(
         entries: Vec::new().into_iter().peekable(),
         index_is_wrong: false,
         max_timestamp: i64::MIN,
+        timeless: false,
         checked: Checked { end_offset: expected.base, ..Checked::default() },
         expected,
     };
@@ -183,6 +186,7 @@ impl Check<'_, '_> {
         }
         self.compare_index(position, head);
         self.max_timestamp = self.max_timestamp.max(head.max_timestamp);
+        self.timeless |= head.max_timestamp < 0;
         self.checked.batches += 1;
         self.checked.records += u64::from(head.record_count);
         self.checked.end_offset = head.end_offset();
@@ -252,8 +256,8 @@ impl Check<'_, '_> {
             self.find(Severity::Damage, log, None, offsets, what, LOST);
         } else if !self.index_is_wrong
             && self.checked.batches > 0
-            // Without timestamps the checkpoint says when the segment was written.
-            && self.max_timestamp >= 0
+            // A batch without a timestamp counts with the time of its flush, which only the checkpoint knows.
+            && !self.timeless
             && self.max_timestamp != max_timestamp
         {
             let what = format!(
