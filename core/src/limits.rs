@@ -93,6 +93,43 @@ pub const INDEX_CACHE_BYTES_PER_SHARD: usize = 16 << 20;
 /// Bytes of a segment's log between two entries of its index.
 pub const INDEX_INTERVAL_BYTES: u32 = 64 << 10;
 
+// Links between nodes.
+
+/// Size of the header of a frame between nodes, bytes.
+pub const PEER_FRAME_HEADER_BYTES: usize = 16;
+/// Most bytes of messages in one frame between nodes.
+pub const MAX_PEER_CONTROL_BYTES: usize = 2 << 20;
+/// Most bytes of batches in one frame between nodes.
+pub const MAX_PEER_PAYLOAD_BYTES: usize = 8 << 20;
+/// Most messages in one frame between nodes.
+pub const MAX_PEER_MESSAGES_PER_FRAME: usize = 8_192;
+/// Most entries of all messages in one frame between nodes.
+pub const MAX_PEER_ENTRIES_PER_FRAME: usize = 16_384;
+/// Longest text that says why a link is refused, bytes.
+pub const MAX_PEER_TEXT_BYTES: usize = 512;
+/// Most nodes of one cluster.
+pub const MAX_NODES: usize = 64;
+/// Bytes that wait to be sent on one link, batches in the cache included; what would exceed them is dropped.
+pub const PEER_QUEUE_BYTES: usize = 32 << 20;
+/// The same for all links of one shard together.
+pub const PEER_QUEUE_BYTES_PER_SHARD: usize = 64 << 20;
+/// What a part of a frame in a queue is charged besides its bytes.
+pub const PEER_PART_BYTES: usize = 64;
+/// Receive buffer of one link, bytes.
+pub const PEER_RECV_BUFFER_BYTES: usize = 128 << 10;
+/// Memory for frames that are larger than a link's receive buffer, per shard, bytes.
+pub const PEER_ASSEMBLY_BYTES_PER_SHARD: usize = 64 << 20;
+/// Accepted links of one shard that have not said who they are yet; beyond it the oldest is closed.
+pub const MAX_PEER_HANDSHAKES_PER_SHARD: usize = 64;
+/// A link on which nothing was sent for this long is sent a ping, milliseconds.
+pub const PEER_PING_INTERVAL_MS: u64 = 200;
+/// A link on which nothing was received for this long is dead, milliseconds.
+pub const PEER_TIMEOUT_MS: u64 = 1_000;
+/// A link that is not connected and greeted by then is given up, milliseconds.
+pub const PEER_HANDSHAKE_TIMEOUT_MS: u64 = 3_000;
+/// First and longest pause before a link is dialled again, milliseconds.
+pub const PEER_BACKOFF_MS: (u64, u64) = (10, 1_000);
+
 // What one thing of each kind takes in memory at most, as far as `memory_bound` counts: the state itself, its share of
 // the tables it is found in, and what the allocator rounds up to.
 
@@ -220,6 +257,14 @@ const _: () = {
     assert!(MIN_CACHE_CHUNKS * CHUNK_BYTES >= UNWRITTEN_BYTES_PER_SHARD);
     assert!(JOURNAL_RESERVE_BYTES + COMMIT_TARGET_BYTES + MAX_BATCH_BYTES <= CHUNK_BYTES);
     assert!(RECV_BUFFER_BYTES > FRAME_HEADER_BYTES);
+    // The largest frame between nodes can be queued, put together, and hold a batch.
+    let peer_frame = PEER_FRAME_HEADER_BYTES + MAX_PEER_CONTROL_BYTES + MAX_PEER_PAYLOAD_BYTES;
+    assert!(PEER_ASSEMBLY_BYTES_PER_SHARD >= peer_frame);
+    assert!(PEER_QUEUE_BYTES >= peer_frame + MAX_PEER_ENTRIES_PER_FRAME * PEER_PART_BYTES);
+    assert!(PEER_QUEUE_BYTES <= PEER_QUEUE_BYTES_PER_SHARD);
+    assert!(MAX_PEER_PAYLOAD_BYTES >= MAX_BATCH_BYTES);
+    assert!(PEER_RECV_BUFFER_BYTES > PEER_FRAME_HEADER_BYTES + MAX_PEER_TEXT_BYTES + 64);
+    assert!(PEER_PING_INTERVAL_MS * 3 <= PEER_TIMEOUT_MS);
     assert!(MAX_PARTITIONS_PER_TOPIC <= MAX_PARTITIONS_PER_NODE);
     assert!(MAX_PRODUCERS_PER_PARTITION <= MAX_PRODUCERS_PER_SHARD);
     assert!(MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION <= MAX_IN_FLIGHT_REQUESTS_PER_SHARD);

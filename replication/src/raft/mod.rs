@@ -2,7 +2,7 @@
 //!
 //! The consensus core is the `raft` crate; it sees headers only: index, term and kind of an entry. Batches travel
 //! beside it by handle, so their bytes are never copied into it. Everything around the core is here: what the log
-//! holds ([`log`]), when to campaign ([`timers`]), what goes over the wire ([`message`]), and the group itself
+//! holds ([`log`]), when to campaign ([`timers`]), what goes over the wire ([`message`], [`frame`]), and the group itself
 //! ([`group`]), which checks every message before the core sees it, because the core panics on what a correct peer
 //! would not send.
 //!
@@ -12,6 +12,7 @@
 //! Owner: the shard that holds the replica. Nothing here knows a clock, a socket, a file or a random source: time is
 //! given with each call, randomness comes from a seed.
 
+pub mod frame;
 pub mod group;
 pub mod log;
 pub mod message;

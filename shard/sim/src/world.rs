@@ -431,6 +431,8 @@ impl World {
                     self.note(|| format!("s{shard} shed {bytes} bytes of slow readers"));
                     self.shed(shard);
                 }
+                // One node: there is nobody to link to.
+                Action::SendPeer { .. } | Action::WantPeers { .. } => {}
                 Action::Log { level, text } => self.note(|| format!("s{shard} log {level:?} {text}")),
                 Action::Stopped => {
                     self.note(|| format!("s{shard} stopped"));

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use pyralog_core::{GroupId, ShardId};
+use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{FetchReplyHead, Request, Response};
 use pyralog_replication::metadata::Catalog;
 use smallvec::SmallVec;
@@ -22,6 +22,15 @@ use std::rc::Rc;
 /// A client connection, named by the driver. Never reused within the life of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
+
+/// A shard of another node: the other end of a node-to-node link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId {
+    /// The node.
+    pub node: NodeId,
+    /// Its shard.
+    pub shard: ShardId,
+}
 
 /// Names one I/O operation until it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +183,37 @@ pub enum Event<'a> {
         /// The version.
         version: u64,
     },
+    /// A frame arrived from another node's shard. Only between its [`Self::PeerUp`] and [`Self::PeerDown`], once, and in
+    /// the order in which it was sent there. The bytes stay valid for this call only.
+    PeerFrame {
+        /// Who sent it.
+        from: PeerId,
+        /// The messages, as `pyralog_replication::raft::frame` encodes them; not validated yet.
+        control: &'a [u8],
+        /// The batches' bytes of those messages, one after the other; not checked yet.
+        payload: &'a [u8],
+    },
+    /// Links to and from that shard are connected. Comes for peers named by [`Action::WantPeers`] only.
+    PeerUp {
+        /// The other shard.
+        peer: PeerId,
+        /// Names the life of that shard: another number means that it was restarted. The same number again means
+        /// that only the links were broken. In both cases what was in flight before may be lost.
+        session: u64,
+    },
+    /// A link to or from that shard is broken, or it is wanted no more; nothing that is sent there arrives until the
+    /// next [`Self::PeerUp`]. Comes once per `PeerUp`.
+    PeerDown {
+        /// The other shard.
+        peer: PeerId,
+    },
+    /// At least one [`Action::SendPeer`] to that shard was dropped: the links are down or too much waits in them
+    /// already. Comes at most once per pass, in a later pass than the one that dropped; do not answer it by sending
+    /// the same at once.
+    PeerDropped {
+        /// The other shard.
+        peer: PeerId,
+    },
     /// The time that `Engine::next_deadline_us` asked for has come (calling it early is harmless).
     Tick,
     /// Stop: take no more requests, make everything durable, write out the cache, then [`Action::Stopped`].
@@ -235,6 +275,21 @@ pub enum Action {
     ShedSlowReaders {
         /// How much to free.
         bytes: usize,
+    },
+    /// Send a frame to another node's shard. Frames to one peer arrive in the order of their actions, or a
+    /// [`Event::PeerDropped`] or [`Event::PeerDown`] tells that some may not.
+    SendPeer {
+        /// To whom.
+        to: PeerId,
+        /// The messages, as `pyralog_replication::raft::frame` encodes them; at most `MAX_PEER_CONTROL_BYTES`.
+        control: Vec<u8>,
+        /// The batches of those messages in their order; at most `MAX_PEER_PAYLOAD_BYTES` in all.
+        payload: SmallVec<[ChunkSlice; 8]>,
+    },
+    /// Keep links to exactly these shards of other nodes; replaces the set of before.
+    WantPeers {
+        /// The set.
+        peers: Vec<PeerId>,
     },
     /// A line for the operator's log.
     Log {

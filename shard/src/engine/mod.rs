@@ -164,6 +164,11 @@ impl Engine {
             Event::IoDone { token, result } => self.io_done(token, result, actions),
             Event::CatalogPublished { catalog } => self.catalog_published(catalog, actions),
             Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
+            // No partition has replicas on other nodes yet, so nobody asked for links.
+            Event::PeerFrame { .. }
+            | Event::PeerUp { .. }
+            | Event::PeerDown { .. }
+            | Event::PeerDropped { .. } => {}
             Event::Tick => self.tick(actions),
             Event::Shutdown => self.shutdown(actions),
         }

@@ -342,6 +342,8 @@ impl Driver {
                         let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
                         connections.shed(bytes, &mut access);
                     }
+                    // A node without links has no peers; the engine does not ask for them yet.
+                    Action::SendPeer { .. } | Action::WantPeers { .. } => {}
                     Action::Log { level, text } => self.log(level, text),
                     Action::Stopped => {
                         if let Life::Stopping { .. } = self.life {

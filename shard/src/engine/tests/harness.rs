@@ -178,6 +178,7 @@ impl Shard {
             Action::Log { level, text } => self.logs.push((level, text)),
             Action::Stopped => self.stopped = true,
             Action::ShedSlowReaders { .. } => self.sheds += 1,
+            Action::SendPeer { .. } | Action::WantPeers { .. } => {}
         }
     }
 
