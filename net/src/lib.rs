@@ -5,6 +5,7 @@
 //! - [`message`]: requests and replies as typed values; their bytes are made and read by `codec`
 //!   ([`message::Request::decode`], [`message::Response::encode`] and their opposites).
 //! - [`client`]: a blocking client, an idempotent producer and a consumer.
+//! - [`peer`]: frames and handshake of the links between nodes (`docs/protocol-internal.md`).
 //! - [`socket`]: how listening and connected sockets are set up.
 
 pub mod client;
@@ -12,6 +13,7 @@ pub mod codec;
 pub mod frame;
 pub mod hello;
 pub mod message;
+pub mod peer;
 #[doc(hidden)]
 pub mod roundtrip;
 pub mod socket;
