@@ -39,6 +39,8 @@ struct Known {
     cpu: Option<usize>,
     ready: bool,
     failed: Option<String>,
+    /// Bytes of its journal replayed, and to replay.
+    replay: Option<(u64, u64)>,
 }
 
 impl Source {
@@ -69,8 +71,15 @@ impl Source {
         let mut state = self.state();
         if let Some(known) = state.shards.get_mut(usize::from(shard.0)) {
             known.ready = true;
+            known.replay = None;
         }
         state.shards.iter().all(|known| known.ready)
+    }
+
+    pub(crate) fn shard_replays(&self, shard: ShardId, done: u64, total: u64) {
+        if let Some(known) = self.state().shards.get_mut(usize::from(shard.0)) {
+            known.replay = Some((done, total));
+        }
     }
 
     pub(crate) fn shard_failed(&self, shard: ShardId, error: String) {
@@ -149,6 +158,7 @@ fn view(shard: u16, known: &Known) -> ShardView {
         shard,
         cpu: known.cpu,
         failed: known.failed.clone(),
+        replay: known.replay,
         write_latency: empty.clone(),
         flush_latency: empty,
         ..ShardView::default()

@@ -44,6 +44,8 @@ pub(crate) struct ShardView {
     pub(crate) status: Option<ShardStatus>,
     /// Why it has failed.
     pub(crate) failed: Option<String>,
+    /// While its journal is replayed: bytes done, and in all.
+    pub(crate) replay: Option<(u64, u64)>,
     /// Client connections.
     pub(crate) connections: u64,
     /// Accepted so far.
@@ -71,7 +73,19 @@ impl ShardView {
         if let Some(reason) = &self.failed {
             return Some(format!("shard {shard} has failed: {reason}"));
         }
-        let Some(status) = &self.status else { return Some(format!("shard {shard} is starting")) };
+        let Some(status) = &self.status else {
+            return Some(match self.replay {
+                Some((done, total)) => {
+                    let percent = done.saturating_mul(100) / total.max(1);
+                    format!(
+                        "shard {shard} replays its journal: {} of {} ({percent} %)",
+                        crate::units::bytes(done),
+                        crate::units::bytes(total)
+                    )
+                }
+                None => format!("shard {shard} is starting"),
+            });
+        };
         if !status.ready {
             return Some(format!("shard {shard} is starting"));
         }

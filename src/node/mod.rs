@@ -196,6 +196,7 @@ impl Control {
             ControlEvent::Catalog(catalog) => self.source.set_catalog(catalog),
             ControlEvent::Log { shard, level, text } => log(shard, level, &text),
             ControlEvent::RecoveryProgress { shard, done, total } => {
+                self.source.shard_replays(shard, done, total);
                 if let Some(line) = progress.update(shard, done, total, Instant::now()) {
                     say(&line);
                 }

@@ -50,17 +50,38 @@ impl Node {
         listen: &str,
         more: impl FnOnce(&mut Command) -> &mut Command,
     ) -> Self {
+        let mut node = Self::begin_with(data_dir, listen, more);
+        node.await_ready();
+        node
+    }
+
+    /// Likewise, without waiting for anything.
+    fn begin_with(data_dir: &Path, listen: &str, more: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let mut command = pyralog();
         command.arg("--data-dir").arg(data_dir).args(["--listen", listen]);
         more(&mut command);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("pyralog starts");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        let mut node = Self { child, stdout, banner: String::new(), address: ([127, 0, 0, 1], 0).into() };
-        node.await_ready();
+        Self { child, stdout, banner: String::new(), address: ([127, 0, 0, 1], 0).into() }
+    }
+
+    /// Starts a node and waits until it tells its address: it listens, and may not serve for long.
+    pub(crate) fn begin(data_dir: &Path) -> Self {
+        let mut node = Self::begin_with(data_dir, "127.0.0.1:0", |command| command);
+        while node.address.port() == 0 {
+            let mut line = String::new();
+            assert!(node.stdout.read_line(&mut line).expect("the banner is text") > 0, "{}", node.banner);
+            if let Some(rest) = line.trim_start().strip_prefix("address ") {
+                let address = rest.split_whitespace().next().expect("an address");
+                node.address = address.parse().expect("an address that can be connected to");
+            }
+            node.banner.push_str(&line);
+        }
         node
     }
 
-    fn await_ready(&mut self) {
+    /// Waits until the node serves.
+    pub(crate) fn await_ready(&mut self) {
         loop {
             let from = self.banner.len();
             if self.stdout.read_line(&mut self.banner).expect("the banner is text") == 0 {

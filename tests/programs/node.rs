@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Output, Stdio};
 
-use crate::common::{Node, pyralog};
+use crate::common::{Node, admin, pyralog};
 
 fn run(arguments: &[&str]) -> Output {
     pyralog().args(arguments).stdin(Stdio::null()).output().expect("pyralog starts")
@@ -45,6 +45,37 @@ fn ctrl_c_ends_it_cleanly_too_and_the_data_serve_again() {
     let node = Node::start(folder.path());
     let topics = String::from_utf8(node.admin_ok(["topic", "list", "-o", "json"])).unwrap();
     assert!(topics.contains("\"kept\""), "{topics}");
+}
+
+#[test]
+fn health_is_told_and_clients_wait_while_a_shard_reads_its_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path());
+    node.admin_ok(["topic", "create", "kept"]);
+    node.stop();
+    // As if a killed process still had a write under way: the start waits for that.
+    let journal = fs::File::open(folder.path().join("journal/shard-0/0.journal")).unwrap();
+    journal.lock().unwrap();
+    let mut node = Node::begin(folder.path());
+    let (status, body) = node.http("GET", "/health");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("shard 0 is starting"), "{body}");
+    let topics = std::thread::scope(|scope| {
+        let asked = std::net::TcpStream::connect(node.address).unwrap();
+        let topics = scope.spawn({
+            let (mut command, address) = (admin(), node.address.to_string());
+            move || command.args(["--cluster", &address, "topic", "list"]).output().unwrap()
+        });
+        drop(asked);
+        journal.unlock().unwrap();
+        node.await_ready();
+        topics.join().unwrap()
+    });
+    assert!(
+        topics.status.success() && String::from_utf8_lossy(&topics.stdout).contains("kept"),
+        "{topics:?}"
+    );
+    assert_eq!(node.http("GET", "/health").0, 200);
 }
 
 #[test]
@@ -145,7 +176,7 @@ fn the_command_line_beats_the_environment() {
 
 #[test]
 fn version_and_help() {
-    for program in [pyralog(), crate::common::admin()] {
+    for program in [pyralog(), admin()] {
         let mut program = program;
         let output = program.arg("--version").output().expect("it starts");
         assert!(String::from_utf8(output.stdout).unwrap().contains(env!("CARGO_PKG_VERSION")));

@@ -179,7 +179,8 @@ impl Connections {
         }
     }
 
-    fn admit(&mut self, socket: OwnedFd, now_us: u64) {
+    /// Takes a connection that was just accepted, or refuses it when there are too many.
+    pub(super) fn admit(&mut self, socket: OwnedFd, now_us: u64) {
         self.stats.accepted += 1;
         let _ = pyralog_net::socket::set_up_connection(&socket);
         if self.node_connections.fetch_add(1, Ordering::Relaxed) < self.max_connections {

@@ -11,6 +11,7 @@ mod chunk_supply;
 mod connection;
 mod connections;
 pub mod data_dir;
+mod doorman;
 mod driver;
 pub mod files;
 mod files_helper;

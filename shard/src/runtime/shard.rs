@@ -12,6 +12,7 @@ use pyralog_core::ShardId;
 use pyralog_core::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS_PER_SHARD};
 
 use super::connections::Connections;
+use super::doorman::Doorman;
 use super::driver::{Clock, Driver, Mailbox, Parts, ShardMessage};
 use super::files::Files;
 use super::node::{ControlEvent, StartError};
@@ -123,8 +124,12 @@ async fn serve(start: ShardStart) -> Result<(), String> {
         let (paths, control, shard) = (start.paths.clone(), start.control.clone(), start.shard);
         Box::new(move || RealDisk::new(paths.clone(), progress(control.clone(), shard)))
     };
+    let doorman = Doorman::start(&start.listener, start.control.clone()).map_err(|error| {
+        format!("can't start the thread that answers while the journal is replayed: {error}")
+    })?;
     let engine = recover(start.config.clone(), &mut make_disk(), start.clock.now())
         .map_err(|error| format!("shard {} can't start from its data: {error}", start.shard))?;
+    let waiting = doorman.end();
     let identity = Identity {
         node: start.config.node.0,
         shard: start.shard.0,
@@ -133,9 +138,12 @@ async fn serve(start: ShardStart) -> Result<(), String> {
         catalog_version: 0,
     };
     let timeout_us = start.request_timeout.as_micros() as u64;
-    let connections =
+    let mut connections =
         Connections::new(start.listener, identity, start.node_connections, start.max_connections, timeout_us)
             .map_err(|error| format!("can't make a histogram: {error}"))?;
+    for socket in waiting {
+        connections.admit(socket, start.clock.now().monotonic_us);
+    }
     let driver = Driver::new(Parts {
         shard: start.shard,
         ring,
