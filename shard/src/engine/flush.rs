@@ -215,6 +215,11 @@ impl Flusher {
         self.wanted = true;
     }
 
+    /// Recovery found files that only the older checkpoint names: they go when that one is overwritten.
+    pub(super) fn remove_later(&mut self, files: Vec<FileId>) {
+        self.old_deletes.extend(files);
+    }
+
     /// Takes over what recovery found unflushed.
     pub(super) fn recovered(&mut self, index: u32, partition: &mut Partition) {
         let bytes: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();

@@ -64,7 +64,7 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
         .map_err(|error| RecoveryError(error.to_string()))?;
     replay.check_segments(&listing);
     slots.make_durable(disk)?;
-    replay.remove_leftovers(disk, &listing)?;
+    replay.remove_leftovers(disk, &listing, slots.older())?;
     // What was read may be in a volatile cache only, if the writer died before its flush: make it durable
     // before anybody reads it or it counts as committed.
     for (number, _) in &files {
@@ -93,6 +93,12 @@ impl Slots {
 
     fn newest(&self) -> Option<&Checkpoint> {
         self.slots.iter().flatten().max_by_key(|checkpoint| checkpoint.seq)
+    }
+
+    /// The one before the newest.
+    fn older(&self) -> Option<&Checkpoint> {
+        let [Some(first), Some(second)] = &self.slots else { return None };
+        Some(if first.seq < second.seq { first } else { second })
     }
 
     /// Writes the newest checkpoint once more, byte for byte, and flushes it. What was read may be in the page
@@ -242,6 +248,8 @@ struct Replay<'a> {
     /// Gaps in partitions, to be told when the catalogue still names them: a checkpoint no longer holds a partition
     /// that is being dropped, and behind it the journal may hold its last batches.
     gaps: Vec<(GroupId, String)>,
+    /// Files that only the older checkpoint names.
+    removed_later: Vec<FileId>,
     scratch: Vec<u8>,
 }
 
@@ -269,6 +277,7 @@ impl<'a> Replay<'a> {
             damaged: false,
             log: Vec::new(),
             gaps: Vec::new(),
+            removed_later: Vec::new(),
             scratch: Vec::new(),
         };
         for state in checkpoint.iter().flat_map(|checkpoint| &checkpoint.groups) {
@@ -296,16 +305,24 @@ impl<'a> Replay<'a> {
 
     /// Files that a crash left behind: segments that no checkpoint names, bytes behind the end of one. The journal
     /// held all of it, and the replay has it again; where the journal is damaged they may be the last copy and stay.
+    /// What retention has removed since the older checkpoint stays until that one is overwritten: a damaged newest
+    /// checkpoint has to cost nothing.
     fn remove_leftovers(
         &mut self,
         disk: &mut dyn RecoveryDisk,
         listing: &[(FileId, u64)],
+        older: Option<&Checkpoint>,
     ) -> Result<(), RecoveryError> {
         if self.damaged {
             let text = "segment files of the last life are left where they are, as the journal is damaged";
             self.log.push((LogLevel::Warn, text.to_owned()));
             return Ok(());
         }
+        let in_older: BTreeSet<(GroupId, i64)> = older
+            .iter()
+            .flat_map(|checkpoint| &checkpoint.groups)
+            .flat_map(|state| state.segments.iter().map(|segment| (state.group, segment.base)))
+            .collect();
         for (file, len) in listing {
             let (FileId::Segment(group, base) | FileId::Index(group, base)) = *file else { continue };
             let partition =
@@ -313,6 +330,12 @@ impl<'a> Replay<'a> {
             let named = partition
                 .and_then(|partition| partition.segments.iter().find(|segment| segment.base == base));
             match (named, file) {
+                (None, _)
+                    if partition.is_some_and(|partition| base < partition.log_start)
+                        && in_older.contains(&(group, base)) =>
+                {
+                    self.removed_later.push(*file);
+                }
                 (None, _) => disk.delete(*file)?,
                 (Some(segment), FileId::Segment(..)) if *len > segment.bytes => {
                     disk.truncate(*file, segment.bytes)?
@@ -566,6 +589,7 @@ impl<'a> Replay<'a> {
         let config = self.config.clone();
         let max_journal_bytes = config.cache_bytes as u64 * 2 + config.journal_file_bytes * 4;
         let mut flush = Flusher::new(checkpoint_seq, generations, max_journal_bytes);
+        flush.remove_later(self.removed_later);
         let mut partitions = self.partitions;
         let (mut producer_count, mut cached_batches) = (0, 0);
         for (index, partition) in partitions.iter_mut().enumerate() {

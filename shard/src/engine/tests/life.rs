@@ -403,3 +403,34 @@ fn a_life_begins_where_the_last_journal_file_was_cut_within_its_region() {
     assert_eq!(base_offset(&shard.produce(P0, &batch(0, None, &[b"on"]))), 20);
     assert_eq!(shard.restart().read_all(P0).len(), 21);
 }
+
+#[test]
+fn either_checkpoint_finds_the_segments_that_it_names_also_after_a_restart() {
+    let mut config = config();
+    config.retention_bytes = Some(600_000);
+    config.segment_max_bytes = 250_000;
+    config.max_buffer_time_us = 1_000_000;
+    let mut shard = Shard::start(config, MemDisk::default());
+    shard.create("t", 1);
+    // Each round is a checkpoint, and in the later ones retention takes a segment.
+    for _ in 0..6 {
+        shard.produce(P0, &batch(0, None, &[&[1; 240_000]]));
+        shard.advance(2_000_000);
+    }
+    assert!(shard.engine.partition(P0).unwrap().log_start > 0);
+    let newest = (shard.engine.status().counters.checkpoints % 2) as u8;
+    let mut shard = shard.restart();
+    let content = shard.disk.files.get_mut(&FileId::Checkpoint(newest)).unwrap();
+    content[40] ^= 1;
+    let mut shard = shard.restart();
+    assert!(shard.logs.iter().any(|(_, text)| text.contains("not valid")), "{:?}", shard.logs);
+    assert!(!shard.logs.iter().any(|(_, text)| text.contains("missing")), "{:?}", shard.logs);
+    shard.read_all(P0);
+    // They go in the end.
+    for _ in 0..4 {
+        shard.produce(P0, &batch(0, None, &[&[1; 240_000]]));
+        shard.advance(2_000_000);
+    }
+    let segments = shard.disk.files.keys().filter(|file| matches!(file, FileId::Segment(g, _) if *g == P0));
+    assert!(segments.count() <= 5);
+}
