@@ -58,6 +58,8 @@ pub(crate) struct Shard {
     tokens: BTreeMap<u64, IoToken>,
     /// The engine asked to be recovered.
     pub fencing: bool,
+    /// The engine was fenced: a stop of it is not one in good order.
+    fenced: bool,
     pub stopped: bool,
 }
 
@@ -138,6 +140,7 @@ impl World {
                     tick_at: None,
                     tokens: BTreeMap::new(),
                     fencing: false,
+                    fenced: false,
                     stopped: false,
                 }
             })
@@ -426,6 +429,7 @@ impl World {
                 Action::Recover { reason } => {
                     self.note(|| format!("s{shard} recover: {reason}"));
                     self.shards[shard].fencing = true;
+                    self.shards[shard].fenced = true;
                 }
                 Action::ShedSlowReaders { bytes } => {
                     self.note(|| format!("s{shard} shed {bytes} bytes of slow readers"));
@@ -713,6 +717,7 @@ impl World {
         driver.tick_at = None;
         driver.tokens.clear();
         driver.fencing = false;
+        driver.fenced = false;
         driver.stopped = false;
     }
 
@@ -859,7 +864,7 @@ impl World {
             return;
         }
         for shard in 0..self.shards.len() {
-            if self.shards[shard].stopped {
+            if self.shards[shard].stopped && !self.shards[shard].fenced {
                 self.model.stopped(shard as u16);
             } else if self.config.plan.is_quiet() && same(self) && !self.shards[shard].fencing {
                 self.fail(format!("shard {shard} does not stop on a disk without errors"));

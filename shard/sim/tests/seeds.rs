@@ -16,6 +16,7 @@ const ONCE_WRONG: &[u64] = &[
     2500, // a batch without a timestamp went with older ones of its segment that have one
     2860, // the same
     3625, // recovery removed segments that the older checkpoint named, and the newest one was damaged later
+    5142, // the simulator took the stop of a fenced shard for one in good order (fsync_policy: interval)
     2743, // a checkpoint whose flush had failed was taken for durable
 ];
 

@@ -298,7 +298,8 @@ pub enum Action {
         /// What happened, to what, and what to do.
         text: String,
     },
-    /// After [`Event::Shutdown`]: everything is on stable storage.
+    /// After [`Event::Shutdown`]: everything is on stable storage. From a shard that had fenced itself only what was
+    /// answered as durable is.
     Stopped,
 }
 
