@@ -244,7 +244,9 @@ impl Tracker {
             self.journal_hit = true;
             self.hit_lsns.insert(commit.lsn);
             let header = commit.range.start..commit.range.start + COMMIT_HEADER;
-            let all = overlaps(&header, range);
+            // A broken commit is taken only when something behind it proves it part of the log ("Behind corruption" in
+            // the format's description): where the same hit goes on behind it, the proof is gone with it.
+            let all = overlaps(&header, range) || range.end > commit.range.end;
             for frame in commit.frames.iter().filter(|frame| all || overlaps(&frame.range, range)) {
                 self.metadata_hit |= frame.group == GroupId::METADATA && frame.kind != NEW_LIFE;
                 if let Some(base) = frame.batch {

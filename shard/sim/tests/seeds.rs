@@ -17,6 +17,7 @@ const ONCE_WRONG: &[u64] = &[
     2860, // the same
     3625, // recovery removed segments that the older checkpoint named, and the newest one was damaged later
     5142, // the simulator took the stop of a fenced shard for one in good order (fsync_policy: interval)
+    7296, // the simulator wanted a commit back that a hit had broken together with all that proved it
     2743, // a checkpoint whose flush had failed was taken for durable
 ];
 
