@@ -173,6 +173,24 @@ impl MemoryBound {
     pub fn total_bytes(&self) -> u64 {
         self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }
+
+    /// The same with links to `peers` other nodes, each taken to have as many shards as this one: `shards`.
+    pub fn with_links(mut self, shards: u16, peers: u16) -> Self {
+        let shards = u64::from(shards);
+        let links = shards.saturating_mul(u64::from(peers)).saturating_mul(2);
+        let buffers = links.saturating_add(MAX_PEER_HANDSHAKES_PER_SHARD as u64);
+        for (name, bytes) in [
+            ("waiting for other nodes", PEER_QUEUE_BYTES_PER_SHARD as u64),
+            ("frames of other nodes being put together", PEER_ASSEMBLY_BYTES_PER_SHARD as u64),
+            (
+                "receive buffers of links to other nodes",
+                buffers.saturating_mul(PEER_RECV_BUFFER_BYTES as u64),
+            ),
+        ] {
+            self.parts.push(MemoryPart { name, bytes: bytes.saturating_mul(shards) });
+        }
+        self
+    }
 }
 
 impl std::fmt::Display for MemoryBound {
@@ -303,6 +321,17 @@ mod tests {
         assert_eq!(total(2, 512 << 20, 1000), base + (256 << 20) + (128 << 20), "the cache and its index");
         assert!(total(2, 256 << 20, 2000) > base);
         assert!(total(u16::MAX, u64::MAX, u32::MAX) > base, "the largest numbers do not overflow");
+    }
+
+    #[test]
+    fn links_are_part_of_the_sum() {
+        let alone = memory_bound(2, 256 << 20, 1000);
+        let base = alone.total_bytes();
+        let linked = alone.with_links(2, 2).total_bytes();
+        let buffers = (64 + 2 * 2 * 2) * (128 << 10);
+        assert_eq!(linked - base, 2 * ((64 << 20) + (64 << 20) + buffers));
+        let largest = memory_bound(u16::MAX, u64::MAX, u32::MAX).with_links(u16::MAX, u16::MAX);
+        assert!(largest.total_bytes() > linked, "the largest numbers do not overflow");
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub(crate) fn node(config: &Config, shards: Vec<Option<usize>>) -> Result<NodeOp
         data_dir: config.node.data_dir.clone(),
         journal_dir: config.journal_dir(),
         listen: config.network.listen_address,
+        internal: None,
         max_connections: config.network.max_connections as usize,
         request_timeout: Duration::from_millis(config.network.request_timeout_ms),
         spin_us: config.runtime.spin_us,

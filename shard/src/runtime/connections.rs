@@ -45,6 +45,15 @@ pub(super) struct EngineAccess<'a> {
     pub(super) now: Now,
 }
 
+impl EngineAccess<'_> {
+    /// Tells the engine, if there is one.
+    pub(super) fn event(&mut self, event: Event<'_>) {
+        if let Some(engine) = &mut self.engine {
+            engine.handle(self.now, event, self.actions);
+        }
+    }
+}
+
 /// Where sockets go that do not stay.
 #[derive(Debug)]
 pub(super) enum Leaving {
@@ -691,7 +700,8 @@ impl Connections {
     }
 
     /// Closes the connections whose sends have been stalled for longest, until `bytes` of chunk memory are free.
-    pub(super) fn shed(&mut self, bytes: usize, access: &mut EngineAccess<'_>) {
+    /// Returns how many are.
+    pub(super) fn shed(&mut self, bytes: usize, access: &mut EngineAccess<'_>) -> usize {
         let mut stalled: Vec<(u64, usize, ConnId)> = self
             .slots
             .iter()
@@ -704,7 +714,7 @@ impl Connections {
         let mut freed = 0;
         for (_, pinned, id) in stalled {
             if freed >= bytes {
-                return;
+                break;
             }
             let Some(mut conn) = self.take(id) else { continue };
             conn.reset_on_close();
@@ -713,6 +723,7 @@ impl Connections {
             self.stats.shed += 1;
             freed += pinned;
         }
+        freed
     }
 
     // --- timeouts ----------------------------------------------------------------------------------------

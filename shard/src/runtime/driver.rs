@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use io_uring::opcode;
 use io_uring::types::Fd;
-use pyralog_core::{GroupId, ShardId};
+use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::PartitionState;
 use pyralog_replication::metadata::Catalog;
 
@@ -19,6 +19,7 @@ use super::files::Files;
 use super::node::ControlEvent;
 use super::op::Op;
 use super::park::Park;
+use super::peers::{Links, PeerSocket, resolve::Resolved};
 use super::receive::HandOver;
 use super::recovery_disk::RealDisk;
 use super::report::ShardReport;
@@ -42,6 +43,10 @@ const STOP_SENDS_US: u64 = 1_000_000;
 pub(super) enum ShardMessage {
     /// A connection that said `Hello` to this shard elsewhere.
     Connection(HandOver),
+    /// A link from another node that said `Hello` to this shard elsewhere.
+    Link(PeerSocket),
+    /// What the name of another node gave.
+    Address(NodeId, Resolved),
     /// Shard 0 published a catalogue.
     Catalog(Arc<Catalog>),
     /// To shard 0: a shard serves that version.
@@ -112,6 +117,8 @@ pub(super) struct Driver {
     pub(super) engine: Option<Engine>,
     pub(super) config: EngineConfig,
     pub(super) connections: Connections,
+    /// Of a node that has others.
+    pub(super) links: Option<Box<Links>>,
     pub(super) files: Files,
     pub(super) mailbox: flume::Receiver<ShardMessage>,
     pub(super) waker: Waker,
@@ -141,6 +148,7 @@ pub(super) struct Parts {
     pub(super) engine: Engine,
     pub(super) config: EngineConfig,
     pub(super) connections: Connections,
+    pub(super) links: Option<Box<Links>>,
     pub(super) files: Files,
     pub(super) mailbox: flume::Receiver<ShardMessage>,
     pub(super) waker: Waker,
@@ -159,6 +167,7 @@ impl Driver {
             engine: Some(parts.engine),
             config: parts.config,
             connections: parts.connections,
+            links: parts.links,
             files: parts.files,
             mailbox: parts.mailbox,
             waker: parts.waker,
@@ -220,6 +229,7 @@ impl Driver {
 
     /// One pass over what has happened.
     fn pass(&mut self, now: Now) {
+        self.begin_links(now);
         self.take_completions(now);
         self.files.take_helpers(&mut self.ring);
         self.take_messages(now);
@@ -244,6 +254,7 @@ impl Driver {
         self.arm(now);
         let Self { engine, actions, connections, ring, .. } = self;
         connections.flush(ring, &mut EngineAccess { engine: engine.as_mut(), actions, now });
+        self.end_links(now);
         self.announce();
     }
 
@@ -254,7 +265,7 @@ impl Driver {
                 return;
             }
             let Some(Completion { owner, result, flags }) = self.ring.next_completion() else { return };
-            let Self { engine, actions, connections, files, ring, .. } = self;
+            let Self { engine, actions, connections, links, files, ring, .. } = self;
             let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
             match owner {
                 Op::File(io) => files.completed(ring, io, result, now.monotonic_us),
@@ -268,6 +279,12 @@ impl Driver {
                 }
                 Op::Send(id, op) => connections.send_done(ring, id, op, result, &mut access),
                 Op::Accept => connections.accept(now.monotonic_us),
+                Op::Peer(op) => {
+                    if let Some(links) = links {
+                        let mut to = |event: Event<'_>| access.event(event);
+                        received += links.completed(op, result, flags, now.monotonic_us, &mut to);
+                    }
+                }
                 Op::Wake(_) => {
                     self.waking = false;
                     self.waker.clear();
@@ -284,6 +301,16 @@ impl Driver {
                     let Self { engine, actions, connections, .. } = self;
                     connections
                         .take_over(hand_over, &mut EngineAccess { engine: engine.as_mut(), actions, now });
+                }
+                ShardMessage::Link(socket) => {
+                    if let Some(links) = &mut self.links {
+                        links.take_over(socket, now.monotonic_us);
+                    }
+                }
+                ShardMessage::Address(node, answer) => {
+                    if let Some(links) = &mut self.links {
+                        links.resolved(node, &answer);
+                    }
                 }
                 ShardMessage::Catalog(catalog) => {
                     self.catalog = Some(Arc::clone(&catalog));
@@ -340,10 +367,24 @@ impl Driver {
                     Action::ShedSlowReaders { bytes } => {
                         let Self { engine, actions, connections, .. } = self;
                         let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
-                        connections.shed(bytes, &mut access);
+                        let freed = connections.shed(bytes, &mut access);
+                        if let Some(links) = &mut self.links
+                            && freed < bytes
+                        {
+                            links.shed(bytes - freed);
+                        }
                     }
-                    // A node without links has no peers; the engine does not ask for them yet.
-                    Action::SendPeer { .. } | Action::WantPeers { .. } => {}
+                    // Without links, on a node that is alone, there is nobody to speak to.
+                    Action::SendPeer { to, control, payload } => {
+                        if let Some(links) = &mut self.links {
+                            links.send(to, &control, payload);
+                        }
+                    }
+                    Action::WantPeers { peers } => {
+                        if let Some(links) = &mut self.links {
+                            links.want(&peers);
+                        }
+                    }
                     Action::Log { level, text } => self.log(level, text),
                     Action::Stopped => {
                         if let Life::Stopping { .. } = self.life {
@@ -356,6 +397,29 @@ impl Driver {
                 self.actions = actions; // keeps its memory
                 return;
             }
+        }
+    }
+
+    /// What happened to links since the last pass.
+    fn begin_links(&mut self, now: Now) {
+        let Self { engine, actions, links, .. } = self;
+        if let Some(links) = links {
+            let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
+            links.begin_pass(now.monotonic_us, &mut |event| access.event(event));
+        }
+    }
+
+    /// What links have to send, to log and to hand over.
+    fn end_links(&mut self, now: Now) {
+        let Some(links) = &mut self.links else { return };
+        links.flush(&mut self.ring, now.monotonic_us);
+        for (shard, socket) in links.take_leaving() {
+            if let Some(mailbox) = self.shards.get(usize::from(shard.0)) {
+                mailbox.send(ShardMessage::Link(socket));
+            }
+        }
+        for (level, text) in links.take_logs() {
+            let _ = self.control.send(ControlEvent::Log { shard: self.shard, level, text });
         }
     }
 
@@ -405,7 +469,8 @@ impl Driver {
             || !self.messages.is_empty()
             || !self.actions.is_empty()
             || self.files.has_finished()
-            || self.connections.can_resume(self.engine.as_ref());
+            || self.connections.can_resume(self.engine.as_ref())
+            || self.links.as_ref().is_some_and(|links| links.is_busy());
         if busy {
             return (None, now_us);
         }
@@ -417,7 +482,8 @@ impl Driver {
             Life::Stopped { by_us } => Some(*by_us),
         };
         let engine = self.engine.as_ref().and_then(Engine::next_deadline_us);
-        let due = [life, engine, self.connections.next_deadline_us()].into_iter().flatten().min();
+        let links = self.links.as_ref().and_then(|links| links.next_deadline_us());
+        let due = [life, engine, self.connections.next_deadline_us(), links].into_iter().flatten().min();
         let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(now_us)));
         match timeout {
             Some(Duration::ZERO) => (None, now_us),
@@ -439,6 +505,9 @@ impl Driver {
         );
         let Self { engine, actions, connections, .. } = self;
         connections.close_all(&mut EngineAccess { engine: engine.as_mut(), actions, now });
+        if let Some(links) = &mut self.links {
+            links.pause();
+        }
         if stopping {
             // Nothing is lost by stopping here: what was acknowledged is in the journal.
             self.life = Life::Stopped { by_us: now.monotonic_us + STOP_SENDS_US };
@@ -475,6 +544,9 @@ impl Driver {
         match recover(self.config.clone(), &mut disk, now) {
             Ok(mut engine) => {
                 let now = self.clock.now();
+                if let Some(links) = &mut self.links {
+                    links.begin_life(super::peers::new_session());
+                }
                 engine.start(now, &mut self.actions);
                 if let Some(catalog) = self.catalog.clone() {
                     engine.handle(now, Event::CatalogPublished { catalog }, &mut self.actions);
@@ -504,6 +576,9 @@ impl Driver {
             return;
         }
         self.connections.stop_accepting(&mut self.ring);
+        if let Some(links) = &mut self.links {
+            links.stop_accepting(&mut self.ring);
+        }
         self.life = Life::Stopping { by_us: now.monotonic_us + STOP_BOUND_US };
         match &mut self.engine {
             Some(engine) => engine.handle(now, Event::Shutdown, &mut self.actions),
@@ -513,7 +588,7 @@ impl Driver {
 
     fn finished(&mut self, now: Now) -> bool {
         match self.life {
-            Life::Stopped { by_us } => now.monotonic_us >= by_us || !self.connections.has_unsent(),
+            Life::Stopped { by_us } => now.monotonic_us >= by_us || !self.has_unsent(),
             Life::Stopping { by_us } if now.monotonic_us >= by_us => {
                 let text = "the shutdown took too long and was cut short; the next start replays the journal";
                 self.log(LogLevel::Error, text.into());
@@ -523,12 +598,19 @@ impl Driver {
         }
     }
 
+    fn has_unsent(&self) -> bool {
+        self.connections.has_unsent() || self.links.as_ref().is_some_and(|links| links.has_unsent())
+    }
+
     fn end(&mut self) {
         let now = self.clock.now();
         let Self { engine, actions, connections, ring, .. } = self;
         let mut access = EngineAccess { engine: engine.as_mut(), actions, now };
         connections.close_all(&mut access);
         connections.flush(ring, &mut access);
+        if let Some(links) = &mut self.links {
+            links.pause();
+        }
         self.actions.clear();
         let _ = self.ring.enter(None);
     }

@@ -4,6 +4,7 @@
 //! - [`node`]: a running node; `data_dir` is whose folder it is, `shard` the thread of each shard.
 //! - `driver`: one pass of a shard: completions to events, actions to operations, one system call.
 //! - `connections`, `connection`, `receive`, `send`: client sockets.
+//! - [`peers`]: links to the shards of other nodes.
 //! - [`files`], [`paths`], [`recovery_disk`]: the disk while serving, its layout, the disk during recovery.
 //! - [`ring`], [`recv_buffers`], `park`, [`wake`]: io_uring, its receive buffers, how a shard sleeps and is woken.
 
@@ -19,6 +20,7 @@ pub mod node;
 mod op;
 mod park;
 pub mod paths;
+pub mod peers;
 mod receive;
 pub mod recovery_disk;
 pub mod recv_buffers;
@@ -29,5 +31,5 @@ mod shard;
 mod threads;
 pub mod wake;
 
-pub use node::{ControlEvent, Node, NodeOptions, StartError};
+pub use node::{ControlEvent, InternalOptions, Node, NodeOptions, StartError};
 pub use report::ShardReport;

@@ -2,6 +2,7 @@
 //!
 //! Owner: any thread; everything here talks to the shards through their channels.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use pyralog_replication::metadata::Catalog;
 use super::data_dir::DataDir;
 use super::driver::{Clock, Mailbox, ShardMessage};
 use super::paths::Paths;
+use super::peers::{LinkTiming, LinksConfig, new_session, resolve};
 use super::report::ShardReport;
-use super::shard::{self, ShardStart};
+use super::shard::{self, LinksStart, ShardStart};
 use super::wake::Waker;
 use crate::engine::{EngineConfig, LogLevel};
 
@@ -43,6 +45,8 @@ pub struct NodeOptions {
     pub journal_dir: PathBuf,
     /// The client port. Port 0 takes a free one, shared by all shards.
     pub listen: SocketAddr,
+    /// The other nodes of the cluster; `None` on a node that is alone.
+    pub internal: Option<InternalOptions>,
     /// Client connections of the node; lowered when the limit of open files demands it.
     pub max_connections: usize,
     /// A send or a partial frame without progress for this long closes its connection.
@@ -54,6 +58,19 @@ pub struct NodeOptions {
     /// Settings of the engines; node, shard, number of shards and journal id are filled in. An empty
     /// `advertised_address` becomes the address that is listened on.
     pub engine: EngineConfig,
+}
+
+/// How a node speaks with the others of its cluster.
+#[derive(Clone, Debug)]
+pub struct InternalOptions {
+    /// The internal port, shared by all shards. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Names the cluster; the same on all of its nodes. A node with another one is refused.
+    pub cluster_id: u64,
+    /// The internal addresses of the other nodes, `address:port` or `host:port`.
+    pub peers: BTreeMap<NodeId, String>,
+    /// Keep-alive, timeouts and pauses of the links.
+    pub timing: LinkTiming,
 }
 
 /// What the node tells the control thread.
@@ -122,6 +139,7 @@ struct Shard {
 /// A running node.
 pub struct Node {
     address: SocketAddr,
+    internal: Option<SocketAddr>,
     max_connections: usize,
     shards: Vec<Shard>,
     // Last: the folder is locked until no shard writes to it.
@@ -152,6 +170,7 @@ impl Node {
         let mut port =
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
+        let mut internal = options.internal.as_ref().map(Internal::open).transpose()?;
         super::threads::remember_cpus();
         crate::pages::use_transparent_hugepages(options.transparent_hugepages);
         let (max_handles, max_connections) = descriptor_budget(&options);
@@ -174,15 +193,25 @@ impl Node {
         let clock = Clock(Instant::now());
         let (started, all_started) = flume::bounded(usize::from(count));
         let identity = data.node.clone();
-        let mut node = Self { address, max_connections, shards: Vec::new(), _data: data };
+        let internal_address = internal.as_ref().map(|internal| internal.port.address());
+        let names = internal.as_ref().map(|_| look_names_up(mailboxes.clone())).transpose()?;
+        let mut node =
+            Self { address, internal: internal_address, max_connections, shards: Vec::new(), _data: data };
         for (index, (cpu, receiver)) in options.shards.iter().zip(receivers).enumerate() {
             let shard = ShardId(index as u16);
             let listener = port.listener().map_err(|error| listen_error(address, &error))?;
+            let links = match (&mut internal, &names) {
+                (Some(internal), Some(names)) => {
+                    Some(internal.links(options.engine.node, shard, count, names)?)
+                }
+                _ => None,
+            };
             let (alive, ended) = flume::bounded(1);
             let start = ShardStart {
                 shard,
                 cpu: *cpu,
                 listener,
+                links,
                 config: EngineConfig {
                     shard,
                     journal_id: identity.shard_journal_id(shard),
@@ -221,6 +250,11 @@ impl Node {
     /// The address that clients connect to.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that other nodes connect to, if there are any.
+    pub fn internal_addr(&self) -> Option<SocketAddr> {
+        self.internal
     }
 
     /// Client connections that the node takes, after the limit of open files was looked at.
@@ -299,6 +333,69 @@ impl Drop for Node {
     }
 }
 
+/// The internal port while the shards are started.
+struct Internal {
+    options: InternalOptions,
+    port: SharedPort,
+}
+
+impl Internal {
+    fn open(options: &InternalOptions) -> Result<Self, StartError> {
+        if options.peers.len() >= pyralog_core::limits::MAX_NODES {
+            let (nodes, most) = (options.peers.len() + 1, pyralog_core::limits::MAX_NODES);
+            return Err(StartError(format!("{nodes} nodes in node.cluster_nodes, {most} is the most")));
+        }
+        let port =
+            SharedPort::open(options.listen).map_err(|error| internal_error(options.listen, &error))?;
+        Ok(Self { options: options.clone(), port })
+    }
+
+    fn links(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        shards: u16,
+        names: &flume::Sender<(ShardId, NodeId, String)>,
+    ) -> Result<LinksStart, StartError> {
+        let address = self.port.address();
+        let listener = self.port.listener().map_err(|error| internal_error(address, &error))?;
+        let config = LinksConfig {
+            cluster_id: self.options.cluster_id,
+            node,
+            shard,
+            shards,
+            session: new_session(),
+            peers: self.options.peers.clone(),
+            timing: self.options.timing,
+            seed: new_session(),
+        };
+        Ok(LinksStart { listener, config, names: names.clone() })
+    }
+}
+
+/// A thread that looks names up until the last shard is gone. It may be in the system's resolver then: nobody waits for it.
+fn look_names_up(mailboxes: Vec<Mailbox>) -> Result<flume::Sender<(ShardId, NodeId, String)>, StartError> {
+    let (names, asked) = flume::unbounded::<(ShardId, NodeId, String)>();
+    let work = move || {
+        for (shard, node, name) in asked {
+            if let Some(mailbox) = mailboxes.get(usize::from(shard.0)) {
+                mailbox.send(ShardMessage::Address(node, resolve::look_up(&name)));
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("pyra-names".into()).spawn(work);
+    thread.map_err(|error| StartError(format!("can't start the thread that looks names up: {error}")))?;
+    Ok(names)
+}
+
+fn internal_error(address: SocketAddr, error: &io::Error) -> StartError {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
+        _ => "check network.internal_address",
+    };
+    StartError(format!("can't listen for other nodes on {address}: {error}; {hint}"))
+}
+
 fn collect<T>(answers: &flume::Receiver<T>, count: usize) -> Vec<T> {
     let end = Instant::now() + ANSWER_BOUND;
     (0..count).map_while(|_| answers.recv_deadline(end).ok()).collect()
@@ -321,7 +418,10 @@ fn descriptor_budget(options: &NodeOptions) -> (usize, usize) {
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
     let limit = if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 };
     let shards = options.shards.len().max(1);
-    let usable = limit.saturating_sub(RESERVED_DESCRIPTORS);
+    // A link each way between each of our shards and, taking theirs to be as many, each of the others'.
+    let peers = options.internal.as_ref().map_or(0, |internal| internal.peers.len());
+    let links = shards.saturating_mul(shards).saturating_mul(2 * peers);
+    let usable = limit.saturating_sub(RESERVED_DESCRIPTORS + links);
     let max_handles = (usable / 4 / shards).clamp(16, MAX_HANDLES_PER_SHARD);
     let possible = usable.saturating_sub(max_handles.saturating_mul(shards)).max(16);
     (max_handles, possible.min(options.max_connections))

@@ -1,6 +1,7 @@
 //! What is in flight on a shard's ring, with the buffers that each operation owns.
 
 use super::files::FileIo;
+use super::peers::PeerOp;
 use super::send::SendOp;
 use crate::engine::ConnId;
 
@@ -17,6 +18,8 @@ pub(super) enum Op {
     ReceiveRest(ConnId, Vec<u8>),
     /// Sending.
     Send(ConnId, Box<SendOp>),
+    /// An operation of the links to other nodes.
+    Peer(PeerOp),
     /// A file operation.
     File(Box<FileIo>),
 }
@@ -24,5 +27,11 @@ pub(super) enum Op {
 impl From<Box<FileIo>> for Op {
     fn from(io: Box<FileIo>) -> Self {
         Self::File(io)
+    }
+}
+
+impl From<PeerOp> for Op {
+    fn from(op: PeerOp) -> Self {
+        Self::Peer(op)
     }
 }

@@ -191,6 +191,19 @@ impl SendQueue {
         }
     }
 
+    /// Appends bytes of a chunk.
+    pub(super) fn push_slice(&mut self, slice: ChunkSlice) {
+        if !slice.is_empty() {
+            self.bytes += slice.len();
+            self.parts.push_back(Part::Slice(slice));
+        }
+    }
+
+    /// Parts waiting: runs of encoded bytes, and slices.
+    pub(super) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// The next send, or `None` when nothing waits.
     pub(super) fn next_op(&mut self, spares: &mut Spares) -> Option<Box<SendOp>> {
         if self.parts.is_empty() {

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement};
-use pyralog_core::ShardId;
 use pyralog_core::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS_PER_SHARD};
+use pyralog_core::{NodeId, ShardId};
 
 use super::connections::Connections;
 use super::doorman::Doorman;
@@ -18,6 +18,7 @@ use super::files::Files;
 use super::node::{ControlEvent, StartError};
 use super::park::Park;
 use super::paths::Paths;
+use super::peers::{Links, LinksConfig, resolve::Resolve};
 use super::receive::Identity;
 use super::recovery_disk::RealDisk;
 use super::ring::Ring;
@@ -39,6 +40,8 @@ pub(super) struct ShardStart {
     pub(super) shard: ShardId,
     pub(super) cpu: Option<usize>,
     pub(super) listener: TcpListener,
+    /// Of a node that has others.
+    pub(super) links: Option<LinksStart>,
     pub(super) config: EngineConfig,
     pub(super) paths: Paths,
     pub(super) max_handles: usize,
@@ -54,6 +57,24 @@ pub(super) struct ShardStart {
     pub(super) started: flume::Sender<Result<(), StartError>>,
     /// Dropped when the thread is at its end.
     pub(super) _alive: flume::Sender<()>,
+}
+
+/// What a shard's links to other nodes start with.
+pub(super) struct LinksStart {
+    pub(super) listener: TcpListener,
+    pub(super) config: LinksConfig,
+    /// Where names of nodes are looked up.
+    pub(super) names: flume::Sender<(ShardId, NodeId, String)>,
+}
+
+impl LinksStart {
+    fn links(self) -> Box<Links> {
+        let (shard, names) = (self.config.shard, self.names);
+        let resolve: Resolve = Box::new(move |node, name| {
+            let _ = names.send((shard, node, name.to_owned()));
+        });
+        Box::new(Links::new(self.config, self.listener, Some(resolve)))
+    }
 }
 
 /// Starts the shard's thread.
@@ -150,6 +171,7 @@ async fn serve(start: ShardStart) -> Result<(), String> {
         engine,
         config: start.config,
         connections,
+        links: start.links.map(LinksStart::links),
         files,
         mailbox: start.mailbox,
         waker,

@@ -30,6 +30,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
         data_dir: dir.to_owned(),
         journal_dir: dir.to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        internal: None,
         max_connections: 10_000,
         request_timeout: Duration::from_secs(30),
         spin_us: 0,
