@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,6 +16,7 @@ use pyralog_core::ErrorCode;
 use pyralog_core::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS_PER_SHARD};
 use pyralog_net::message::Response;
 
+use super::accept::{accept, is_exhausted};
 use super::connection::{Blocked, Connection, Held, Phase};
 use super::op::Op;
 use super::receive::{AssemblyBudget, Context, HandOver, Identity, Load, Received, received};
@@ -165,25 +166,18 @@ impl Connections {
         self.accepting = None;
         for _ in 0..ACCEPTS_PER_PASS {
             let Some(listener) = &self.listener else { return };
-            let (none, no_len) = (std::ptr::null_mut(), std::ptr::null_mut());
-            // The socket stays blocking: io_uring waits for such sockets only.
-            // SAFETY: plain system call; the result is checked and owned by nobody else.
-            let fd = unsafe { libc::accept4(listener.as_raw_fd(), none, no_len, libc::SOCK_CLOEXEC) };
-            if fd < 0 {
-                let error = std::io::Error::last_os_error();
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-                ) {
-                    tracing::warn!(
-                        "can't accept a connection: {error}; raise the limit of open files (ulimit -n 65536)"
-                    );
-                    self.accept_after_us = Some(now_us + ACCEPT_PAUSE_US);
+            let socket = match accept(listener) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    if is_exhausted(&error) {
+                        tracing::warn!(
+                            "can't accept a connection: {error}; raise the limit of open files (ulimit -n 65536)"
+                        );
+                        self.accept_after_us = Some(now_us + ACCEPT_PAUSE_US);
+                    }
+                    return;
                 }
-                return;
-            }
-            // SAFETY: just made.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            };
             self.admit(socket, now_us);
         }
     }

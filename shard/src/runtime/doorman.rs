@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use pyralog_net::{Protocol, sniff};
 
+use super::accept::accept;
 use super::node::ControlEvent;
 use super::threads;
 
@@ -119,18 +120,6 @@ fn stays(guest: &mut Guest, control: &flume::Sender<ControlEvent>) -> bool {
             guest.client = true;
             true
         }
-    }
-}
-
-fn accept(listener: &TcpListener) -> io::Result<OwnedFd> {
-    let (none, no_len) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // The socket stays blocking, as io_uring wants it.
-    // SAFETY: plain system call; the result is checked and owned by nobody else.
-    let fd = unsafe { libc::accept4(listener.as_raw_fd(), none, no_len, libc::SOCK_CLOEXEC) };
-    match fd >= 0 {
-        // SAFETY: just made.
-        true => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        false => Err(io::Error::last_os_error()),
     }
 }
 

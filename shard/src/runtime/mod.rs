@@ -8,6 +8,7 @@
 //! - [`files`], [`paths`], [`recovery_disk`]: the disk while serving, its layout, the disk during recovery.
 //! - [`ring`], [`recv_buffers`], `park`, [`wake`]: io_uring, its receive buffers, how a shard sleeps and is woken.
 
+mod accept;
 mod chunk_supply;
 mod connection;
 mod connections;

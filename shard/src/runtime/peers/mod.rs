@@ -16,7 +16,7 @@ pub mod resolve;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use ahash::AHashMap;
 use io_uring::types::Fd;
@@ -26,6 +26,7 @@ use pyralog_core::{NodeId, ShardId};
 use pyralog_net::peer::frame::{self, FrameKind};
 use smallvec::SmallVec;
 
+use super::accept::{accept, is_exhausted};
 use super::ring::{OpKey, Ring};
 use super::send::{SendEnd, SendOp, Spares};
 use crate::engine::{Event, LogLevel, PeerId};
@@ -490,26 +491,19 @@ impl Links {
         self.accepting = None;
         for _ in 0..ACCEPTS_PER_PASS {
             let Some(listener) = &self.listener else { return };
-            let (none, no_len) = (std::ptr::null_mut(), std::ptr::null_mut());
-            // The socket stays blocking: io_uring waits for such sockets only.
-            // SAFETY: plain system call; the result is checked and owned by nobody else.
-            let fd = unsafe { libc::accept4(listener.as_raw_fd(), none, no_len, libc::SOCK_CLOEXEC) };
-            if fd < 0 {
-                let error = std::io::Error::last_os_error();
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-                ) {
-                    let text = format!(
-                        "can't accept a link: {error}; raise the limit of open files (ulimit -n 65536)"
-                    );
-                    self.logs.push((LogLevel::Warn, text));
-                    self.accept_after_us = Some(self.now_us + ACCEPT_PAUSE_US);
+            let socket = match accept(listener) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    if is_exhausted(&error) {
+                        let text = format!(
+                            "can't accept a link: {error}; raise the limit of open files (ulimit -n 65536)"
+                        );
+                        self.logs.push((LogLevel::Warn, text));
+                        self.accept_after_us = Some(self.now_us + ACCEPT_PAUSE_US);
+                    }
+                    return;
                 }
-                return;
-            }
-            // SAFETY: just made.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            };
             if self.paused {
                 continue;
             }
