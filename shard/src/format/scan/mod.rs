@@ -180,7 +180,7 @@ pub struct Scanner {
 }
 
 /// Scans a shard's journal `files` (number and length) from the checkpoint's replay point on; without one from
-/// the file with the lowest generation.
+/// commit 1 on, in the file with the lowest generation.
 ///
 /// # Errors
 /// When the disk or the sink fails, or when the log's end can't be established; see [`ScanError`].
@@ -240,8 +240,7 @@ impl Scanner {
 struct Start {
     place: Option<Place>,
     lsn: u64,
-    /// `None`: not known, any predecessor is right.
-    prev_crc: Option<u32>,
+    prev_crc: u32,
     incarnation: u64,
     /// What to say when nothing is found from here on although something was written before.
     unfounded: Option<ScanError>,
@@ -289,19 +288,16 @@ impl Start {
         Ok(Self {
             place: Some(Place { file, generation, position }),
             lsn,
-            prev_crc: Some(prev_crc),
+            prev_crc,
             incarnation,
             unfounded: (!founded).then(|| error("the file holds nothing of that generation")),
         })
     }
 
+    /// Without a checkpoint no file was ever used twice and the log begins with commit 1, whatever can be read: a
+    /// first file that is gone must not let the log begin later, as if nothing had been before.
     fn lowest(survey: &Survey) -> Self {
-        let Some((place, first_lsn)) = survey.lowest() else {
-            return Self { place: None, lsn: 1, prev_crc: Some(0), incarnation: 0, unfounded: None };
-        };
-        // A journal's very first file begins with commit 1, whatever can be read of it.
-        let (lsn, prev_crc) = if place.generation == 1 { (1, Some(0)) } else { (first_lsn, None) };
-        Self { place: Some(place), lsn, prev_crc, incarnation: 0, unfounded: None }
+        Self { place: survey.lowest(), lsn: 1, prev_crc: 0, incarnation: 0, unfounded: None }
     }
 }
 
@@ -325,7 +321,7 @@ struct Walk<'a> {
     place: Option<Place>,
     /// The next commit.
     next: u64,
-    prev_crc: Option<u32>,
+    prev_crc: u32,
     incarnation: u64,
     /// The next commit's header, when that is at its place and its frames are not.
     broken: Option<CommitHeader>,
@@ -357,7 +353,7 @@ impl Walk<'_> {
         let generation = |file| Some(self.survey.generation(file)).filter(|generation| *generation > 0);
         Ok(ScanEnd {
             next_lsn: self.next,
-            prev_crc: self.prev_crc.unwrap_or(0),
+            prev_crc: self.prev_crc,
             incarnation: self.survey.incarnation.max(self.incarnation),
             resume: self.place,
             files: self.files.keys().map(|file| (*file, generation(*file))).collect(),
@@ -410,7 +406,7 @@ impl Walk<'_> {
         header.lsn == self.next
             && header.generation == place.generation
             && header.incarnation >= self.incarnation
-            && self.prev_crc.is_none_or(|crc| crc == header.prev_crc)
+            && header.prev_crc == self.prev_crc
     }
 
     /// Reads the region of a commit and verifies all its frames into `self.frames`.
@@ -441,7 +437,7 @@ impl Walk<'_> {
         self.first_lsn.get_or_insert(header.lsn);
         self.commits += 1;
         self.next = header.lsn.saturating_add(1);
-        self.prev_crc = Some(header.header_crc);
+        self.prev_crc = header.header_crc;
         self.incarnation = header.incarnation;
         self.place = Some(Place { position: header.end_position(), ..place });
         Ok(())

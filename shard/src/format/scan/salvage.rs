@@ -1,6 +1,8 @@
 //! What happens at a gap: the look ahead over everything that is left, the decision between a torn tail and
 //! corruption, and the way on behind corruption.
 
+use std::collections::BTreeSet;
+
 use pyralog_core::limits::JOURNAL_ALIGN;
 
 use super::{Damage, Lost, Place, ScanError, Walk, payload};
@@ -67,27 +69,22 @@ impl Walk<'_> {
     }
 
     /// Reads everything that the missing commit or evidence for it could be in: the rest of this file, all files
-    /// of higher generations, and the first region of all others (a file whose new first commit was lost still
-    /// begins with an old one).
+    /// of higher generations, and the first region of all others, this one included (a file whose new first
+    /// commit was lost still begins with an old one; and one that the log has left may have been taken again).
     fn look_ahead(&mut self, here: Place) -> Result<Ahead, ScanError> {
         let mut candidates = Vec::new();
         let mut buffer = Vec::new();
         let region = self.region_bytes as u64;
         for (file, len) in self.files.clone() {
-            let newer = self.survey.generation(file) > here.generation;
-            // A file that the log has left may have been taken for a later generation.
-            let current = file == here.file && here.position < len && !newer;
-            let from = if current { here.position } else { 0 };
             for start in (0..len).step_by(self.region_bytes) {
-                let wanted = match current {
-                    true => start + region > from,
-                    false => start == 0 || self.survey.generation(file) > here.generation,
-                };
-                if !wanted {
+                // Asked for each region: its first one may have told that the file is newer.
+                let newer = self.survey.generation(file) > here.generation;
+                let rest = file == here.file && start + region > here.position;
+                if start > 0 && !newer && !rest {
                     continue;
                 }
                 buffer.resize((len - start).min(region) as usize, 0);
-                self.survey.headers(self.disk, (file, start), from, &mut buffer, &mut |header, intact| {
+                self.survey.headers(self.disk, (file, start), &mut buffer, &mut |header, intact| {
                     candidates.extend(Candidate::of(&header, intact));
                 })?;
             }
@@ -103,14 +100,16 @@ impl Walk<'_> {
         Ok(Ahead { candidates })
     }
 
-    /// Marks the candidates that are known to be part of the log. Two things prove it: a header of the same life
+    /// Marks the candidates that are known to be part of the log. Three things prove it: a header of the same life
     /// that claims a durable point at or above the candidate (a life writes each lsn once, and what it made durable
-    /// no later life declares dead); or a commit that chains to it, of a later life (which found it alive) or
-    /// proven itself.
+    /// no later life declares dead); a commit that chains to it, of a later life (which found it alive) or proven
+    /// itself; or a proven commit of the same life anywhere above it, as a life's commits chain to one another.
+    /// The last one still holds when the life's highest claims were in its torn tail, and are overwritten.
     fn prove(&self, candidates: &mut [Candidate]) {
         // From the highest lsn down, so that successors are decided first.
         let mut successors: Vec<Candidate> = Vec::new();
         let mut current: Vec<Candidate> = Vec::new();
+        let mut live_above: BTreeSet<u64> = BTreeSet::new();
         for candidate in candidates.iter_mut().rev() {
             if current.first().is_some_and(|first| first.lsn != candidate.lsn) {
                 successors = std::mem::take(&mut current);
@@ -120,7 +119,12 @@ impl Walk<'_> {
                     && next.prev_crc == candidate.header_crc
                     && (next.incarnation > candidate.incarnation || next.live)
             });
-            candidate.live = chained || self.survey.claim(candidate.incarnation) >= candidate.lsn;
+            candidate.live = chained
+                || self.survey.claim(candidate.incarnation) >= candidate.lsn
+                || live_above.contains(&candidate.incarnation);
+            if candidate.live {
+                live_above.insert(candidate.incarnation);
+            }
             current.push(*candidate);
         }
     }

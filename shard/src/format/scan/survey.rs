@@ -15,8 +15,8 @@ pub(super) struct Survey {
     journal_id: u64,
     /// Valid headers at region starts, by file and position.
     region_starts: BTreeMap<(u32, u64), CommitHeader>,
-    /// Highest generation and lowest lsn seen in each file.
-    seen: BTreeMap<u32, (u64, u64)>,
+    /// Highest generation seen in each file.
+    seen: BTreeMap<u32, u64>,
     /// By incarnation: the highest durable point that one of its headers claims.
     claims: AHashMap<u64, u64>,
     /// The highest durable point that any header claims.
@@ -125,7 +125,7 @@ impl Survey {
             }
             if len > 0 && !survey.region_starts.contains_key(&(file, 0)) {
                 region.resize(scanner.region_bytes.min(len as usize), 0);
-                survey.headers(disk, (file, 0), 0, &mut region, &mut |_, _| {})?;
+                survey.headers(disk, (file, 0), &mut region, &mut |_, _| {})?;
             }
         }
         Ok(survey)
@@ -151,8 +151,8 @@ impl Survey {
         if header.file != file || header.position != position {
             return Ok(None);
         }
-        let seen = self.seen.entry(file).or_insert((0, u64::MAX));
-        *seen = (seen.0.max(header.generation), seen.1.min(header.lsn));
+        let seen = self.seen.entry(file).or_default();
+        *seen = header.generation.max(*seen);
         let claim = self.claims.entry(header.incarnation).or_default();
         *claim = header.durable_lsn.max(*claim);
         self.durable = self.durable.max(header.durable_lsn);
@@ -160,19 +160,18 @@ impl Survey {
         Ok(Some(header))
     }
 
-    /// Reads the region at `(file, start)` into `buffer` and gives every header in it from `from` on, with whether
-    /// all frames of the commit are intact. The inside of an intact commit is not looked at.
+    /// Reads the region at `(file, start)` into `buffer` and gives every header in it, with whether all frames of
+    /// the commit are intact. The inside of an intact commit is not looked at.
     pub(super) fn headers(
         &mut self,
         disk: &mut dyn RecoveryDisk,
         (file, start): (u32, u64),
-        from: u64,
         buffer: &mut [u8],
         found: &mut dyn FnMut(CommitHeader, bool),
     ) -> Result<(), ScanError> {
         read_blocks(disk, file, start, buffer, &mut self.unreadable)?;
         let mut frames = Vec::new();
-        let mut at = from.saturating_sub(start) as usize;
+        let mut at = 0;
         while let Some(bytes) = buffer.get(at..).filter(|bytes| !bytes.is_empty()) {
             let mut step = JOURNAL_ALIGN;
             if let Some(header) = self.note(file, start + at as u64, bytes)? {
@@ -195,7 +194,7 @@ impl Survey {
 
     /// The highest generation seen in the file; 0 for none.
     pub(super) fn generation(&self, file: u32) -> u64 {
-        self.seen.get(&file).map_or(0, |seen| seen.0)
+        self.seen.get(&file).copied().unwrap_or(0)
     }
 
     /// The valid header at a region's start.
@@ -208,12 +207,11 @@ impl Survey {
         self.claims.get(&incarnation).copied().unwrap_or(0)
     }
 
-    /// The start of the file with the lowest generation, and the lowest lsn in it.
-    pub(super) fn lowest(&self) -> Option<(Place, u64)> {
-        let starts = self.seen.iter().map(|(&file, &(highest, lsn))| {
-            let first = self.region_starts.get(&(file, 0));
-            let generation = first.map_or(highest, |header| header.generation);
-            (Place { generation, position: 0, file }, first.map_or(lsn, |header| header.lsn))
+    /// The start of the file with the lowest generation.
+    pub(super) fn lowest(&self) -> Option<Place> {
+        let starts = self.seen.iter().map(|(&file, &highest)| {
+            let generation = self.region_starts.get(&(file, 0)).map_or(highest, |header| header.generation);
+            Place { generation, position: 0, file }
         });
         starts.min()
     }
