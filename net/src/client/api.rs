@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Outcome};
 
 use super::backoff::Backoff;
 use super::connection::{Connection, Received};
@@ -56,6 +56,17 @@ pub struct NodeInfo {
     pub catalog_version: u64,
     /// Its version string.
     pub server: String,
+}
+
+/// What a request is, for what may be done after an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Changes nothing: may be asked again after any error that passes.
+    Question,
+    /// Changes something: sent again only after errors that say that it was not accepted.
+    Change,
+    /// A question about a partition: when the shard does not own it any more, the caller has to look for who does.
+    OfPartition,
 }
 
 /// A client of one node. Blocking; one request at a time.
@@ -131,7 +142,7 @@ impl Client {
         self.forget_topic(name);
         let request =
             Request::CreateTopic(CreateTopicRequest { name, partitions, retention_bytes, retention_ms });
-        self.call(CONTROLLER, &request, true, |received| match received.response {
+        self.call(CONTROLLER, &request, Kind::Change, |received| match received.response {
             Response::CreateTopic(reply) => Some(reply.id),
             _ => None,
         })
@@ -141,7 +152,7 @@ impl Client {
     pub fn delete_topic(&mut self, name: &str) -> Result<(), ClientError> {
         self.forget_topic(name);
         let request = Request::DeleteTopic(DeleteTopicRequest { name });
-        self.call(CONTROLLER, &request, true, |received| match received.response {
+        self.call(CONTROLLER, &request, Kind::Change, |received| match received.response {
             Response::DeleteTopic => Some(()),
             _ => None,
         })
@@ -149,7 +160,7 @@ impl Client {
 
     /// A new producer id.
     pub fn init_producer_id(&mut self) -> Result<InitProducerIdReply, ClientError> {
-        self.call(CONTROLLER, &Request::InitProducerId, false, |received| match received.response {
+        self.call(CONTROLLER, &Request::InitProducerId, Kind::Question, |received| match received.response {
             Response::InitProducerId(reply) => Some(reply),
             _ => None,
         })
@@ -210,10 +221,15 @@ impl Client {
                 let count = MAX_DESCRIBED_PARTITIONS.min(total - first);
                 let request = DescribePartitionsRequest { topic: metadata.id, first, count };
                 let request = Request::DescribePartitions(request);
-                states.extend(self.call(shard, &request, false, |received| match received.response {
-                    Response::DescribePartitions(states) => Some(states),
-                    _ => None,
-                })?);
+                states.extend(self.call(
+                    shard,
+                    &request,
+                    Kind::Question,
+                    |received| match received.response {
+                        Response::DescribePartitions(states) => Some(states),
+                        _ => None,
+                    },
+                )?);
             }
         }
         states.sort_unstable_by_key(|state| state.partition);
@@ -222,14 +238,14 @@ impl Client {
 
     /// A round trip to a shard.
     pub fn ping(&mut self, shard: u16) -> Result<(), ClientError> {
-        self.call(shard, &Request::Ping, false, |received| {
+        self.call(shard, &Request::Ping, Kind::Question, |received| {
             matches!(received.response, Response::Pong).then_some(())
         })
     }
 
     fn metadata_page(&mut self, topic: Option<&str>, start_after: u32) -> Result<MetadataReply, ClientError> {
         let request = Request::Metadata(MetadataRequest { topic, start_after });
-        self.call(CONTROLLER, &request, false, |received| match received.response {
+        self.call(CONTROLLER, &request, Kind::Question, |received| match received.response {
             Response::Metadata(reply) => Some(*reply),
             _ => None,
         })
@@ -252,7 +268,7 @@ impl Client {
                 return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
             };
             let group = GroupId::new(metadata.id, partition);
-            match self.call(place.shard, &request(group), false, &mut parse) {
+            match self.call(place.shard, &request(group), Kind::OfPartition, &mut parse) {
                 Err(error) if error.asks_for_metadata() && Instant::now() < deadline => {
                     self.forget_topic(topic);
                     std::thread::sleep(backoff.step());
@@ -262,18 +278,17 @@ impl Client {
         }
     }
 
-    /// A request to a shard, tried again after retriable errors: when it `changes` something, only after errors
-    /// that say that it was not accepted.
+    /// A request to a shard, tried again after retriable errors as its kind allows.
     fn call<T>(
         &mut self,
         shard: u16,
         request: &Request<'_>,
-        changes: bool,
+        kind: Kind,
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
         let deadline = Instant::now() + self.config.retry_for;
         let mut backoff = Backoff::new();
-        if changes {
+        if kind == Kind::Change {
             // One that the node has closed meanwhile would leave the outcome unknown.
             self.connections.remove(&shard);
         }
@@ -285,13 +300,13 @@ impl Client {
             if error.breaks_connection() {
                 self.connections.remove(&shard);
             }
-            let unsafe_again = changes && error.outcome() == pyralog_core::Outcome::Unknown;
+            let final_for_kind = match kind {
+                Kind::Question => false,
+                Kind::Change => error.outcome() == Outcome::Unknown,
+                Kind::OfPartition => error.asks_for_metadata(),
+            };
             let wait = backoff.step();
-            if !error.retriable()
-                || error.asks_for_metadata()
-                || unsafe_again
-                || Instant::now() + wait >= deadline
-            {
+            if !error.retriable() || final_for_kind || Instant::now() + wait >= deadline {
                 return Err(error);
             }
             std::thread::sleep(wait);
