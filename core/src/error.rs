@@ -117,7 +117,7 @@ error_codes! {
     TopicAlreadyExists = 21, false, NotAccepted, "a topic of that name exists; choose another name";
     /// The topic's name or settings are not valid.
     InvalidTopic = 22, false, NotAccepted,
-        "topic names are 1 to 249 of a-z A-Z 0-9 . _ - and partitions 1 to the bound in docs/protocol.md";
+        "a topic's name, partitions, quorums or retention are not allowed; docs/protocol.md says what is";
     /// A bound on topics or partitions is reached.
     LimitReached = 23, false, NotAccepted, "the node holds as many topics or partitions as its bound allows";
     /// The compression named by the batch is not supported.

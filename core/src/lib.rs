@@ -8,6 +8,8 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod murmur2;
+pub mod quorums;
 
 pub use error::{ErrorCode, Outcome};
 pub use ids::{GroupId, NodeId, ShardId, TopicId};
+pub use quorums::Quorums;

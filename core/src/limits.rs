@@ -26,12 +26,16 @@ pub const MAX_WAITING_FETCHES_PER_SHARD: usize = 65_536;
 pub const MAX_TOPIC_NAME_BYTES: usize = 249;
 /// Most partitions of one topic.
 pub const MAX_PARTITIONS_PER_TOPIC: u32 = 65_536;
-/// Most partitions on one node, all topics together.
+/// Most partitions of a cluster, all topics together, and so of a node.
 pub const MAX_PARTITIONS_PER_NODE: u32 = 131_072;
-/// Most topics on one node.
+/// Most topics of a cluster.
 pub const MAX_TOPICS: u32 = 65_536;
 /// Most shards of one node.
 pub const MAX_SHARDS: u16 = 256;
+/// Most replicas of one partition.
+pub const MAX_REPLICATION_FACTOR: u8 = 5;
+/// Longest address of a node, bytes.
+pub const MAX_ADDRESS_BYTES: usize = 512;
 /// Requests of one connection whose replies are outstanding; beyond it the socket is not read, and what was read
 /// already waits.
 pub const MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION: usize = 4_096;
@@ -294,7 +298,14 @@ const _: () = {
     let partitions = MAX_PARTITIONS_PER_NODE as usize * 64;
     let segments = MAX_SEGMENTS_PER_SHARD * 32;
     let topics = MAX_TOPICS as usize * (MAX_TOPIC_NAME_BYTES + 64);
-    assert!(producers + partitions + segments + topics <= MAX_CHECKPOINT_BYTES);
+    let replicas = MAX_PARTITIONS_PER_NODE as usize * MAX_REPLICATION_FACTOR as usize * 10;
+    let nodes = MAX_NODES * (2 * MAX_ADDRESS_BYTES + 64);
+    assert!(producers + partitions + segments + topics + replicas + nodes <= MAX_CHECKPOINT_BYTES);
+    // The placement of the largest topic fits one record: two bytes a replica and eight for each shard that has one.
+    let slots = MAX_PARTITIONS_PER_TOPIC as usize * MAX_REPLICATION_FACTOR as usize * 2;
+    let homes = MAX_NODES * MAX_SHARDS as usize * 8;
+    assert!(slots + homes + 1024 + BATCH_HEADER_BYTES <= MAX_BATCH_BYTES);
+    assert!(MAX_NODES * MAX_SHARDS as usize <= 1 << 16);
 };
 
 #[cfg(test)]

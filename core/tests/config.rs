@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use pyralog_core::Quorums;
 use pyralog_core::config::keys::{KEYS, Key};
 use pyralog_core::config::presets::PRESETS;
 use pyralog_core::config::{
-    Config, ConfigErrors, Effective, Flag, FsyncPolicy, Hugepages, Layers, Origin, docs, load,
+    ClusterNode, Config, ConfigErrors, Effective, Flag, FsyncPolicy, Hugepages, Layers, Origin, docs, load,
 };
 
 fn yaml(text: &str) -> Layers {
@@ -98,6 +99,14 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("storage.retention.ms", "604800000"),
     ("storage.journal.file_size", "128MiB"),
     ("storage.journal.writes_in_flight", "4"),
+    ("replication.factor", "1"),
+    ("replication.write_quorum", "1"),
+    ("replication.read_quorum", "1"),
+    ("replication.min_insync_replicas", "1"),
+    ("replication.election_timeout.min_ms", "150"),
+    ("replication.election_timeout.max_ms", "1s"),
+    ("replication.heartbeat_ms", "20"),
+    ("replication.ack_timeout_ms", "2000"),
     ("runtime.shards", "2"),
     ("runtime.cpus", "0-3,6"),
     ("runtime.spin_us", "50"),
@@ -260,6 +269,14 @@ fn values_out_of_bounds_are_refused_with_the_bound() {
         ("storage.retention.ms", "0", "or unlimited"),
         ("storage.journal.file_size", "66MiB", "in multiples of 4MiB"),
         ("storage.journal.writes_in_flight", "17", "from 1 to 16"),
+        ("node.cluster_nodes", "0@a:1", "ID@HOST:PORT"),
+        ("node.cluster_nodes", "1@a", "ID@HOST:PORT"),
+        ("node.cluster_nodes", "x@a:1", "ID@HOST:PORT"),
+        ("node.cluster_nodes", "1@2@a:1", "ID@HOST:PORT"),
+        ("replication.factor", "6", "from 1 to 5, or auto"),
+        ("replication.write_quorum", "0", "from 1 to 5, or auto"),
+        ("replication.election_timeout.min_ms", "5", "from 20 to 60000"),
+        ("replication.heartbeat_ms", "1", "from 5 to 10000"),
         ("runtime.shards", "0", "from 1 to 256, or auto"),
         ("runtime.cpus", "3-1", "0-3,6"),
         ("runtime.spin_us", "99999", "from 0 to 10000"),
@@ -308,6 +325,69 @@ fn what_can_not_work_is_refused_with_the_reason() {
         &Layers { preset: Some("fast".to_owned()), ..Layers::default() },
         &["preset fast", "low-latency"],
     );
+}
+
+/// What is wrong with a list of nodes, told beside the refusal of a second node.
+#[test]
+fn the_list_of_nodes_is_checked() {
+    let refused_as = |more: &[(&str, &str)], parts: &[&str]| {
+        let errors = refused(&env(more));
+        assert!(errors.to_string().contains("does not replicate"), "{errors}");
+        let told =
+            |part: &&str| errors.0.iter().any(|e| e.key == "node.cluster_nodes" && e.message.contains(part));
+        assert!(parts.iter().all(told), "{parts:?}: {errors}");
+    };
+    let nodes = "PYRALOG_CLUSTER_NODES";
+    refused_as(&[(nodes, "1@a:1,b:2")], &["some entries have an id"]);
+    refused_as(&[(nodes, "1@a:1,1@b:2")], &["node 1 is there twice"]);
+    refused_as(&[(nodes, "a:1,b:1,a:1")], &["a:1 is there twice"]);
+    refused_as(&[(nodes, "2@a:1,3@b:2")], &["this node is 1", "not among the nodes 2, 3"]);
+    refused_as(
+        &[(nodes, "a:1,b:2"), ("PYRALOG_NODE_ID", "3")],
+        &["this node is 3", "not among the nodes 1, 2"],
+    );
+    let many: Vec<String> = (1..=65).map(|n| format!("h{n}:1")).collect();
+    refused_as(&[(nodes, &many.join(","))], &["64 is the bound"]);
+    let errors = refused(&env(&[(nodes, "7@a:1,1@b:2")]));
+    assert_eq!(errors.0.len(), 1, "ids in any order are fine, only the second node is refused: {errors}");
+    // One entry is this node, as ever: by any id when it names none.
+    let own = ok(&env(&[(nodes, "127.0.0.1:9092"), ("PYRALOG_NODE_ID", "7")]));
+    assert_eq!(own.config.cluster_nodes().collect::<Vec<_>>(), [(1, "127.0.0.1:9092")]);
+    let own = ok(&env(&[(nodes, "7@127.0.0.1:9092"), ("PYRALOG_NODE_ID", "7")]));
+    assert_eq!(own.config.cluster_nodes().collect::<Vec<_>>(), [(7, "127.0.0.1:9092")]);
+}
+
+#[test]
+fn copies_and_quorums_fit_each_other_and_the_nodes() {
+    let alone = ok(&Layers::default()).config;
+    assert_eq!(alone.topic_quorums(), Quorums::of(1));
+    let mut config = alone.clone();
+    for (nodes, copies) in [(1, 1), (2, 2), (3, 3), (5, 3)] {
+        let node = ClusterNode { id: None, address: "a:1".to_owned() };
+        config.node.cluster_nodes = vec![node; nodes];
+        assert_eq!(config.topic_quorums(), Quorums::of(copies), "{nodes} nodes");
+    }
+    config.replication.write_quorum = Some(3);
+    assert_eq!(config.topic_quorums().write_quorum, 3);
+    refused_with(&yaml("replication: {factor: 3}"), &["replication.factor", "3 copies", "this one only"]);
+    refused_with(&yaml("replication: {write_quorum: 2}"), &["replication.write_quorum", "2 of 1 copies"]);
+    refused_with(&yaml("replication: {read_quorum: 2}"), &["replication.read_quorum", "2 of 1 copies"]);
+    refused_with(
+        &yaml("replication: {min_insync_replicas: 2}"),
+        &["replication.min_insync_replicas", "2 of 1"],
+    );
+}
+
+#[test]
+fn election_times_fit_each_other() {
+    let times = |min: u64, max: u64, heartbeat: u64| {
+        yaml(&format!(
+            "replication: {{election_timeout: {{min_ms: {min}, max_ms: {max}}}, heartbeat_ms: {heartbeat}}}"
+        ))
+    };
+    ok(&times(100, 101, 49));
+    refused_with(&times(300, 300, 50), &["election_timeout.max_ms", "not above", "write about 600"]);
+    refused_with(&times(100, 200, 50), &["replication.heartbeat_ms", "not below half", "write about 25"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::tree::Node;
 use super::units;
-use super::{FsyncPolicy, Hugepages};
+use super::{ClusterNode, FsyncPolicy, Hugepages};
 
 /// Shortest and longest interval of `fsync_policy: interval(…)`, microseconds.
 const FSYNC_INTERVAL_US: (u64, u64) = (1_000, 10_000_000);
@@ -60,7 +60,7 @@ pub(super) enum Field<'a> {
     Socket(&'a mut SocketAddr),
     OptSocket(&'a mut Option<SocketAddr>, &'static str),
     OptHostPort(&'a mut Option<String>, &'static str),
-    HostPorts(&'a mut Vec<String>),
+    Nodes(&'a mut Vec<ClusterNode>),
     Cpus(&'a mut Option<Vec<usize>>),
     Fsync(&'a mut FsyncPolicy),
     Hugepages(&'a mut Hugepages),
@@ -95,7 +95,7 @@ impl Field<'_> {
             Self::Socket(out) => **out = text(node).and_then(socket).ok_or(usage)?,
             Self::OptSocket(out, _) => **out = Some(text(node).and_then(socket).ok_or(usage)?),
             Self::OptHostPort(out, _) => **out = Some(text(node).and_then(host_port).ok_or(usage)?),
-            Self::HostPorts(out) => **out = host_ports(node).ok_or(usage)?,
+            Self::Nodes(out) => **out = nodes(node).ok_or(usage)?,
             Self::Cpus(out) => **out = cpus(node).ok_or(usage)?,
             Self::Fsync(out) => **out = text(node).and_then(fsync).ok_or(usage)?,
             // YAML reads the word `off` as false.
@@ -120,7 +120,7 @@ impl Field<'_> {
             Self::Socket(v) => v.to_string(),
             Self::OptSocket(v, unset) => v.map_or(format!("({unset})"), |v| v.to_string()),
             Self::OptHostPort(v, unset) => v.as_ref().map_or(format!("({unset})"), Clone::clone),
-            Self::HostPorts(v) => format!("[{}]", v.join(", ")),
+            Self::Nodes(v) => format!("[{}]", node_texts(v).join(", ")),
             Self::Cpus(v) => v.as_ref().map_or("auto".to_owned(), |v| units::format_cpus(v)),
             Self::Fsync(v) => match **v {
                 FsyncPolicy::EveryWrite => "every_write".to_owned(),
@@ -147,7 +147,7 @@ impl Field<'_> {
             Self::OptPath(v, _) => json!(v.as_ref().map(|v| v.display().to_string())),
             Self::OptSocket(v, _) => json!(v),
             Self::OptHostPort(v, _) => json!(v),
-            Self::HostPorts(v) => json!(v),
+            Self::Nodes(v) => json!(node_texts(v)),
             Self::Cpus(v) => json!(v),
             Self::Path(_) | Self::Socket(_) | Self::Fsync(_) | Self::Hugepages(_) => json!(self.render()),
         }
@@ -163,7 +163,7 @@ impl Field<'_> {
             Self::Path(_) | Self::OptPath(..) => "path",
             Self::Socket(_) | Self::OptSocket(..) => "IP:PORT",
             Self::OptHostPort(..) => "HOST:PORT",
-            Self::HostPorts(_) => "list of HOST:PORT",
+            Self::Nodes(_) => "list of ID@HOST:PORT",
             Self::Cpus(_) => "CPU list",
             Self::Fsync(_) | Self::Hugepages(_) => "word",
         }
@@ -188,7 +188,10 @@ impl Field<'_> {
             Self::OptHostPort(..) => {
                 "a host and a port from 1 to 65535, like log1.example.org:9092".to_owned()
             }
-            Self::HostPorts(_) => "a list of HOST:PORT (or one text with commas)".to_owned(),
+            Self::Nodes(_) => {
+                "a list of ID@HOST:PORT, or of HOST:PORT for the nodes 1, 2, 3 … (or one text with commas)"
+                    .to_owned()
+            }
             Self::Cpus(_) => "auto, or CPU numbers like 0-3,6".to_owned(),
             Self::Fsync(_) => {
                 let (min, max) = FSYNC_INTERVAL_US;
@@ -281,13 +284,25 @@ fn host_port(text: &str) -> Option<String> {
     (port != 0 && !host.is_empty() && host.len() <= 253 && good_host).then(|| text.to_owned())
 }
 
-fn host_ports(node: &Node) -> Option<Vec<String>> {
+fn nodes(node: &Node) -> Option<Vec<ClusterNode>> {
     match node {
-        Node::List(list) => list.iter().map(|n| text(n).and_then(host_port)).collect(),
+        Node::List(list) => list.iter().map(|n| text(n).and_then(cluster_node)).collect(),
         Node::Text(text) if text.trim().is_empty() => Some(Vec::new()),
-        Node::Text(text) => text.split(',').map(|t| host_port(t.trim())).collect(),
+        Node::Text(text) => text.split(',').map(|t| cluster_node(t.trim())).collect(),
         _ => None,
     }
+}
+
+fn cluster_node(text: &str) -> Option<ClusterNode> {
+    let (id, address) = match text.split_once('@') {
+        Some((id, address)) => (Some(id.parse().ok().filter(|id| *id > 0)?), address),
+        None => (None, text),
+    };
+    Some(ClusterNode { id, address: host_port(address)? })
+}
+
+pub(super) fn node_texts(nodes: &[ClusterNode]) -> Vec<String> {
+    nodes.iter().map(ClusterNode::to_string).collect()
 }
 
 /// `Some(None)` is `auto`.

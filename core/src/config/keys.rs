@@ -89,10 +89,10 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "node.cluster_nodes",
-        doc: "Client addresses of the cluster's nodes.",
+        doc: "The cluster's nodes by their internal addresses, this one among them; the same list on every node.",
         why: "This version does not replicate: anything but this node's own address is refused, so that nobody \
               believes in copies that do not exist.",
-        field: |c| Field::HostPorts(&mut c.node.cluster_nodes),
+        field: |c| Field::Nodes(&mut c.node.cluster_nodes),
     },
     Key {
         path: "network.listen_address",
@@ -223,6 +223,77 @@ pub const KEYS: &[Key] = &[
         why: "With two, the next commit need not wait for the last one to return. More helps disks with deep queues \
               and costs latency on those without.",
         field: |c| Field::Number(&mut c.storage.journal.writes_in_flight, 1, 16),
+    },
+    Key {
+        path: "replication.factor",
+        doc: "Copies of each partition, for topics that do not say otherwise.",
+        why: "`auto` is three, or as many as node.cluster_nodes names: with three copies one node may be lost for good \
+              while another is restarted.",
+        field: |c| {
+            Field::OptNumber(&mut c.replication.factor, 1, limits::MAX_REPLICATION_FACTOR.into(), "auto")
+        },
+    },
+    Key {
+        path: "replication.write_quorum",
+        doc: "Copies that must be durable before a record is acknowledged, for topics that do not say otherwise.",
+        why: "`auto` is a majority, the least that is safe: two leaders can't both reach it. More of them survive more \
+              losses at once, and the slowest of them decides how long an acknowledgement takes.",
+        field: |c| {
+            Field::OptNumber(
+                &mut c.replication.write_quorum,
+                1,
+                limits::MAX_REPLICATION_FACTOR.into(),
+                "auto",
+            )
+        },
+    },
+    Key {
+        path: "replication.read_quorum",
+        doc: "Copies that a linearizable read asks, for topics that do not say otherwise.",
+        why: "`auto` is a majority. Together with the write quorum it has to be more than the number of copies, so that \
+              every read meets every acknowledged write.",
+        field: |c| {
+            Field::OptNumber(&mut c.replication.read_quorum, 1, limits::MAX_REPLICATION_FACTOR.into(), "auto")
+        },
+    },
+    Key {
+        path: "replication.min_insync_replicas",
+        doc: "Copies that must be in sync for a partition to take writes, for topics that do not say otherwise.",
+        why: "`auto` is the write quorum: a write that could not be acknowledged is refused at once instead of waiting.",
+        field: |c| {
+            Field::OptNumber(
+                &mut c.replication.min_insync_replicas,
+                1,
+                limits::MAX_REPLICATION_FACTOR.into(),
+                "auto",
+            )
+        },
+    },
+    Key {
+        path: "replication.election_timeout.min_ms",
+        doc: "Shortest time without a word from its leader after which a replica asks to be elected. This version does \
+              not replicate: the value is checked and not used yet.",
+        why: "Shorter fails over sooner; too short takes a slow disk or a busy core for a dead leader.",
+        field: |c| Field::Duration(&mut c.replication.election_timeout.min_ms, Unit::Ms, 20, 60_000),
+    },
+    Key {
+        path: "replication.election_timeout.max_ms",
+        doc: "Longest such time; each replica draws one between the two. Not used yet either.",
+        why: "Twice the shortest: replicas rarely ask at the same moment and split the votes.",
+        field: |c| Field::Duration(&mut c.replication.election_timeout.max_ms, Unit::Ms, 40, 120_000),
+    },
+    Key {
+        path: "replication.heartbeat_ms",
+        doc: "How often a leader is heard at least while its partition is in use. Not used yet either.",
+        why: "Below half of the shortest election timeout, so that one lost message deposes nobody.",
+        field: |c| Field::Duration(&mut c.replication.heartbeat_ms, Unit::Ms, 5, 10_000),
+    },
+    Key {
+        path: "replication.ack_timeout_ms",
+        doc: "A produce that has its offset and not its quorum in this time is answered with RequestTimedOut; it may \
+              still be committed. Not used yet either.",
+        why: "Longer than an election, so that a fail-over is waited for rather than told.",
+        field: |c| Field::Duration(&mut c.replication.ack_timeout_ms, Unit::Ms, 10, HOUR_MS),
     },
     Key {
         path: "runtime.shards",

@@ -5,6 +5,7 @@
 //! value, or *all* errors at once. The keys are listed in [`keys::KEYS`]; the parser, `pyralog config show` and
 //! `docs/configuration.md` all follow that table.
 
+mod cluster;
 pub mod docs;
 mod error;
 mod field;
@@ -18,6 +19,7 @@ mod validate;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+pub use cluster::{ClusterNode, ElectionTimeoutConfig, ReplicationConfig};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{Effective, Flag, Layers, Origin, load};
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// Journal, cache and segments.
     pub storage: StorageConfig,
+    /// Copies of partitions and the agreement between them.
+    pub replication: ReplicationConfig,
     /// Cores and memory.
     pub runtime: RuntimeConfig,
 }
@@ -45,8 +49,8 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Folder of the journals; see [`Config::journal_dir`].
     pub journal_dir: Option<PathBuf>,
-    /// Addresses of the cluster's nodes.
-    pub cluster_nodes: Vec<String>,
+    /// The cluster's nodes; see [`Config::cluster_nodes`].
+    pub cluster_nodes: Vec<ClusterNode>,
 }
 
 /// `network.*`

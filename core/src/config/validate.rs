@@ -1,5 +1,8 @@
 //! What no single key can say: values that are refused with a reason, and keys that have to fit each other.
 
+use std::collections::BTreeSet;
+
+use super::field::node_texts;
 use super::{Config, ConfigError, ConfigErrors, Effective};
 use crate::limits::{self, CHUNK_BYTES, MIN_CACHE_CHUNKS, MemoryBound, memory_bound};
 
@@ -7,6 +10,13 @@ use crate::limits::{self, CHUNK_BYTES, MIN_CACHE_CHUNKS, MemoryBound, memory_bou
 pub(super) fn check(effective: &Effective) -> Vec<ConfigError> {
     let mut found = Found { effective, errors: Vec::new() };
     found.refused();
+    found.cluster();
+    // Until the engine replicates; then `found.links()` without a condition.
+    if !found.refused_cluster() {
+        found.links();
+    }
+    found.quorums();
+    found.elections();
     found.addresses();
     found.cores();
     // Without a number of shards, one is the least there can be.
@@ -36,6 +46,11 @@ impl Found<'_> {
                            would kill the process; remove the key or write false";
             self.error("storage.segment_config.use_mmap", message.to_owned());
         }
+    }
+
+    /// Whether a second node or an internal address was refused.
+    fn refused_cluster(&mut self) -> bool {
+        let before = self.errors.len();
         if self.config().network.internal_address.is_some() {
             let message = "a value is refused: this version does not replicate and would not listen there; remove the \
                            key";
@@ -47,14 +62,107 @@ impl Found<'_> {
             network.advertised_address.as_ref() == Some(address)
                 || network.listen_address.to_string() == *address
         };
-        if !nodes.iter().all(own) || nodes.len() > 1 {
+        if !nodes.iter().all(|node| own(&node.address)) || nodes.len() > 1 {
             let message = format!(
                 "[{}] is refused: this version does not replicate, so a second node would keep no copy; remove the key \
                  or name this node's own address only ({})",
-                nodes.join(", "),
+                node_texts(nodes).join(", "),
                 self.config().advertised_address(network.listen_address.port())
             );
             self.error("node.cluster_nodes", message);
+        }
+        self.errors.len() > before
+    }
+
+    /// The list of nodes by itself.
+    fn cluster(&mut self) {
+        const KEY: &str = "node.cluster_nodes";
+        let nodes = &self.config().node.cluster_nodes;
+        let named = nodes.iter().filter(|node| node.id.is_some()).count();
+        let own = self.config().node.node_id;
+        let mut wrong = Vec::new();
+        if nodes.len() > limits::MAX_NODES {
+            wrong.push(format!("{} nodes; {} is the bound", nodes.len(), limits::MAX_NODES));
+        }
+        if named != 0 && named != nodes.len() {
+            wrong.push(
+                "some entries have an id and some have none; write all as ID@HOST:PORT, or all as HOST:PORT for the \
+                 nodes 1, 2, 3 …"
+                    .to_owned(),
+            );
+        }
+        let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        for (id, address) in self.config().cluster_nodes() {
+            if !ids.insert(id) {
+                wrong.push(format!("node {id} is there twice; every node has an id of its own"));
+            }
+            if !addresses.insert(address) {
+                wrong.push(format!("{address} is there twice; every node has an address of its own"));
+            }
+        }
+        // A single entry without an id is this node, whatever its id is.
+        if (named > 0 || nodes.len() > 1) && !ids.contains(&own) {
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            wrong.push(format!(
+                "this node is {own} (node.node_id) and not among the nodes {}; add it or correct node.node_id",
+                ids.join(", ")
+            ));
+        }
+        wrong.into_iter().for_each(|message| self.error(KEY, message));
+    }
+
+    /// What several nodes need to reach each other.
+    fn links(&mut self) {
+        if self.config().node.cluster_nodes.len() > 1 && self.config().network.internal_address.is_none() {
+            let message = "needed with several nodes: the address and port that the others connect to, as in \
+                           node.cluster_nodes; write for example 0.0.0.0:9093";
+            self.error("network.internal_address", message.to_owned());
+        }
+    }
+
+    fn quorums(&mut self) {
+        let quorums = self.config().topic_quorums();
+        if let Err(message) = quorums.check() {
+            // Told at the key that the text is about.
+            let about = |name: &str| message.starts_with(name);
+            let key = match () {
+                () if about("write_quorum") => "replication.write_quorum",
+                () if about("read_quorum") => "replication.read_quorum",
+                () if about("min_insync_replicas") => "replication.min_insync_replicas",
+                () => "replication.factor",
+            };
+            return self.error(key, message);
+        }
+        let nodes = self.config().node.cluster_nodes.len().max(1);
+        if usize::from(quorums.replication_factor) > nodes {
+            let message = format!(
+                "{} copies need as many nodes, and node.cluster_nodes names {}; write at most that or auto",
+                quorums.replication_factor,
+                if nodes == 1 { "this one only".to_owned() } else { nodes.to_string() }
+            );
+            self.error("replication.factor", message);
+        }
+    }
+
+    fn elections(&mut self) {
+        let replication = &self.config().replication;
+        let (min, max) = (replication.election_timeout.min_ms, replication.election_timeout.max_ms);
+        let heartbeat = replication.heartbeat_ms;
+        if min >= max {
+            let message = format!(
+                "{max} ms is not above replication.election_timeout.min_ms, {min} ms: all replicas would ask at the \
+                 same moment; write about {}",
+                2 * min
+            );
+            self.error("replication.election_timeout.max_ms", message);
+        }
+        if heartbeat >= min.div_ceil(2) {
+            let message = format!(
+                "{heartbeat} ms is not below half of replication.election_timeout.min_ms, {min} ms: one lost message \
+                 would depose a leader; write about {}",
+                (min / 4).max(1)
+            );
+            self.error("replication.heartbeat_ms", message);
         }
     }
 
