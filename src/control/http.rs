@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::PartitionState;
-use pyralog_replication::metadata::{Catalog, Topic};
+use pyralog_replication::metadata::Topic;
 use serde_json::{Value, json};
 
 use super::metrics;
@@ -138,7 +138,7 @@ async fn partition_of_all_topics(
     let Ok(Path(partition)) = partition else { return not_a_number() };
     let catalog = source.catalog();
     let wanted: Vec<&Topic> =
-        catalog.topics.values().filter(|topic| topic.shards.len() > partition as usize).collect();
+        catalog.topics.values().map(Arc::as_ref).filter(|topic| topic.partitions() > partition).collect();
     if wanted.is_empty() {
         return problem(StatusCode::NOT_FOUND, format!("no topic has a partition {partition}"));
     }
@@ -148,7 +148,7 @@ async fn partition_of_all_topics(
     let list: Vec<Value> = groups
         .iter()
         .zip(shown)
-        .map(|(group, topic)| partition_json(&catalog, topic, *group, find(&states, *group)))
+        .map(|(group, topic)| partition_json(topic, *group, find(&states, *group)))
         .collect();
     Json(json!({ "partition": partition, "partitions": list, "more": wanted.len() > shown.len() }))
         .into_response()
@@ -164,14 +164,14 @@ async fn partition_of_topic(
     let Some(topic) = catalog.topic_by_name(&name) else {
         return problem(StatusCode::NOT_FOUND, format!("no topic {name:?}"));
     };
-    if partition as usize >= topic.shards.len() {
-        let text = format!("topic {name:?} has {} partitions, from 0 on", topic.shards.len());
+    if partition >= topic.partitions() {
+        let text = format!("topic {name:?} has {} partitions, from 0 on", topic.partitions());
         return problem(StatusCode::NOT_FOUND, text);
     }
     let group = GroupId::new(topic.id, partition);
     let states = source.partitions(&[group]).await;
     match find(&states, group) {
-        Some(state) => Json(partition_json(&catalog, topic, group, Some(state))).into_response(),
+        Some(state) => Json(partition_json(topic, group, Some(state))).into_response(),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, "the partition's shard does not answer yet".into()),
     }
 }
@@ -184,13 +184,13 @@ fn find(states: &[(GroupId, PartitionState)], group: GroupId) -> Option<&Partiti
     states.iter().find(|(found, _)| *found == group).map(|(_, state)| state)
 }
 
-fn partition_json(catalog: &Catalog, topic: &Topic, group: GroupId, state: Option<&PartitionState>) -> Value {
-    let shard = catalog.shard_of(group);
+fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>) -> Value {
+    let shard = topic.spec.assignment.preferred_leader(group.partition).map(|leader| leader.shard);
     let Some(state) = state else {
-        return json!({ "topic": topic.name, "partition": group.partition, "shard": shard, "health": "unavailable" });
+        return json!({ "topic": topic.name(), "partition": group.partition, "shard": shard, "health": "unavailable" });
     };
     json!({
-        "topic": topic.name,
+        "topic": topic.name(),
         "topic_id": topic.id,
         "partition": group.partition,
         "shard": shard,

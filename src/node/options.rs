@@ -91,6 +91,7 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         shards,
         // Empty: what is listened on, whose port may not be known before.
         advertised_address: config.network.advertised_address.clone().unwrap_or_default(),
+        topic_quorums: config.topic_quorums(),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
         cache_bytes: config.cache_bytes_per_shard(shards) as usize,
         cache_enabled: storage.cache_config.enabled,

@@ -9,6 +9,7 @@ mod reply;
 mod request;
 mod write;
 
+pub use pyralog_core::limits::MAX_ADDRESS_BYTES;
 pub use reply::{MetadataReplySize, Reply};
 
 pub(crate) use read::Reader;
@@ -20,8 +21,6 @@ use pyralog_core::ErrorCode;
 pub const MAX_CLIENT_NAME_BYTES: usize = 128;
 /// Longest server version string, bytes.
 pub const MAX_SERVER_VERSION_BYTES: usize = 128;
-/// Longest advertised address, bytes.
-pub const MAX_ADDRESS_BYTES: usize = 512;
 /// Longest detail of an error reply, bytes.
 pub const MAX_ERROR_DETAIL_BYTES: usize = 1024;
 /// Most partitions that one `DescribePartitions` asks for.

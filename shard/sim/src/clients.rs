@@ -720,7 +720,7 @@ impl World {
                         model.exists = Existence::Maybe;
                     }
                 }
-                Owned::DeleteTopic { name: topic.name.clone() }
+                Owned::DeleteTopic { name: topic.spec.name.clone() }
             }
             2..6 => Owned::Metadata { start_after: 0 },
             6..10 => {

@@ -1,7 +1,7 @@
 //! What one life is like: drawn from its seed.
 
 use pyralog_core::limits::CHUNK_BYTES;
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{NodeId, Quorums, ShardId};
 use pyralog_shard::engine::planted::PlantedBug;
 use pyralog_shard::engine::{EngineConfig, FsyncPolicy};
 
@@ -129,6 +129,8 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         shard: ShardId(0),
         shards,
         advertised_address: "sim:9092".into(),
+        internal_address: String::new(),
+        topic_quorums: Quorums::default(),
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,

@@ -591,7 +591,7 @@ impl World {
         self.known_version = catalog.version;
         let mut trouble = None;
         for (group, model) in &mut self.model.groups {
-            let there = catalog.shard_of(*group).is_some();
+            let there = catalog.shard_on(1, *group).is_some();
             match (there, model.exists) {
                 (false, Existence::Yes) if !excused => {
                     trouble = Some(format!("{group} vanished from the catalogue"))
@@ -609,14 +609,16 @@ impl World {
             self.fail(what);
         }
         for topic in catalog.topics.values() {
-            for (partition, shard) in topic.shards.iter().enumerate() {
-                let group = GroupId::new(topic.id, partition as u32);
-                let keeps_all = topic.retention_bytes <= 0 && topic.retention_ms <= 0;
+            let (retention_bytes, retention_ms) = (topic.spec.retention_bytes, topic.spec.retention_ms);
+            for partition in 0..topic.partitions() {
+                let group = GroupId::new(topic.id, partition);
+                let Some(shard) = catalog.shard_on(1, group) else { continue };
+                let keeps_all = retention_bytes <= 0 && retention_ms <= 0;
                 let known = self.model.groups.get(&group).is_some_and(|model| model.exists != Existence::No);
                 if !known {
-                    let mut model = GroupModel::new(*shard, keeps_all);
-                    let by_age = topic.retention_ms > 0 && topic.retention_bytes <= 0;
-                    model.retention_ms = by_age.then_some(topic.retention_ms);
+                    let mut model = GroupModel::new(shard, keeps_all);
+                    let by_age = retention_ms > 0 && retention_bytes <= 0;
+                    model.retention_ms = by_age.then_some(retention_ms);
                     self.model.groups.insert(group, model);
                 }
             }

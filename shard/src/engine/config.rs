@@ -2,7 +2,7 @@
 
 pub use pyralog_core::config::FsyncPolicy;
 use pyralog_core::limits::{CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH};
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{NodeId, Quorums, ShardId};
 
 /// Settings of one shard's engine.
 #[derive(Clone, Debug)]
@@ -15,6 +15,10 @@ pub struct EngineConfig {
     pub shards: u16,
     /// The address that clients are told, `host:port`.
     pub advertised_address: String,
+    /// The address that other nodes are told, `host:port`; empty when there are none.
+    pub internal_address: String,
+    /// Copies and quorums of topics that do not say them.
+    pub topic_quorums: Quorums,
     /// Version string told to clients.
     pub server_version: String,
     /// Random number drawn once when the data folder was made; stamped into every journal header so that a

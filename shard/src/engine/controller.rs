@@ -7,12 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
-use pyralog_core::limits::MAX_PARTITIONS_PER_TOPIC;
-use pyralog_core::{ErrorCode, GroupId, ShardId};
+use pyralog_core::{ErrorCode, GroupId, Quorums, ShardId};
 use pyralog_net::message::{
     CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, InitProducerIdReply, Response,
 };
-use pyralog_replication::metadata::{Catalog, Command};
+use pyralog_replication::metadata::{Catalog, Command, NodeInfo, TopicSpec};
+use pyralog_replication::placement::place;
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -94,21 +94,36 @@ impl Engine {
         request: &CreateTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        let shards = self.config.shards;
-        let Some(controller) = &self.controller else {
+        if self.controller.is_none() {
             return self.refuse_admin(conn, correlation_id, actions);
-        };
-        if request.partitions == 0 || request.partitions > MAX_PARTITIONS_PER_TOPIC {
-            let detail =
-                format!("{} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed", request.partitions);
-            return self.refuse(conn, correlation_id, ErrorCode::InvalidTopic, detail, actions);
         }
-        let command = Command::CreateTopic {
+        if let Err((code, detail)) = self.register_node() {
+            return self.refuse(conn, correlation_id, code, detail, actions);
+        }
+        let Some(controller) = &self.controller else { return };
+        let wanted =
+            Quorums { replication_factor: 0, write_quorum: 0, read_quorum: 0, min_insync_replicas: 0 };
+        let quorums = Quorums::resolve(wanted, self.config.topic_quorums);
+        // Before the nodes are looked at: a number that never fits is not the lack of a node.
+        let placed = quorums.check().and_then(|()| {
+            place(&controller.tentative, request.partitions, quorums.replication_factor)
+                .map_err(|error| error.to_string())
+        });
+        let assignment = match placed {
+            Ok(assignment) => assignment,
+            Err(detail) => {
+                return self.refuse(conn, correlation_id, ErrorCode::InvalidTopic, detail, actions);
+            }
+        };
+        let command = Command::CreateTopic(TopicSpec {
             name: request.name.to_owned(),
-            shards: controller.tentative.place(request.partitions, shards),
+            assignment,
+            write_quorum: quorums.write_quorum,
+            read_quorum: quorums.read_quorum,
+            min_insync_replicas: quorums.min_insync_replicas,
             retention_bytes: request.retention_bytes,
             retention_ms: request.retention_ms,
-        };
+        });
         let answer = Response::CreateTopic(CreateTopicReply { id: controller.tentative.next_topic_id });
         self.admin(Client { conn, correlation_id, answer }, command, actions);
     }
@@ -145,6 +160,21 @@ impl Engine {
         }
         controller.waiting_for_ids.push_back((conn, correlation_id));
         self.reserve_producer_ids(actions);
+    }
+
+    /// Registers this node as it is now, unless the catalogue knows it so. Replicas are placed on registered nodes.
+    fn register_node(&mut self) -> Result<(), (ErrorCode, String)> {
+        let Some(controller) = &self.controller else { return Ok(()) };
+        let node = NodeInfo {
+            id: self.config.node.0,
+            client_address: self.config.advertised_address.clone(),
+            internal_address: self.config.internal_address.clone(),
+            shards: self.config.shards,
+        };
+        if controller.tentative.nodes.get(&node.id) == Some(&node) {
+            return Ok(());
+        }
+        self.append_command(Command::RegisterNode(node), None)
     }
 
     /// Reserves the next block of producer ids, once.
@@ -324,8 +354,9 @@ impl Engine {
         }
         for partition in self.partitions.iter_mut().flatten() {
             if let Some(topic) = catalog.topics.get(&partition.group.topic.0) {
-                partition.retention_bytes = retention(topic.retention_bytes, self.config.retention_bytes);
-                partition.retention_ms = retention(topic.retention_ms, self.config.retention_ms);
+                partition.retention_bytes =
+                    retention(topic.spec.retention_bytes, self.config.retention_bytes);
+                partition.retention_ms = retention(topic.spec.retention_ms, self.config.retention_ms);
             }
         }
         let version = catalog.version;
@@ -385,12 +416,14 @@ impl Engine {
     }
 
     fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, bool)> {
-        let mine = self.config.shard.0;
+        let (node, mine) = (self.config.node.0, self.config.shard.0);
         let mut opens = Vec::new();
         for topic in catalog.topics.values() {
-            for (partition, shard) in topic.shards.iter().enumerate() {
-                let group = GroupId::new(topic.id, partition as u32);
-                if *shard == mine && !self.by_group.contains_key(&group) {
+            for partition in 0..topic.partitions() {
+                let group = GroupId::new(topic.id, partition);
+                if topic.spec.assignment.shard_on(node, partition) == Some(mine)
+                    && !self.by_group.contains_key(&group)
+                {
                     opens.push((group, self.opens_are_suspect));
                 }
             }
@@ -462,6 +495,11 @@ impl Engine {
             self.mode = Mode::Serving;
         }
         self.publish_catalog(actions);
+        // Tried again before a topic is placed.
+        if let Err((code, detail)) = self.register_node() {
+            let text = format!("this node is not registered: {detail}; {code}");
+            actions.push(Action::Log { level: LogLevel::Warn, text });
+        }
     }
 }
 

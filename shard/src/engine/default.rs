@@ -15,6 +15,8 @@ impl Default for EngineConfig {
             shard: ShardId(0),
             shards: 1,
             advertised_address: String::new(),
+            internal_address: String::new(),
+            topic_quorums: config.topic_quorums(),
             server_version: String::new(),
             journal_id: 0,
             cache_bytes: config.cache_bytes_per_shard(1) as usize,

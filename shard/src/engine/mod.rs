@@ -368,16 +368,14 @@ impl Engine {
             let detail = "the catalogue is not loaded yet".into();
             return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
         };
-        let node = self.config.node.0;
         let describe = |topic: &pyralog_replication::metadata::Topic| TopicMetadata {
             id: topic.id,
-            name: topic.name.clone(),
-            retention_bytes: topic.retention_bytes,
-            retention_ms: topic.retention_ms,
-            partitions: topic
-                .shards
-                .iter()
-                .map(|shard| PartitionMetadata { leader: node, epoch: 0, shard: *shard })
+            name: topic.spec.name.clone(),
+            retention_bytes: topic.spec.retention_bytes,
+            retention_ms: topic.spec.retention_ms,
+            partitions: (0..topic.partitions())
+                .filter_map(|partition| topic.spec.assignment.preferred_leader(partition))
+                .map(|leader| PartitionMetadata { leader: leader.node, epoch: 0, shard: leader.shard })
                 .collect(),
         };
         let mut more = false;
@@ -399,12 +397,13 @@ impl Engine {
             for topic in catalog.topics.range(request.start_after.saturating_add(1)..).map(|(_, topic)| topic)
             {
                 if !topics.is_empty()
-                    && (partitions + topic.shards.len() > METADATA_PAGE_PARTITIONS || topics.len() >= 1_000)
+                    && (partitions + topic.partitions() as usize > METADATA_PAGE_PARTITIONS
+                        || topics.len() >= 1_000)
                 {
                     more = true;
                     break;
                 }
-                partitions += topic.shards.len();
+                partitions += topic.partitions() as usize;
                 topics.push(describe(topic));
             }
         }

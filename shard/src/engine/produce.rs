@@ -120,7 +120,7 @@ impl Engine {
 
     /// Why a group is not served here.
     pub(super) fn not_here(&self, group: GroupId) -> Refusal {
-        match self.catalog.as_ref().and_then(|catalog| catalog.shard_of(group)) {
+        match self.catalog.as_ref().and_then(|catalog| catalog.shard_on(self.config.node.0, group)) {
             Some(shard) if shard != self.config.shard.0 => (
                 ErrorCode::NotLeader,
                 format!("partition {group} is on shard {shard}, this is {}", self.config.shard),

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use pyralog_core::batch::{BatchBuilder, Compression};
-use pyralog_core::{ErrorCode, GroupId, NodeId, ShardId};
+use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::frame::kind;
 use pyralog_net::message::{Acks, CreateTopicRequest, FetchRequest, ProduceRequest, Request, Response};
 use pyralog_net::{FrameHeader, Hello, HelloReply};
@@ -40,6 +40,8 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             shard: ShardId(0),
             shards: 0,
             advertised_address: String::new(),
+            internal_address: String::new(),
+            topic_quorums: Quorums::default(),
             server_version: "test".into(),
             journal_id: 0,
             cache_bytes: 32 << 20,

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
-use pyralog_core::{GroupId, NodeId, ShardId};
+use pyralog_core::{GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
     Acks, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
 };
-use pyralog_replication::metadata::{Catalog, Command};
+use pyralog_replication::metadata::{Assignment, Catalog, Command, NodeInfo, Replica, TopicSpec};
 
 use super::disk::MemDisk;
 use crate::engine::{
@@ -51,6 +51,8 @@ pub(super) fn config() -> EngineConfig {
         shard: ShardId(0),
         shards: 1,
         advertised_address: "127.0.0.1:9092".into(),
+        internal_address: String::new(),
+        topic_quorums: Quorums::default(),
         server_version: "test".into(),
         journal_id: 77,
         cache_bytes: 32 << 20,
@@ -265,13 +267,24 @@ pub(super) fn batch(timestamp: i64, producer: Option<(i64, i16, i32)>, values: &
 /// A catalogue of topics with one partition each, all on shard 1.
 pub(super) fn catalog(names: &[&str]) -> Catalog {
     let mut catalog = Catalog::default();
+    let client_address = "127.0.0.1:9092".to_owned();
+    let node = NodeInfo { id: 1, client_address, internal_address: String::new(), shards: 2 };
+    catalog.apply(&Command::RegisterNode(node));
     for name in names {
-        catalog.apply(&Command::CreateTopic {
-            name: (*name).into(),
-            shards: vec![1],
-            retention_bytes: -1,
-            retention_ms: -1,
-        });
+        catalog.apply(&create_on_shard_1(name));
     }
     catalog
+}
+
+/// Creates a topic with one partition on shard 1.
+pub(super) fn create_on_shard_1(name: &str) -> Command {
+    Command::CreateTopic(TopicSpec {
+        name: name.into(),
+        assignment: Assignment::new(&[vec![Replica { node: 1, shard: 1 }]]).unwrap(),
+        write_quorum: 1,
+        read_quorum: 1,
+        min_insync_replicas: 1,
+        retention_bytes: -1,
+        retention_ms: -1,
+    })
 }

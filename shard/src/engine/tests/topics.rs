@@ -7,7 +7,7 @@ use pyralog_net::message::Response;
 use pyralog_replication::metadata::{Catalog, Command};
 
 use super::disk::MemDisk;
-use super::harness::{Got, Shard, batch, catalog, config};
+use super::harness::{Got, Shard, batch, catalog, config, create_on_shard_1};
 use crate::engine::{Event, FileId, IoOp, LogLevel};
 
 const P0: GroupId = GroupId::new(1, 0);
@@ -72,12 +72,7 @@ fn topics_that_come_and_go_leave_no_trace_in_memory() {
     for round in 1..50u32 {
         let group = GroupId::new(round, 0);
         shard.produce(group, &batch(0, None, &[b"x"]));
-        now.apply(&Command::CreateTopic {
-            name: format!("t{round}"),
-            shards: vec![1],
-            retention_bytes: -1,
-            retention_ms: -1,
-        });
+        now.apply(&create_on_shard_1(&format!("t{round}")));
         now.apply(&Command::DeleteTopic { topic: round });
         publish(&mut shard, &now);
         assert!(shard.engine.partition(group).is_none());

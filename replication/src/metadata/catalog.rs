@@ -1,0 +1,314 @@
+//! The metadata at one version, the rules of its changes, and the tables that answer questions about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyralog_core::limits::{
+    MAX_ADDRESS_BYTES, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_SHARDS, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+};
+use pyralog_core::{ErrorCode, GroupId};
+
+use super::{Command, NodeInfo, Replica, Topic, TopicSpec};
+
+type Refusal = (ErrorCode, String);
+
+/// All metadata at one version. Changed by [`Self::apply`] only. A clone shares the topics with its original.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalog {
+    /// Commands applied so far.
+    pub version: u64,
+    /// Id of the next topic, from 1.
+    pub next_topic_id: u32,
+    /// First producer id not yet reserved.
+    pub next_producer_id: i64,
+    /// Nodes by id.
+    pub nodes: BTreeMap<u32, NodeInfo>,
+    /// Topics by id.
+    pub topics: BTreeMap<u32, Arc<Topic>>,
+    index: Index,
+}
+
+/// What follows from the rest and is kept because asking for it must not take longer with every topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Index {
+    /// Ids of the topics in the order of their names: small, as it is copied with every version.
+    by_name: Vec<u32>,
+    /// What is on each shard that has anything.
+    load: BTreeMap<Replica, Load>,
+    partitions: usize,
+}
+
+/// What is placed on one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Replicas.
+    pub replicas: u32,
+    /// Those of them that are preferred leaders.
+    pub leaders: u32,
+}
+
+impl Index {
+    fn place_of(&self, topics: &BTreeMap<u32, Arc<Topic>>, name: &str) -> Result<usize, usize> {
+        self.by_name.binary_search_by(|id| topics.get(id).map_or("", |topic| topic.name()).cmp(name))
+    }
+
+    /// Counts a topic's replicas in, or out again.
+    fn count(&mut self, topic: &Topic, step: impl Fn(&mut u32)) {
+        for (replica, leader) in topic.spec.assignment.iter() {
+            let load = self.load.entry(replica).or_default();
+            step(&mut load.replicas);
+            if leader {
+                step(&mut load.leaders);
+            }
+        }
+    }
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            version: 0,
+            next_topic_id: 1,
+            next_producer_id: 1,
+            nodes: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            index: Index::default(),
+        }
+    }
+}
+
+impl Catalog {
+    /// The topic of that name.
+    pub fn topic_by_name(&self, name: &str) -> Option<&Arc<Topic>> {
+        let place = self.index.place_of(&self.topics, name).ok()?;
+        self.topics.get(self.index.by_name.get(place)?)
+    }
+
+    /// The replicas of `group`, the preferred leader first; none when it is not known. The metadata group is not
+    /// among the topics.
+    pub fn replicas(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
+        let topic = self.topics.get(&group.topic.0);
+        topic.into_iter().flat_map(move |topic| topic.spec.assignment.replicas(group.partition))
+    }
+
+    /// The shard of `node` that holds a replica of `group`.
+    pub fn shard_on(&self, node: u32, group: GroupId) -> Option<u16> {
+        if group == GroupId::METADATA {
+            return Some(0);
+        }
+        self.topics.get(&group.topic.0)?.spec.assignment.shard_on(node, group.partition)
+    }
+
+    /// All partitions.
+    pub fn partitions(&self) -> usize {
+        self.index.partitions
+    }
+
+    /// What is placed on a shard.
+    pub fn load(&self, shard: Replica) -> Load {
+        self.index.load.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// Whether `command` may be appended now.
+    ///
+    /// # Errors
+    /// Why not, for the client that asked for it.
+    pub fn check(&self, command: &Command) -> Result<(), (ErrorCode, String)> {
+        match command {
+            Command::RegisterNode(node) => self.check_node(node),
+            Command::CreateTopic(spec) => self.check_new_topic(spec),
+            Command::DeleteTopic { topic } => match self.topics.contains_key(topic) {
+                true => Ok(()),
+                false => Err((ErrorCode::UnknownTopicOrPartition, format!("no topic with id {topic}"))),
+            },
+            Command::ReserveProducerIds { count } => {
+                match self.next_producer_id.checked_add(i64::from(*count)) {
+                    Some(_) => Ok(()),
+                    None => Err((ErrorCode::LimitReached, "producer ids are used up".into())),
+                }
+            }
+        }
+    }
+
+    fn check_node(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        check_node(node)?;
+        if !self.nodes.contains_key(&node.id) && self.nodes.len() >= MAX_NODES {
+            return Err((ErrorCode::LimitReached, format!("{MAX_NODES} nodes is the bound")));
+        }
+        let first = Replica { node: node.id, shard: node.shards };
+        let last = Replica { node: node.id, shard: u16::MAX };
+        match self.index.load.range(first..=last).next_back() {
+            None => Ok(()),
+            Some((lost, load)) => {
+                let text = format!(
+                    "node {} comes with {} shards and has {} replicas on shard {}: start it with at least {} shards",
+                    node.id,
+                    node.shards,
+                    load.replicas,
+                    lost.shard,
+                    u32::from(lost.shard) + 1
+                );
+                Err((ErrorCode::InvalidRequest, text))
+            }
+        }
+    }
+
+    fn check_new_topic(&self, spec: &TopicSpec) -> Result<(), Refusal> {
+        self.check_topic(spec)?;
+        if self.topic_by_name(&spec.name).is_some() {
+            return Err((ErrorCode::TopicAlreadyExists, format!("topic {:?} exists", spec.name)));
+        }
+        if self.topics.len() >= MAX_TOPICS as usize || self.next_topic_id == u32::MAX {
+            return Err((ErrorCode::LimitReached, format!("{MAX_TOPICS} topics is the bound")));
+        }
+        if self.partitions() + spec.assignment.partitions() as usize > MAX_PARTITIONS_PER_NODE as usize {
+            let text = format!("{MAX_PARTITIONS_PER_NODE} partitions of all topics together is the bound");
+            return Err((ErrorCode::LimitReached, text));
+        }
+        Ok(())
+    }
+
+    /// What holds for a topic at any time.
+    fn check_topic(&self, spec: &TopicSpec) -> Result<(), Refusal> {
+        let invalid = |text: String| (ErrorCode::InvalidTopic, text);
+        if !valid_topic_name(&spec.name) {
+            return Err(invalid(format!(
+                "the name {:?} is not allowed; write 1 to {MAX_TOPIC_NAME_BYTES} of a-z A-Z 0-9 . _ -",
+                spec.name
+            )));
+        }
+        spec.assignment.check().map_err(invalid)?;
+        spec.quorums().check().map_err(invalid)?;
+        for home in spec.assignment.homes() {
+            match self.nodes.get(&home.node) {
+                None => return Err(invalid(format!("node {} is not registered", home.node))),
+                Some(node) if home.shard >= node.shards => {
+                    let text =
+                        format!("node {} has no shard {}, it has {}", node.id, home.shard, node.shards);
+                    return Err(invalid(text));
+                }
+                Some(_) => {}
+            }
+        }
+        for (name, value) in [("bytes", spec.retention_bytes), ("ms", spec.retention_ms)] {
+            if value < -1 {
+                let text =
+                    format!("retention_{name} {value}: write -1 for the node's default, 0 for no bound");
+                return Err(invalid(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies a committed command. One that no longer passes [`Self::check`] changes nothing but the version.
+    pub fn apply(&mut self, command: &Command) {
+        let valid = self.check(command).is_ok();
+        self.version += 1;
+        if !valid {
+            return;
+        }
+        match command {
+            Command::RegisterNode(node) => {
+                self.nodes.insert(node.id, node.clone());
+            }
+            Command::CreateTopic(spec) => {
+                let id = self.next_topic_id;
+                self.next_topic_id += 1;
+                self.insert(Topic { id, spec: spec.clone() });
+            }
+            Command::DeleteTopic { topic } => {
+                self.remove(*topic);
+            }
+            Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),
+        }
+    }
+
+    fn insert(&mut self, topic: Topic) {
+        if let Err(place) = self.index.place_of(&self.topics, topic.name()) {
+            self.index.by_name.insert(place, topic.id);
+            self.index.partitions += topic.partitions() as usize;
+            self.index.count(&topic, |count| *count += 1);
+            self.topics.insert(topic.id, Arc::new(topic));
+        }
+    }
+
+    fn remove(&mut self, id: u32) {
+        let Some(topic) = self.topics.get(&id) else { return };
+        if let Ok(place) = self.index.place_of(&self.topics, topic.name()) {
+            self.index.by_name.remove(place);
+            self.index.partitions -= topic.partitions() as usize;
+            self.index.count(topic, |count| *count -= 1);
+            self.index.load.retain(|_, load| load.replicas > 0);
+        }
+        self.topics.remove(&id);
+    }
+
+    /// Puts together a catalogue from parts that nobody has checked.
+    pub(super) fn rebuild(
+        version: u64,
+        next_topic_id: u32,
+        next_producer_id: i64,
+        nodes: Vec<NodeInfo>,
+        topics: Vec<Topic>,
+    ) -> Result<Self, String> {
+        let mut catalog = Self { version, next_topic_id, next_producer_id, ..Self::default() };
+        if next_topic_id == 0 || next_producer_id < 1 {
+            return Err("the next ids are not positive".into());
+        }
+        for node in nodes {
+            catalog.check_node(&node).map_err(|(_, text)| text)?;
+            if catalog.nodes.last_key_value().is_some_and(|(last, _)| *last >= node.id) {
+                return Err(format!("node {} is out of order or there twice", node.id));
+            }
+            catalog.nodes.insert(node.id, node);
+        }
+        for topic in topics {
+            let id = topic.id;
+            let last = catalog.topics.last_key_value().map_or(0, |(last, _)| *last);
+            if id <= last || id >= next_topic_id {
+                return Err(format!("topic {id} is out of order or not below the next id"));
+            }
+            catalog.check_new_topic(&topic.spec).map_err(|(_, text)| format!("topic {id}: {text}"))?;
+            catalog.insert(topic);
+        }
+        Ok(catalog)
+    }
+}
+
+fn check_node(node: &NodeInfo) -> Result<(), Refusal> {
+    let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+    if node.id == 0 {
+        return invalid("node 0: ids begin at 1".into());
+    }
+    if node.shards == 0 || node.shards > MAX_SHARDS {
+        return invalid(format!(
+            "node {} with {} shards; 1 to {MAX_SHARDS} are allowed",
+            node.id, node.shards
+        ));
+    }
+    if !valid_address(&node.client_address) {
+        return invalid(format!("node {}: {:?} is no address for clients", node.id, node.client_address));
+    }
+    if !node.internal_address.is_empty() && !valid_address(&node.internal_address) {
+        return invalid(format!("node {}: {:?} is no address for nodes", node.id, node.internal_address));
+    }
+    Ok(())
+}
+
+/// `host:port`, within the bound, with nothing in it that could not be shown.
+fn valid_address(address: &str) -> bool {
+    address.len() <= MAX_ADDRESS_BYTES
+        && address.bytes().all(|byte| byte.is_ascii_graphic())
+        && address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// 1 to 249 ASCII letters, digits, `.`, `_`, `-`; neither `.` nor `..`.
+pub fn valid_topic_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_TOPIC_NAME_BYTES
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}

@@ -1,0 +1,115 @@
+//! Commands and catalogues as bytes: one byte of version, then rkyv's.
+
+use rkyv::rancor;
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::{Catalog, Command, NodeInfo, Topic};
+
+/// Version of the bytes behind it. 1 was without a version byte and without nodes and is not read any more.
+const VERSION: u8 = 2;
+
+/// Bytes that are no valid command or catalogue.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Nothing there.
+    #[error("the metadata is empty")]
+    Empty,
+    /// Written by another version of the program.
+    #[error(
+        "the metadata has format {found}, this program reads format {VERSION}: start the version that wrote it, or an \
+         empty data folder"
+    )]
+    UnknownVersion {
+        /// What was found.
+        found: u8,
+    },
+    /// Not what that version writes.
+    #[error("the metadata does not decode: {0}")]
+    Malformed(String),
+    /// It decodes, and contradicts itself or breaks a bound.
+    #[error("the metadata is not consistent: {0}")]
+    Inconsistent(String),
+}
+
+/// A catalogue as it is written down: without what follows from the rest.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+struct Image {
+    version: u64,
+    next_topic_id: u32,
+    next_producer_id: i64,
+    nodes: Vec<NodeInfo>,
+    topics: Vec<Topic>,
+}
+
+impl Command {
+    /// The command's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        versioned(rkyv::to_bytes::<rancor::Error>(self))
+    }
+
+    /// The command of these bytes, validated as far as it can be without a catalogue.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        rkyv::from_bytes::<Self, rancor::Error>(&unversioned(bytes)?).map_err(malformed)
+    }
+}
+
+impl Catalog {
+    /// The catalogue's bytes, for a snapshot.
+    pub fn encode(&self) -> Vec<u8> {
+        let image = Image {
+            version: self.version,
+            next_topic_id: self.next_topic_id,
+            next_producer_id: self.next_producer_id,
+            nodes: self.nodes.values().cloned().collect(),
+            topics: self.topics.values().map(|topic| Topic::clone(topic)).collect(),
+        };
+        versioned(rkyv::to_bytes::<rancor::Error>(&image))
+    }
+
+    /// The catalogue of a snapshot. Nothing in the bytes is believed: every bound and every rule of a change is
+    /// checked again.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes, or with what they say.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let image = rkyv::from_bytes::<Image, rancor::Error>(&unversioned(bytes)?).map_err(malformed)?;
+        let Image { version, next_topic_id, next_producer_id, nodes, topics } = image;
+        Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
+            .map_err(DecodeError::Inconsistent)
+    }
+}
+
+fn malformed(error: rancor::Error) -> DecodeError {
+    DecodeError::Malformed(error.to_string())
+}
+
+fn versioned(result: Result<AlignedVec, rancor::Error>) -> Vec<u8> {
+    match result {
+        Ok(bytes) => {
+            let mut out = Vec::with_capacity(1 + bytes.len());
+            out.push(VERSION);
+            out.extend_from_slice(&bytes);
+            out
+        }
+        // The serialiser only allocates; it has no other way to fail.
+        Err(error) => unreachable!("serialising metadata: {error}"),
+    }
+}
+
+/// What stands behind the version byte, at an address that rkyv can read from.
+fn unversioned(bytes: &[u8]) -> Result<AlignedVec, DecodeError> {
+    match bytes.split_first() {
+        None => Err(DecodeError::Empty),
+        Some((&VERSION, rest)) => {
+            let mut aligned = AlignedVec::with_capacity(rest.len());
+            aligned.extend_from_slice(rest);
+            Ok(aligned)
+        }
+        Some((&found, _)) => Err(DecodeError::UnknownVersion { found }),
+    }
+}

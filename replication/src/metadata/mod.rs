@@ -1,0 +1,104 @@
+//! The cluster's metadata as a deterministic state machine: commands in the log of the metadata group, folded
+//! into a [`Catalog`]. Encoded with rkyv behind a version byte and always validated when decoded (decision D8).
+
+mod assignment;
+mod catalog;
+mod encoding;
+
+pub use assignment::{Assignment, Replica};
+pub use catalog::{Catalog, Load, valid_topic_name};
+pub use encoding::DecodeError;
+
+use pyralog_core::Quorums;
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// A change of the metadata. Validated by [`Catalog::check`] before it is appended, applied when committed.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub enum Command {
+    /// A node joins, or comes back with other addresses or shards.
+    RegisterNode(NodeInfo),
+    /// Create a topic; its id is `next_topic_id`.
+    CreateTopic(TopicSpec),
+    /// Delete a topic. Its id is never used again.
+    DeleteTopic {
+        /// Its id.
+        topic: u32,
+    },
+    /// Reserve the next `count` producer ids.
+    ReserveProducerIds {
+        /// How many.
+        count: u32,
+    },
+}
+
+/// A node of the cluster.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct NodeInfo {
+    /// Its id, from 1.
+    pub id: u32,
+    /// Where clients connect, `host:port`.
+    pub client_address: String,
+    /// Where other nodes connect, `host:port`; empty when it is alone.
+    pub internal_address: String,
+    /// Its number of shards.
+    pub shards: u16,
+}
+
+/// What a topic is created with.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: String,
+    /// Its partitions' replicas.
+    pub assignment: Assignment,
+    /// Durable copies that an acknowledgement needs.
+    pub write_quorum: u8,
+    /// Copies that a linearizable read asks.
+    pub read_quorum: u8,
+    /// Copies in sync without which no write is taken.
+    pub min_insync_replicas: u8,
+    /// Bytes per partition; -1 = the node's default, 0 = unlimited.
+    pub retention_bytes: i64,
+    /// Milliseconds; -1 = the node's default, 0 = unlimited.
+    pub retention_ms: i64,
+}
+
+impl TopicSpec {
+    /// Its copies and quorums.
+    pub fn quorums(&self) -> Quorums {
+        Quorums {
+            replication_factor: self.assignment.replication_factor(),
+            write_quorum: self.write_quorum,
+            read_quorum: self.read_quorum,
+            min_insync_replicas: self.min_insync_replicas,
+        }
+    }
+}
+
+/// A topic.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct Topic {
+    /// Its id.
+    pub id: u32,
+    /// What it was created with.
+    pub spec: TopicSpec,
+}
+
+impl Topic {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// How many partitions it has.
+    pub fn partitions(&self) -> u32 {
+        self.spec.assignment.partitions()
+    }
+}
+
+#[cfg(test)]
+mod tests;

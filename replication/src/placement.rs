@@ -1,0 +1,394 @@
+//! Where new replicas go, and which leaders go home: pure functions of the catalogue, the same on every node.
+
+use std::collections::BTreeMap;
+
+use pyralog_core::limits::{MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR};
+use pyralog_core::{GroupId, NodeId};
+
+use crate::metadata::{Assignment, Catalog, Load, NodeInfo, Replica};
+
+/// Why a topic can't be placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// Every replica of a partition needs a node of its own.
+    #[error(
+        "{wanted} copies need {wanted} nodes, {registered} registered: start more nodes or ask for fewer copies"
+    )]
+    TooFewNodes {
+        /// Copies asked for.
+        wanted: u8,
+        /// Nodes that have registered.
+        registered: usize,
+    },
+    /// A bound of topics.
+    #[error("{0}")]
+    Bound(String),
+}
+
+/// Places `partitions` partitions with `copies` replicas each on the nodes of the catalogue.
+///
+/// Per topic, the numbers of replicas and of preferred leaders differ by at most one between nodes, and between the
+/// shards of a node, whatever was placed before. Where one more has to go somewhere, it goes where all topics
+/// together have least. Nodes count the same whatever their number of shards. No node holds two replicas of a
+/// partition.
+///
+/// # Errors
+/// Fewer nodes than copies, or a number out of its bounds.
+pub fn place(catalog: &Catalog, partitions: u32, copies: u8) -> Result<Assignment, PlacementError> {
+    if partitions == 0 || partitions > MAX_PARTITIONS_PER_TOPIC {
+        let text = format!("{partitions} partitions; 1 to {MAX_PARTITIONS_PER_TOPIC} are allowed");
+        return Err(PlacementError::Bound(text));
+    }
+    if copies == 0 || copies > MAX_REPLICATION_FACTOR {
+        let text = format!("{copies} copies; 1 to {MAX_REPLICATION_FACTOR} are allowed");
+        return Err(PlacementError::Bound(text));
+    }
+    let mut nodes: Vec<Node> = catalog.nodes.values().map(|node| Node::new(catalog, node)).collect();
+    if nodes.len() < usize::from(copies) {
+        return Err(PlacementError::TooFewNodes { wanted: copies, registered: nodes.len() });
+    }
+    nodes.sort_by_key(|node| (node.before.replicas, node.before.leaders, node.id));
+    let windows = deal(&mut nodes, partitions as usize, usize::from(copies));
+    let replicas = spread_over_shards(&mut nodes, &windows);
+    Assignment::new(&replicas).map_err(PlacementError::Bound)
+}
+
+/// A node while a topic is placed.
+struct Node {
+    id: u32,
+    /// What other topics have on it.
+    before: Load,
+    /// Preferred leaders of this topic.
+    leaders: u32,
+    shards: Vec<Shard>,
+}
+
+#[derive(Clone, Copy)]
+struct Shard {
+    before: Load,
+    /// Of this topic.
+    replicas: u32,
+    leaders: u32,
+}
+
+impl Node {
+    fn new(catalog: &Catalog, node: &NodeInfo) -> Self {
+        let load = |shard| catalog.load(Replica { node: node.id, shard });
+        let shards: Vec<Shard> =
+            (0..node.shards).map(|shard| Shard { before: load(shard), replicas: 0, leaders: 0 }).collect();
+        let sum = |of: fn(&Load) -> u32| shards.iter().map(|shard| of(&shard.before)).sum();
+        let before = Load { replicas: sum(|load| load.replicas), leaders: sum(|load| load.leaders) };
+        Self { id: node.id, before, leaders: 0, shards }
+    }
+}
+
+/// The nodes of each partition, as indexes, the preferred leader first.
+///
+/// Replicas are dealt like cards, `copies` to a partition, so that no node is ever two ahead. Which of them leads is
+/// chosen where there are fewest leaders; if that should leave one node two ahead of another, the leaders are dealt
+/// as well.
+fn deal(nodes: &mut [Node], partitions: usize, copies: usize) -> Vec<Vec<usize>> {
+    let count = nodes.len();
+    let window = |partition: usize| (0..copies).map(move |card| (partition * copies + card) % count);
+    let mut dealt: Vec<Vec<usize>> = Vec::with_capacity(partitions);
+    for partition in 0..partitions {
+        let mut members: Vec<usize> = window(partition).collect();
+        let fewest = |member: &usize| {
+            nodes.get(*member).map_or((u32::MAX, 0), |n| (n.leaders, n.before.leaders + n.leaders))
+        };
+        let leader = (0..copies).min_by_key(|at| members.get(*at).map(fewest)).unwrap_or(0);
+        members.rotate_left(leader);
+        if let Some(node) = members.first().and_then(|first| nodes.get_mut(*first)) {
+            node.leaders += 1;
+        }
+        dealt.push(members);
+    }
+    let most = nodes.iter().map(|node| node.leaders).max().unwrap_or(0);
+    let least = nodes.iter().map(|node| node.leaders).min().unwrap_or(0);
+    if most - least > 1 {
+        // A round is as many windows as come before the first one repeats; their first members are `step` apart. In
+        // round r the members at place r lead, so that `step` rounds make every node the leader once.
+        let step = greatest_common_divisor(count, copies);
+        let round = count / step;
+        for (partition, members) in dealt.iter_mut().enumerate() {
+            *members = window(partition).collect();
+            members.rotate_left(partition / round % step);
+        }
+    }
+    dealt
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// Picks a shard for every replica: for the leaders first, which have more to do, then for the others.
+fn spread_over_shards(nodes: &mut [Node], dealt: &[Vec<usize>]) -> Vec<Vec<Replica>> {
+    let mut placed: Vec<Vec<Replica>> =
+        dealt.iter().map(|members| Vec::with_capacity(members.len())).collect();
+    for (members, replicas) in dealt.iter().zip(&mut placed) {
+        if let Some(node) = members.first().and_then(|first| nodes.get_mut(*first)) {
+            replicas.push(node.take(true));
+        }
+    }
+    for (members, replicas) in dealt.iter().zip(&mut placed) {
+        for member in members.iter().skip(1) {
+            if let Some(node) = nodes.get_mut(*member) {
+                replicas.push(node.take(false));
+            }
+        }
+    }
+    placed
+}
+
+impl Node {
+    /// The least loaded shard, which gets one more replica.
+    fn take(&mut self, leader: bool) -> Replica {
+        let weight = |shard: &Shard| {
+            let (all, leaders) =
+                (shard.before.replicas + shard.replicas, shard.before.leaders + shard.leaders);
+            match leader {
+                true => (shard.leaders, leaders, all),
+                false => (shard.replicas, all, 0),
+            }
+        };
+        let least = self.shards.iter_mut().zip(0u16..).min_by_key(|(shard, number)| (weight(shard), *number));
+        let number = least.map_or(0, |(shard, number)| {
+            shard.replicas += 1;
+            shard.leaders += u32::from(leader);
+            number
+        });
+        Replica { node: self.id, shard: number }
+    }
+}
+
+/// Who leads a partition now and who should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// The partition.
+    pub group: GroupId,
+    /// The node that leads it.
+    pub leader: NodeId,
+    /// The node of its first replica.
+    pub preferred: NodeId,
+    /// Whether the preferred replica is there and in sync: only then can it take over without a gap.
+    pub ready: bool,
+}
+
+/// The next leaders to hand over to their preferred nodes, at most `at_most` so that a node that comes back is not
+/// stormed: those first that even out the nodes most. Ask again when they are done; nothing left to do gives none.
+pub fn rebalance(partitions: &[Leadership], at_most: usize) -> Vec<(GroupId, NodeId)> {
+    let mut led: BTreeMap<NodeId, i64> = BTreeMap::new();
+    for partition in partitions {
+        *led.entry(partition.leader).or_default() += 1;
+    }
+    let mut moves: Vec<&Leadership> =
+        partitions.iter().filter(|p| p.ready && p.leader != p.preferred).collect();
+    moves.sort_by_key(|p| p.group);
+    let mut plan = Vec::new();
+    while plan.len() < at_most {
+        let gain = |p: &&Leadership| {
+            let of = |node| led.get(&node).copied().unwrap_or(0);
+            of(p.leader) - of(p.preferred)
+        };
+        // The first of those with the largest gain.
+        let best = moves.iter().enumerate().rev().max_by_key(|(_, p)| gain(p)).map(|(at, _)| at);
+        let Some(next) = best.map(|at| moves.remove(at)) else { break };
+        *led.entry(next.leader).or_default() -= 1;
+        *led.entry(next.preferred).or_default() += 1;
+        plan.push((next.group, next.preferred));
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::{Command, TopicSpec};
+    use proptest::prelude::*;
+    use pyralog_core::Quorums;
+
+    fn catalog(nodes: u32, shards: u16) -> Catalog {
+        let mut catalog = Catalog::default();
+        for id in 1..=nodes {
+            let client_address = format!("n{id}:9092");
+            let node = NodeInfo { id, client_address, internal_address: String::new(), shards };
+            catalog.apply(&Command::RegisterNode(node));
+        }
+        catalog
+    }
+
+    fn create(catalog: &mut Catalog, name: &str, assignment: Assignment) {
+        let quorums = Quorums::of(assignment.replication_factor());
+        let command = Command::CreateTopic(TopicSpec {
+            name: name.into(),
+            assignment,
+            write_quorum: quorums.write_quorum,
+            read_quorum: quorums.read_quorum,
+            min_insync_replicas: quorums.min_insync_replicas,
+            retention_bytes: -1,
+            retention_ms: -1,
+        });
+        catalog.check(&command).unwrap();
+        catalog.apply(&command);
+    }
+
+    fn spread(counts: impl Iterator<Item = u32> + Clone) -> u32 {
+        counts.clone().max().unwrap_or(0) - counts.min().unwrap_or(0)
+    }
+
+    /// The largest differences that these replicas make: of replicas and of leaders between nodes, then the same
+    /// between the shards of one node.
+    fn differences(
+        replicas: impl Iterator<Item = (Replica, bool)>,
+        nodes: u32,
+        shards: u16,
+    ) -> (u32, u32, u32, u32) {
+        let mut load: BTreeMap<Replica, Load> = BTreeMap::new();
+        for (replica, leader) in replicas {
+            let load = load.entry(replica).or_default();
+            load.replicas += 1;
+            load.leaders += u32::from(leader);
+        }
+        let of = |node, shard| load.get(&Replica { node, shard }).copied().unwrap_or_default();
+        let node = |pick: fn(Load) -> u32| {
+            (1..=nodes).map(move |node| (0..shards).map(|shard| pick(of(node, shard))).sum::<u32>())
+        };
+        let within = |pick: fn(Load) -> u32| {
+            (1..=nodes).map(|node| spread((0..shards).map(|shard| pick(of(node, shard))))).max().unwrap_or(0)
+        };
+        let nodes_apart = (spread(node(|load| load.replicas)), spread(node(|load| load.leaders)));
+        (nodes_apart.0, nodes_apart.1, within(|load| load.replicas), within(|load| load.leaders))
+    }
+
+    proptest! {
+        #[test]
+        fn a_topic_is_even_and_all_topics_stay_so(
+            nodes in 1u32..9, shards in 1u16..6,
+            topics in proptest::collection::vec((1u32..40, 1u8..=5, any::<bool>()), 1..12),
+        ) {
+            let mut catalog = catalog(nodes, shards);
+            let mut deleted = false;
+            for (number, (partitions, copies, delete)) in topics.into_iter().enumerate() {
+                let copies = copies.min(nodes as u8);
+                let placed = place(&catalog, partitions, copies).unwrap();
+                prop_assert_eq!(&place(&catalog, partitions, copies).unwrap(), &placed, "the same again");
+                prop_assert_eq!((placed.partitions(), placed.replication_factor()), (partitions, copies));
+                let (a, b, c, d) = differences(placed.iter(), nodes, shards);
+                prop_assert!(a <= 1 && b <= 1 && c <= 1 && d <= 1, "one topic: {:?}", (a, b, c, d));
+                create(&mut catalog, &format!("t{number}"), placed);
+                if delete {
+                    let topic = *catalog.topics.keys().next().unwrap();
+                    catalog.apply(&Command::DeleteTopic { topic });
+                    deleted = true;
+                }
+                if !deleted {
+                    let all = catalog.topics.values().flat_map(|topic| topic.spec.assignment.iter());
+                    let (replicas, leaders, on_shards, _) = differences(all, nodes, shards);
+                    prop_assert!(replicas <= 1, "replicas of all topics per node: {}", replicas);
+                    prop_assert!(leaders <= 3, "leaders of all topics per node: {}", leaders);
+                    prop_assert!(on_shards <= 3, "replicas of all topics per shard: {}", on_shards);
+                }
+            }
+        }
+
+        #[test]
+        fn leaders_come_home_a_few_at_a_time(
+            partitions in proptest::collection::vec((1u32..5, 1u32..5, any::<bool>()), 0..60), at_most in 1usize..9,
+        ) {
+            let mut now: Vec<Leadership> = partitions
+                .iter()
+                .zip(0..)
+                .map(|((leader, preferred, ready), n)| Leadership {
+                    group: GroupId::new(1, n), leader: NodeId(*leader), preferred: NodeId(*preferred), ready: *ready,
+                })
+                .collect();
+            let wanted = now.iter().filter(|p| p.ready && p.leader != p.preferred).count();
+            let mut moved = 0;
+            loop {
+                let plan = rebalance(&now, at_most);
+                prop_assert!(plan.len() <= at_most);
+                prop_assert_eq!(&plan, &rebalance(&now, at_most));
+                if plan.is_empty() {
+                    break;
+                }
+                for (group, to) in &plan {
+                    let partition = &mut now[group.partition as usize];
+                    prop_assert!(partition.ready && partition.leader != *to && partition.preferred == *to);
+                    partition.leader = *to;
+                }
+                moved += plan.len();
+            }
+            prop_assert_eq!(moved, wanted, "every leader that can go home does, once");
+        }
+    }
+
+    #[test]
+    fn what_one_topic_leaves_over_the_next_ones_fill() {
+        let mut catalog = catalog(3, 2);
+        for number in 0..6 {
+            let placed = place(&catalog, 1, 3).unwrap();
+            create(&mut catalog, &format!("t{number}"), placed);
+        }
+        let all = catalog.topics.values().flat_map(|topic| topic.spec.assignment.iter());
+        assert_eq!(
+            differences(all, 3, 2),
+            (0, 0, 0, 0),
+            "18 replicas and 6 leaders on 3 nodes with 2 shards"
+        );
+    }
+
+    #[test]
+    fn a_single_node_evens_out_its_shards() {
+        let mut catalog = catalog(1, 2);
+        let placed = place(&catalog, 3, 1).unwrap();
+        assert_eq!(placed.iter().map(|(replica, _)| replica.shard).collect::<Vec<_>>(), [0, 1, 0]);
+        create(&mut catalog, "a", placed);
+        assert_eq!(place(&catalog, 1, 1).unwrap().shard_on(1, 0), Some(1));
+    }
+
+    #[test]
+    fn too_few_nodes_are_told() {
+        let error = place(&catalog(2, 4), 1, 3).unwrap_err();
+        assert_eq!(error, PlacementError::TooFewNodes { wanted: 3, registered: 2 });
+        assert!(error.to_string().contains("3 copies need 3 nodes, 2 registered"), "{error}");
+        assert!(place(&catalog(3, 1), 0, 1).is_err() && place(&catalog(3, 1), 65_537, 1).is_err());
+        assert!(place(&catalog(3, 1), 1, 0).is_err() && place(&catalog(8, 1), 1, 6).is_err());
+    }
+
+    #[test]
+    fn the_largest_topic_fits() {
+        let mut catalog = catalog(64, 256);
+        let placed = place(&catalog, 65_536, 5).unwrap();
+        let bytes = placed.clone();
+        create(&mut catalog, "large", placed);
+        let topic = catalog.topic_by_name("large").unwrap();
+        let command = Command::CreateTopic(topic.spec.clone()).encode();
+        assert!(command.len() <= pyralog_core::limits::MAX_BATCH_BYTES - 1024, "{} bytes", command.len());
+        assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+        assert_eq!(differences(bytes.iter(), 64, 256).0, 0);
+    }
+
+    #[test]
+    fn the_fullest_node_hands_over_first() {
+        let at = |n, leader, preferred, ready| Leadership {
+            group: GroupId::new(1, n),
+            leader: NodeId(leader),
+            preferred: NodeId(preferred),
+            ready,
+        };
+        // Node 3 came back: 1 leads four partitions, 2 leads three.
+        let now = [
+            at(0, 1, 1, true),
+            at(1, 2, 3, true),
+            at(2, 1, 3, true),
+            at(3, 2, 2, true),
+            at(4, 1, 3, false),
+            at(5, 2, 2, true),
+            at(6, 1, 1, true),
+        ];
+        assert_eq!(rebalance(&now, 1), [(GroupId::new(1, 2), NodeId(3))]);
+        assert_eq!(rebalance(&now, 9), [(GroupId::new(1, 2), NodeId(3)), (GroupId::new(1, 1), NodeId(3))]);
+        assert_eq!(rebalance(&now, 0), []);
+    }
+}
