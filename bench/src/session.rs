@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context;
+use pyralog_core::Quorums;
 use pyralog_net::client::{ClientError, Connection, Received};
 use pyralog_net::hello::{ANY_SHARD, PROTOCOL_VERSION};
 use pyralog_net::message::{CreateTopicRequest, MetadataRequest, Request, Response, TopicMetadata};
@@ -34,7 +35,13 @@ impl Session {
 
     /// Creates a topic with the node's default retention; returns its id.
     pub fn create_topic(&mut self, name: &str, partitions: u32) -> anyhow::Result<u32> {
-        let request = CreateTopicRequest { name, partitions, retention_bytes: -1, retention_ms: -1 };
+        let request = CreateTopicRequest {
+            name,
+            partitions,
+            quorums: Quorums::UNSET,
+            retention_bytes: -1,
+            retention_ms: -1,
+        };
         match self.call(&Request::CreateTopic(request)).with_context(|| format!("topic {name}"))?.response {
             Response::CreateTopic(reply) => Ok(reply.id),
             other => anyhow::bail!("an unexpected reply to CreateTopic: {other:?}"),

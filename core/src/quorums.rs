@@ -28,6 +28,10 @@ pub const fn majority(replication_factor: u8) -> u8 {
 }
 
 impl Quorums {
+    /// Everything left open, for [`Self::resolve`].
+    pub const UNSET: Self =
+        Self { replication_factor: 0, write_quorum: 0, read_quorum: 0, min_insync_replicas: 0 };
+
     /// The usual numbers for so many copies: majorities, and writes only while a write quorum is in sync.
     pub const fn of(replication_factor: u8) -> Self {
         let quorum = majority(replication_factor);

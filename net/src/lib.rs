@@ -14,6 +14,7 @@ pub mod frame;
 pub mod hello;
 pub mod message;
 pub mod peer;
+mod replicas;
 #[doc(hidden)]
 pub mod roundtrip;
 pub mod socket;

@@ -3,7 +3,9 @@
 //! Requests borrow from the receive buffer: nothing is allocated to decode one. Byte strings from the wire
 //! have been checked against their bounds when a value of these types exists.
 
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
+
+pub use crate::replicas::ReplicaList;
 
 /// When a produce may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,8 @@ pub struct CreateTopicRequest<'a> {
     pub name: &'a str,
     /// How many partitions.
     pub partitions: u32,
+    /// Copies and quorums; 0 = the node's default.
+    pub quorums: Quorums,
     /// Retention by size per partition, bytes; -1 = the node's default, 0 = unlimited.
     pub retention_bytes: i64,
     /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited.
@@ -211,15 +215,15 @@ pub struct ListOffsetsReply {
     pub timestamp: i64,
 }
 
-/// The node and a page of its topics.
+/// The cluster and a page of its topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataReply {
-    /// This node's id.
+    /// Id of the node that answers.
     pub node: u32,
-    /// Address that clients should use, `host:port`.
-    pub address: String,
-    /// Its number of shards.
-    pub shards: u16,
+    /// The node whose shard 0 takes administrative requests; 0 when the node that answers knows none.
+    pub controller: u32,
+    /// The cluster's nodes, in the order of their ids, the one that answers among them.
+    pub nodes: Vec<NodeMetadata>,
     /// Version of the catalogue; grows with each change.
     pub version: u64,
     /// The server's version string.
@@ -230,6 +234,17 @@ pub struct MetadataReply {
     pub topics: Vec<TopicMetadata>,
 }
 
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeMetadata {
+    /// Its id.
+    pub id: u32,
+    /// Its number of shards.
+    pub shards: u16,
+    /// Address that clients should use, `host:port`.
+    pub address: String,
+}
+
 /// One topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicMetadata {
@@ -237,6 +252,8 @@ pub struct TopicMetadata {
     pub id: u32,
     /// Its name.
     pub name: String,
+    /// Copies and quorums.
+    pub quorums: Quorums,
     /// Retention by size per partition, bytes; -1 = the node's default, 0 = unlimited.
     pub retention_bytes: i64,
     /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited.
@@ -248,12 +265,25 @@ pub struct TopicMetadata {
 /// Where one partition is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionMetadata {
-    /// The node that leads it.
+    /// The node that leads it; 0 when the node that answers knows none.
     pub leader: u32,
     /// Epoch of that leadership; 0 when the node that answers does not know it.
     pub epoch: u32,
     /// The shard of the leader that owns it.
     pub shard: u16,
+    /// Its replicas, the preferred leader first.
+    pub replicas: ReplicaList<ReplicaMetadata>,
+}
+
+/// One replica of a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaMetadata {
+    /// Its node.
+    pub node: u32,
+    /// The shard there.
+    pub shard: u16,
+    /// Whether it is in sync, as far as the node that answers knows; only the leader knows for sure.
+    pub in_sync: bool,
 }
 
 /// A producer id was assigned.
@@ -289,6 +319,8 @@ pub enum PartitionHealth {
 pub struct PartitionState {
     /// Index within the topic.
     pub partition: u32,
+    /// The node that leads it; 0 when this replica knows none.
+    pub leader: u32,
     /// The leader's epoch.
     pub epoch: u32,
     /// First offset still there.
@@ -309,4 +341,23 @@ pub struct PartitionState {
     pub producers: u32,
     /// Its health.
     pub health: PartitionHealth,
+    /// Its replicas as their leader sees them, the preferred leader first; from a replica that does not lead, none.
+    pub replicas: ReplicaList<ReplicaState>,
+}
+
+/// State of one replica, as its leader sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// Its node.
+    pub node: u32,
+    /// The shard there.
+    pub shard: u16,
+    /// Whether it is in sync.
+    pub in_sync: bool,
+    /// Records below this are in its journal as its fsync policy demands.
+    pub log_end: i64,
+    /// Bytes of batches that it lacks.
+    pub lag_bytes: u64,
+    /// How long ago it had everything, milliseconds; 0 while it has.
+    pub lag_ms: u64,
 }

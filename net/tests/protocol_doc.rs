@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use pyralog_core::batch::{BatchBuilder, Compression, patch_base_offset, patch_leader_epoch};
 use pyralog_core::limits::*;
-use pyralog_core::{ErrorCode, GroupId, Outcome};
+use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 use pyralog_net::codec::*;
 use pyralog_net::frame::{FrameHeader, MAX_SMALL_REQUEST_BODY_BYTES, kind};
 use pyralog_net::message::*;
@@ -78,6 +78,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::CreateTopic(CreateTopicRequest {
                 name: "orders",
                 partitions: 3,
+                quorums: Quorums { replication_factor: 3, ..Quorums::UNSET },
                 retention_bytes: -1,
                 retention_ms: 0,
             }),
@@ -104,24 +105,37 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
 
 fn replies() -> Vec<(&'static str, Vec<u8>)> {
     let batches = batch(true);
-    let place = |shard: u16| PartitionMetadata { leader: 1, epoch: 1, shard };
+    let place = |leader: u32, shard: u16| {
+        let replica = |node: u32| ReplicaMetadata { node, shard, in_sync: node != 3 };
+        let replicas = [leader, leader % 3 + 1, (leader + 1) % 3 + 1].map(replica).into_iter().collect();
+        PartitionMetadata { leader, epoch: 1, shard, replicas }
+    };
+    let node = |id: u32| NodeMetadata { id, shards: 2, address: format!("log{id}.example.org:9092") };
     let metadata = MetadataReply {
         node: 1,
-        address: "127.0.0.1:9092".into(),
-        shards: 2,
+        controller: 2,
+        nodes: vec![node(1), node(2), node(3)],
         version: 5,
         server: "pyralog 0.1.0".into(),
         more: false,
         topics: vec![TopicMetadata {
             id: 1,
             name: "orders".into(),
+            quorums: Quorums::of(3),
             retention_bytes: -1,
             retention_ms: 0,
-            partitions: vec![place(0), place(1), place(0)],
+            partitions: vec![place(1, 0), place(2, 1)],
         }],
     };
+    let replica = |node: u32, log_end: i64, lag_bytes: u64, lag_ms: u64| {
+        let in_sync = lag_ms < 1_000;
+        ReplicaState { node, shard: 1, in_sync, log_end, lag_bytes, lag_ms }
+    };
+    let replicas = [replica(1, 43, 0, 0), replica(2, 43, 0, 0), replica(3, 40, 225, 12_000)];
     let state = PartitionState {
         partition: 2,
+        leader: 1,
+        replicas: replicas.into_iter().collect(),
         epoch: 1,
         log_start: 0,
         high_watermark: 43,
@@ -275,9 +289,11 @@ fn the_table_of_bounds_is_the_bounds() {
         ("max_wait_ms of a fetch", u64::from(MAX_FETCH_WAIT_MS)),
         ("topic name", MAX_TOPIC_NAME_BYTES as u64),
         ("partitions of a topic", u64::from(MAX_PARTITIONS_PER_TOPIC)),
-        ("partitions of a node", u64::from(MAX_PARTITIONS_PER_NODE)),
-        ("topics of a node", u64::from(MAX_TOPICS)),
+        ("partitions of a cluster", u64::from(MAX_PARTITIONS_PER_NODE)),
+        ("topics of a cluster", u64::from(MAX_TOPICS)),
         ("shards of a node", u64::from(MAX_SHARDS)),
+        ("nodes of a cluster", MAX_NODES as u64),
+        ("replicas of a partition", u64::from(MAX_REPLICATION_FACTOR)),
         ("partitions of a DescribePartitions", u64::from(MAX_DESCRIBED_PARTITIONS)),
         ("client name", MAX_CLIENT_NAME_BYTES as u64),
         ("server version", MAX_SERVER_VERSION_BYTES as u64),

@@ -77,6 +77,20 @@ pub(crate) enum TopicCommand {
         /// How many partitions.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         partitions: u32,
+        /// Copies of each partition, each on a node of its own, at most 5. Default: the node's setting.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        replication_factor: Option<u8>,
+        /// Copies that must be durable before a record is acknowledged: a majority or more. Default: the node's
+        /// setting.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        write_quorum: Option<u8>,
+        /// Copies that a linearizable read asks; with the write quorum more than all copies. Default: the node's
+        /// setting.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        read_quorum: Option<u8>,
+        /// Copies that must be in sync for a partition to take writes. Default: the node's setting.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        min_insync_replicas: Option<u8>,
         /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound. Default: the node's setting.
         #[arg(long, value_parser = parse_bytes)]
         retention_bytes: Option<u64>,

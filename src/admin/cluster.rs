@@ -2,9 +2,9 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use pyralog_core::ErrorCode;
+use pyralog_core::{ErrorCode, Quorums};
 use pyralog_net::client::{Client, ClientError};
-use pyralog_net::message::{PartitionState, TopicMetadata};
+use pyralog_net::message::{CreateTopicRequest, NodeMetadata, PartitionState, TopicMetadata};
 use serde::Serialize;
 
 use super::cli::{Format, TopicCommand};
@@ -17,6 +17,8 @@ use crate::units;
 #[derive(Serialize)]
 struct ClusterInfo {
     server: String,
+    /// The node that takes administrative requests.
+    controller: u32,
     catalog_version: u64,
     topics: usize,
     partitions: usize,
@@ -28,27 +30,49 @@ struct NodeRow {
     node: u32,
     address: String,
     shards: u16,
+    /// Copies of partitions that it holds.
+    replicas: usize,
+    /// Those of them in sync.
+    replicas_in_sync: usize,
     partitions_led: usize,
+    /// Partitions whose preferred leader it is.
+    partitions_preferred: usize,
+}
+
+impl NodeRow {
+    fn of(node: &NodeMetadata, topics: &[TopicMetadata]) -> Self {
+        let partitions = || topics.iter().flat_map(|topic| &topic.partitions);
+        let replicas = || partitions().flat_map(|p| p.replicas.iter()).filter(|r| r.node == node.id);
+        let preferred =
+            partitions().filter(|p| p.replicas.first().is_some_and(|first| first.node == node.id));
+        Self {
+            node: node.id,
+            address: node.address.clone(),
+            shards: node.shards,
+            replicas: replicas().count(),
+            replicas_in_sync: replicas().filter(|replica| replica.in_sync).count(),
+            partitions_led: partitions().filter(|p| p.leader == node.id).count(),
+            partitions_preferred: preferred.count(),
+        }
+    }
 }
 
 /// `cluster info`.
 pub(crate) fn info(client: &mut Client, format: Format) -> Result<(), Failure> {
     let (node, topics) = client.metadata().map_err(|error| explain(error, None))?;
     let partitions = topics.iter().map(|topic| topic.partitions.len()).sum();
-    let led =
-        topics.iter().flat_map(|topic| &topic.partitions).filter(|partition| partition.leader == node.node);
-    let row =
-        NodeRow { node: node.node, address: node.address, shards: node.shards, partitions_led: led.count() };
     let info = ClusterInfo {
         server: node.server,
+        controller: node.controller,
         catalog_version: node.catalog_version,
         topics: topics.len(),
         partitions,
-        nodes: vec![row],
+        nodes: node.nodes.iter().map(|node| NodeRow::of(node, &topics)).collect(),
     };
     output::print(format, &info, |info| {
         let facts = output::pairs(&[
             ("server", info.server.clone()),
+            ("controller", info.controller.to_string()),
             ("topics", info.topics.to_string()),
             ("partitions", info.partitions.to_string()),
             ("catalogue version", info.catalog_version.to_string()),
@@ -58,10 +82,14 @@ pub(crate) fn info(client: &mut Client, format: Format) -> Result<(), Failure> {
                 node.node.to_string(),
                 node.address.clone(),
                 node.shards.to_string(),
+                node.replicas.to_string(),
+                node.replicas_in_sync.to_string(),
                 node.partitions_led.to_string(),
+                node.partitions_preferred.to_string(),
             ]
         });
-        format!("{facts}\n\n{}", output::table(&["NODE", "ADDRESS", "SHARDS", "PARTITIONS LED"], rows))
+        let head = ["NODE", "ADDRESS", "SHARDS", "REPLICAS", "IN SYNC", "LEADS", "SHOULD LEAD"];
+        format!("{facts}\n\n{}", output::table(&head, rows))
     })
 }
 
@@ -70,6 +98,10 @@ struct TopicRow {
     name: String,
     id: u32,
     partitions: usize,
+    replication_factor: u8,
+    write_quorum: u8,
+    read_quorum: u8,
+    min_insync_replicas: u8,
     /// -1 = the node's setting, 0 = no bound.
     retention_bytes: i64,
     retention_ms: i64,
@@ -85,6 +117,10 @@ struct PartitionRow {
     leader: u32,
     shard: u16,
     epoch: u32,
+    /// Nodes of its replicas, the preferred leader first.
+    replicas: Vec<u32>,
+    /// Those in sync.
+    isr: Vec<u32>,
     health: &'static str,
     log_start: i64,
     high_watermark: i64,
@@ -102,6 +138,10 @@ impl TopicRow {
             name: topic.name.clone(),
             id: topic.id,
             partitions: topic.partitions.len(),
+            replication_factor: topic.quorums.replication_factor,
+            write_quorum: topic.quorums.write_quorum,
+            read_quorum: topic.quorums.read_quorum,
+            min_insync_replicas: topic.quorums.min_insync_replicas,
             retention_bytes: topic.retention_bytes,
             retention_ms: topic.retention_ms,
             records: None,
@@ -114,6 +154,10 @@ impl TopicRow {
             ("name", self.name.clone()),
             ("id", self.id.to_string()),
             ("partitions", self.partitions.to_string()),
+            ("replication factor", self.replication_factor.to_string()),
+            ("write quorum", self.write_quorum.to_string()),
+            ("read quorum", self.read_quorum.to_string()),
+            ("min in-sync replicas", self.min_insync_replicas.to_string()),
             ("retention by size", retention(self.retention_bytes, units::bytes)),
             ("retention by age", retention(self.retention_ms, |ms| format!("{ms} ms"))),
         ];
@@ -127,11 +171,28 @@ impl TopicRow {
 /// `topic …`.
 pub(crate) fn topic(client: &mut Client, format: Format, command: TopicCommand) -> Result<(), Failure> {
     match command {
-        TopicCommand::Create { name, partitions, retention_bytes, retention_ms } => {
-            let bytes = retention_argument(retention_bytes)?;
-            let ms = retention_argument(retention_ms)?;
-            client.create_topic(&name, partitions, bytes, ms).map_err(|error| explain(error, None))?;
-            let topic = client.topic(&name).map_err(|error| explain(error, None))?;
+        TopicCommand::Create {
+            name,
+            partitions,
+            replication_factor,
+            write_quorum,
+            read_quorum,
+            min_insync_replicas,
+            retention_bytes,
+            retention_ms,
+        } => {
+            let quorums = Quorums {
+                replication_factor: replication_factor.unwrap_or(0),
+                write_quorum: write_quorum.unwrap_or(0),
+                read_quorum: read_quorum.unwrap_or(0),
+                min_insync_replicas: min_insync_replicas.unwrap_or(0),
+            };
+            let retention_bytes = retention_argument(retention_bytes)?;
+            let retention_ms = retention_argument(retention_ms)?;
+            let name = name.as_str();
+            let request = CreateTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
+            client.create_topic_with(request).map_err(|error| explain(error, None))?;
+            let topic = client.topic(name).map_err(|error| explain(error, None))?;
             output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
         }
         TopicCommand::List => list(client, format),
@@ -156,11 +217,15 @@ fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
                 topic.name.clone(),
                 topic.id.to_string(),
                 topic.partitions.to_string(),
+                topic.replication_factor.to_string(),
                 retention(topic.retention_bytes, units::bytes),
                 retention(topic.retention_ms, |ms| format!("{ms} ms")),
             ]
         });
-        output::table(&["TOPIC", "ID", "PARTITIONS", "RETENTION BY SIZE", "RETENTION BY AGE"], rows)
+        output::table(
+            &["TOPIC", "ID", "PARTITIONS", "REPLICAS", "RETENTION BY SIZE", "RETENTION BY AGE"],
+            rows,
+        )
     })
 }
 
@@ -182,9 +247,11 @@ fn partition_row(topic: &TopicMetadata, state: &PartitionState) -> PartitionRow 
     let place = topic.partitions.get(state.partition as usize);
     PartitionRow {
         partition: state.partition,
-        leader: place.map_or(0, |place| place.leader),
+        leader: state.leader,
         shard: place.map_or(0, |place| place.shard),
         epoch: state.epoch,
+        replicas: state.replicas.iter().map(|replica| replica.node).collect(),
+        isr: state.replicas.iter().filter(|replica| replica.in_sync).map(|replica| replica.node).collect(),
         health: health_name(state.health),
         log_start: state.log_start,
         high_watermark: state.high_watermark,
@@ -202,6 +269,9 @@ fn partition_table(states: &[PartitionRow]) -> String {
         "PARTITION",
         "LEADER",
         "SHARD",
+        "EPOCH",
+        "REPLICAS",
+        "ISR",
         "HEALTH",
         "LOG START",
         "HIGH WATERMARK",
@@ -216,6 +286,9 @@ fn partition_table(states: &[PartitionRow]) -> String {
             state.partition.to_string(),
             state.leader.to_string(),
             state.shard.to_string(),
+            state.epoch.to_string(),
+            ids(&state.replicas),
+            ids(&state.isr),
             state.health.to_owned(),
             state.log_start.to_string(),
             state.high_watermark.to_string(),
@@ -227,6 +300,10 @@ fn partition_table(states: &[PartitionRow]) -> String {
         ]
     });
     output::table(&head, rows)
+}
+
+fn ids(nodes: &[u32]) -> String {
+    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn delete(client: &mut Client, name: &str, yes: bool) -> Result<(), Failure> {

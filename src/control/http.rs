@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::PartitionState;
-use pyralog_replication::metadata::Topic;
+use pyralog_net::message::{PartitionState, ReplicaState};
+use pyralog_replication::metadata::{Catalog, NodeInfo, Topic};
 use serde_json::{Value, json};
 
 use super::metrics;
@@ -73,9 +73,23 @@ async fn status(State(source): State<Arc<Source>>) -> Json<Value> {
         "data_dir": facts.data_dir,
         "durability": { "fsync_policy": facts.fsync_policy, "acks": "quorum" },
         "memory_bound_bytes": facts.memory_bound_bytes,
+        "nodes": nodes_json(&catalog),
         "catalog": { "version": catalog.version, "topics": catalog.topics.len(), "partitions": catalog.partitions() },
         "shards": shards.iter().map(shard_json).collect::<Vec<_>>(),
     }))
+}
+
+/// The nodes that have registered.
+fn nodes_json(catalog: &Catalog) -> Vec<Value> {
+    let node = |node: &NodeInfo| {
+        json!({
+            "node": node.id,
+            "address": node.client_address,
+            "internal_address": node.internal_address,
+            "shards": node.shards,
+        })
+    };
+    catalog.nodes.values().map(node).collect()
 }
 
 fn shard_json(view: &ShardView) -> Value {
@@ -195,6 +209,11 @@ fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>)
         "partition": group.partition,
         "shard": shard,
         "health": health_name(state.health),
+        "write_quorum": topic.spec.write_quorum,
+        "min_insync_replicas": topic.spec.min_insync_replicas,
+        "leader": state.leader,
+        "replicas": state.replicas.iter().map(replica_json).collect::<Vec<_>>(),
+        "isr": state.replicas.iter().filter(|replica| replica.in_sync).map(|replica| replica.node).collect::<Vec<_>>(),
         "epoch": state.epoch,
         "log_start": state.log_start,
         "high_watermark": state.high_watermark,
@@ -204,6 +223,17 @@ fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>)
         "segment_bytes": state.segment_bytes,
         "cached_bytes": state.cached_bytes,
         "producers": state.producers,
+    })
+}
+
+fn replica_json(replica: &ReplicaState) -> Value {
+    json!({
+        "node": replica.node,
+        "shard": replica.shard,
+        "in_sync": replica.in_sync,
+        "log_end": replica.log_end,
+        "lag_bytes": replica.lag_bytes,
+        "lag_ms": replica.lag_ms,
     })
 }
 

@@ -21,6 +21,8 @@ fn topics_come_and_go() {
         Some(true),
         "{info}"
     );
+    assert_eq!((&info["controller"], info["nodes"].as_array().map(Vec::len)), (&1.into(), Some(1)), "{info}");
+    assert_eq!(info["nodes"][0]["address"], node.address.to_string());
     assert_eq!(json(&node.admin_ok(["topic", "list", "-o", "json"])), serde_json::json!([]));
 
     node.admin_ok(["topic", "create", "orders", "--partitions", "5", "--retention-bytes", "1GiB"]);
@@ -32,6 +34,19 @@ fn topics_come_and_go() {
     let detailed = json(&node.admin_ok(["topic", "get", "orders", "--detailed", "-o", "json"]));
     assert_eq!(detailed["partition_states"].as_array().map(Vec::len), Some(5), "{detailed}");
     assert!(detailed["partition_states"].as_array().unwrap().iter().all(|state| state["health"] == "online"));
+
+    for state in detailed["partition_states"].as_array().unwrap() {
+        let one = serde_json::json!([1]);
+        assert_eq!((&state["leader"], &state["replicas"], &state["isr"]), (&1.into(), &one, &one), "{state}");
+        assert!(state["epoch"].as_u64().is_some_and(|epoch| epoch > 0), "{state}");
+    }
+    let info = json(&node.admin_ok(["cluster", "info", "-o", "json"]));
+    let row = &info["nodes"][0];
+    for count in ["replicas", "replicas_in_sync", "partitions_led", "partitions_preferred"] {
+        assert_eq!(row[count], 5, "{count}: {row}");
+    }
+    let text = String::from_utf8(node.admin_ok(["topic", "get", "orders", "--detailed"])).unwrap();
+    assert!(["LEADER", "EPOCH", "REPLICAS", "ISR"].iter().all(|head| text.contains(head)), "{text}");
 
     let table = String::from_utf8(node.admin_ok(["topic", "list"])).unwrap();
     assert!(
@@ -49,6 +64,61 @@ fn topics_come_and_go() {
     assert_eq!(asked.status.code(), Some(2), "without a terminal to ask at it wants --yes: {asked:?}");
     node.admin_ok(["topic", "delete", "orders", "--yes"]);
     assert_eq!(json(&node.admin_ok(["topic", "list", "-o", "json"])), serde_json::json!([]));
+}
+
+/// One node keeps one copy: what asks for more is refused with the reason, before anything is made.
+#[test]
+fn copies_and_quorums_that_cannot_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path());
+    for (options, reason) in [
+        (&["--replication-factor", "3"][..], "3 copies need 3 nodes, 1 registered"),
+        (&["--replication-factor", "6"], "1 to 5 copies"),
+        (&["--replication-factor", "3", "--write-quorum", "1"], "two leaders could acknowledge"),
+        (&["--replication-factor", "3", "--write-quorum", "2", "--read-quorum", "1"], "more than 3"),
+        (&["--min-insync-replicas", "2"], "never take a write"),
+    ] {
+        let arguments: Vec<&str> = ["topic", "create", "t"].iter().chain(options).copied().collect();
+        let output = node.admin(arguments);
+        assert_eq!(output.status.code(), Some(1), "{options:?}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(reason), "{options:?}: {text}");
+    }
+    let zero = node.admin(["topic", "create", "t", "--write-quorum", "0"]);
+    assert_eq!(zero.status.code(), Some(2), "{zero:?}");
+    let all = [
+        "--replication-factor",
+        "1",
+        "--write-quorum",
+        "1",
+        "--read-quorum",
+        "1",
+        "--min-insync-replicas",
+        "1",
+    ];
+    let arguments: Vec<&str> = ["topic", "create", "t", "-o", "json"].iter().chain(&all).copied().collect();
+    let topic = json(&node.admin_ok(arguments));
+    for number in ["replication_factor", "write_quorum", "read_quorum", "min_insync_replicas"] {
+        assert_eq!(topic[number], 1, "{topic}");
+    }
+}
+
+/// The node's place in the catalogue survives a restart; another port of the new process replaces the old one.
+#[test]
+fn a_node_that_comes_back_at_another_address_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path());
+    node.admin_ok(["topic", "create", "t"]);
+    drop(node);
+    let node = Node::start(folder.path());
+    node.admin_ok(["topic", "create", "u"]);
+    let info = json(&node.admin_ok(["cluster", "info", "-o", "json"]));
+    assert_eq!(info["nodes"].as_array().map(Vec::len), Some(1), "{info}");
+    assert_eq!(info["nodes"][0]["address"], node.address.to_string());
+    let (_, status) = node.http("GET", "/status");
+    assert_eq!(json(status.as_bytes())["nodes"][0]["address"], node.address.to_string());
+    let detailed = json(&node.admin_ok(["topic", "get", "t", "--detailed", "-o", "json"]));
+    assert_eq!(detailed["partition_states"][0]["isr"], serde_json::json!([1]));
 }
 
 #[test]

@@ -21,6 +21,8 @@ fn every_page_answers() {
     assert_eq!(page(&node, "/health")["status"], "ready");
 
     let status = page(&node, "/status");
+    let own = &status["nodes"][0];
+    assert_eq!((&own["node"], &own["address"]), (&1.into(), &node.address.to_string().into()), "{status}");
     assert_eq!(status["catalog"]["topics"], 2);
     assert_eq!(status["catalog"]["partitions"], 3);
     assert_eq!(status["durability"]["fsync_policy"], "every_write");
@@ -38,6 +40,11 @@ fn every_page_answers() {
 
     let one = page(&node, "/topics/a/partitions/1");
     assert_eq!((&one["high_watermark"], &one["health"]), (&100.into(), &"online".into()), "{one}");
+    assert_eq!((&one["leader"], &one["isr"]), (&1.into(), &serde_json::json!([1])), "{one}");
+    let replica = serde_json::json!([{
+        "node": 1, "shard": one["shard"], "in_sync": true, "log_end": 100, "lag_bytes": 0, "lag_ms": 0,
+    }]);
+    assert_eq!(one["replicas"], replica, "{one}");
     let list = page(&node, "/partitions/0/status");
     let topics: Vec<&str> =
         list["partitions"].as_array().unwrap().iter().map(|p| p["topic"].as_str().unwrap()).collect();

@@ -1,7 +1,7 @@
 //! Frames as an enemy or a broken client sends them: valid ones with seeded damage.
 
-use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchBuilder, Compression};
+use pyralog_core::{GroupId, Quorums};
 use pyralog_net::FrameHeader;
 use pyralog_net::message::{
     Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
@@ -177,6 +177,7 @@ fn corpus(victim: &str, victim_id: u32) -> anyhow::Result<Vec<Vec<u8>>> {
         Request::CreateTopic(CreateTopicRequest {
             name: victim,
             partitions: 1,
+            quorums: Quorums::of(1),
             retention_bytes: -1,
             retention_ms: -1,
         }),

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use pyralog_core::{ErrorCode, GroupId, Outcome};
+use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
 use super::backoff::Backoff;
 use super::connection::{Connection, Received};
@@ -12,8 +12,8 @@ use super::error::ClientError;
 use crate::codec::MAX_DESCRIBED_PARTITIONS;
 use crate::message::{
     CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
-    InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, OffsetSpec,
-    PartitionState, Request, Response, TopicMetadata,
+    InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata,
+    OffsetSpec, PartitionState, Request, Response, TopicMetadata,
 };
 
 /// The shard that answers administrative requests.
@@ -52,6 +52,10 @@ pub struct NodeInfo {
     pub address: String,
     /// Its number of shards.
     pub shards: u16,
+    /// The node that takes administrative requests; 0 when it knows none.
+    pub controller: u32,
+    /// All nodes of the cluster.
+    pub nodes: Vec<NodeMetadata>,
     /// Version of its catalogue.
     pub catalog_version: u64,
     /// Its version string.
@@ -139,9 +143,15 @@ impl Client {
         retention_bytes: i64,
         retention_ms: i64,
     ) -> Result<u32, ClientError> {
-        self.forget_topic(name);
         let request =
-            Request::CreateTopic(CreateTopicRequest { name, partitions, retention_bytes, retention_ms });
+            CreateTopicRequest { name, partitions, quorums: Quorums::UNSET, retention_bytes, retention_ms };
+        self.create_topic_with(request)
+    }
+
+    /// As [`Self::create_topic`], with copies and quorums.
+    pub fn create_topic_with(&mut self, request: CreateTopicRequest<'_>) -> Result<u32, ClientError> {
+        self.forget_topic(request.name);
+        let request = Request::CreateTopic(request);
         self.call(CONTROLLER, &request, Kind::Change, |received| match received.response {
             Response::CreateTopic(reply) => Some(reply.id),
             _ => None,
@@ -330,10 +340,13 @@ impl Client {
 
 impl From<MetadataReply> for NodeInfo {
     fn from(reply: MetadataReply) -> Self {
+        let own = reply.nodes.iter().find(|node| node.id == reply.node);
         Self {
             node: reply.node,
-            address: reply.address,
-            shards: reply.shards,
+            address: own.map(|node| node.address.clone()).unwrap_or_default(),
+            shards: own.map_or(0, |node| node.shards),
+            controller: reply.controller,
+            nodes: reply.nodes,
             catalog_version: reply.version,
             server: reply.server,
         }

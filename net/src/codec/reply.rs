@@ -1,10 +1,12 @@
 //! Replies: encoded by the server (without an allocation of their own), decoded by the client.
 
 use pyralog_core::limits::{
-    BATCH_HEADER_BYTES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLY_BODY_BYTES, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+    BATCH_HEADER_BYTES, MAX_NODES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR, MAX_REPLY_BODY_BYTES,
+    MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
 };
 use pyralog_core::{ErrorCode, Outcome};
 
+use super::request::{decode_quorums, quorums};
 use super::write::{padding, truncated};
 use super::{
     DecodeError, MAX_ADDRESS_BYTES, MAX_DESCRIBED_PARTITIONS, MAX_ERROR_DETAIL_BYTES,
@@ -13,12 +15,15 @@ use super::{
 use crate::frame::{REPLY_BIT, kind};
 use crate::message::{
     CreateTopicReply, Durability, ErrorReply, FetchReplyHead, InitProducerIdReply, ListOffsetsReply,
-    MetadataReply, PartitionHealth, PartitionMetadata, PartitionState, ProduceReply, Response, TopicMetadata,
+    MetadataReply, NodeMetadata, PartitionHealth, PartitionMetadata, PartitionState, ProduceReply,
+    ReplicaList, ReplicaMetadata, ReplicaState, Response, TopicMetadata,
 };
 
-const METADATA_HEAD_BYTES: usize = 24;
+const METADATA_HEAD_BYTES: usize = 32;
+const NODE_HEAD_BYTES: usize = 8;
 const TOPIC_HEAD_BYTES: usize = 32;
 const PARTITION_METADATA_BYTES: usize = 16;
+const REPLICA_METADATA_BYTES: usize = 8;
 const PARTITION_STATE_BYTES: usize = 72;
 
 /// A decoded reply: the message and, after a fetch, the bytes of the batches.
@@ -201,17 +206,24 @@ pub struct MetadataReplySize {
 }
 
 impl MetadataReplySize {
-    /// A page without topics.
-    pub fn new(address: &str, server: &str) -> Self {
-        let text = |len: usize| len.saturating_add(padding(len));
-        let texts = text(address.len()).saturating_add(text(server.len()));
-        Self { bytes: METADATA_HEAD_BYTES.saturating_add(texts) }
+    /// A page without nodes and topics.
+    pub fn new(server: &str) -> Self {
+        let text = server.len().saturating_add(padding(server.len()));
+        Self { bytes: METADATA_HEAD_BYTES.saturating_add(text) }
     }
 
-    /// Adds a topic.
-    pub fn add_topic(&mut self, name: &str, partitions: usize) {
+    /// Adds a node.
+    pub fn add_node(&mut self, address: &str) {
+        let text = address.len().saturating_add(padding(address.len()));
+        self.bytes = self.bytes.saturating_add(NODE_HEAD_BYTES).saturating_add(text);
+    }
+
+    /// Adds a topic whose partitions have `replicas` replicas in all.
+    pub fn add_topic(&mut self, name: &str, partitions: usize, replicas: usize) {
         let name_bytes = name.len().saturating_add(padding(name.len()));
-        let partition_bytes = partitions.saturating_mul(PARTITION_METADATA_BYTES);
+        let partition_bytes = partitions
+            .saturating_mul(PARTITION_METADATA_BYTES)
+            .saturating_add(replicas.saturating_mul(REPLICA_METADATA_BYTES));
         self.bytes = self
             .bytes
             .saturating_add(TOPIC_HEAD_BYTES)
@@ -226,15 +238,21 @@ impl MetadataReplySize {
 }
 
 fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
-    let address = truncated(&r.address, MAX_ADDRESS_BYTES);
     let server = truncated(&r.server, MAX_SERVER_VERSION_BYTES);
-    let mut size = MetadataReplySize::new(address, server);
-    w.u64(r.version).u32(r.node).u16(r.shards).reserved(2);
-    w.u16(address.len() as u16).u16(server.len() as u16).reserved(4);
-    w.padded_text(address).padded_text(server);
+    let mut size = MetadataReplySize::new(server);
+    let nodes = r.nodes.len().min(MAX_NODES);
+    w.u64(r.version).u32(r.node).u32(r.controller);
+    w.u16(nodes as u16).reserved(2).u16(server.len() as u16).reserved(10);
+    w.padded_text(server);
+    for node in r.nodes.iter().take(nodes) {
+        let address = truncated(&node.address, MAX_ADDRESS_BYTES);
+        size.add_node(address);
+        w.u32(node.id).u16(node.shards).u16(address.len() as u16).padded_text(address);
+    }
     let mut count: u32 = 0;
     for topic in &r.topics {
-        size.add_topic(&topic.name, topic.partitions.len());
+        let replicas = topic.partitions.iter().fold(0usize, |sum, p| sum.saturating_add(p.replicas.len()));
+        size.add_topic(&topic.name, topic.partitions.len(), replicas);
         let fits = size.body_bytes() <= MAX_REPLY_BODY_BYTES
             && count < MAX_TOPICS
             && topic.partitions.len() <= MAX_PARTITIONS_PER_TOPIC as usize
@@ -246,35 +264,51 @@ fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
         count = count.saturating_add(1);
     }
     let more = r.more || (count as usize) < r.topics.len();
-    w.patch(14, &u16::from(more).to_le_bytes());
-    w.patch(20, &count.to_le_bytes());
+    w.patch(18, &u16::from(more).to_le_bytes());
+    w.patch(24, &count.to_le_bytes());
 }
 
 fn encode_topic(topic: &TopicMetadata, w: &mut Writer<'_>) {
     w.u32(topic.id).u32(topic.partitions.len() as u32).i64(topic.retention_bytes).i64(topic.retention_ms);
-    w.u16(topic.name.len() as u16).reserved(6).padded_text(&topic.name);
+    w.u16(topic.name.len() as u16).reserved(2);
+    quorums(w, topic.quorums).padded_text(&topic.name);
     for partition in &topic.partitions {
-        w.u32(partition.leader).u32(partition.epoch).u16(partition.shard).reserved(6);
+        w.u32(partition.leader).u32(partition.epoch).u16(partition.shard);
+        w.u8(partition.replicas.len() as u8).reserved(5);
+        for replica in partition.replicas.iter() {
+            w.u32(replica.node).u16(replica.shard).u8(u8::from(replica.in_sync)).reserved(1);
+        }
     }
 }
 
 fn decode_metadata(reader: &mut Reader<'_>) -> Result<MetadataReply, DecodeError> {
     let version = reader.u64("version")?;
     let node = reader.u32("node")?;
-    let shards = reader.u16("shards")?;
+    let controller = reader.u32("controller")?;
+    let nodes = reader.len_within("nodes", MAX_NODES)?;
     let more = match reader.u16("more")? {
         0 => false,
         1 => true,
         value => return Err(DecodeError::UnknownValue { field: "more", value: u64::from(value) }),
     };
-    let address_len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
     let server_len = reader.len_within("server_len", MAX_SERVER_VERSION_BYTES)?;
+    reader.reserved(2, "server_len")?;
     let count = reader.u32_within("topics", MAX_TOPICS)?;
-    let address = reader.padded_text(address_len, "address")?.to_owned();
+    reader.reserved(4, "topics")?;
     let server = reader.padded_text(server_len, "server")?.to_owned();
+    reader.fits(nodes as u32, NODE_HEAD_BYTES, "nodes")?;
+    let nodes = (0..nodes).map(|_| decode_node(reader)).collect::<Result<_, _>>()?;
     reader.fits(count, TOPIC_HEAD_BYTES, "topics")?;
     let topics = (0..count).map(|_| decode_topic(reader)).collect::<Result<_, _>>()?;
-    Ok(MetadataReply { node, address, shards, version, server, more, topics })
+    Ok(MetadataReply { node, controller, nodes, version, server, more, topics })
+}
+
+fn decode_node(reader: &mut Reader<'_>) -> Result<NodeMetadata, DecodeError> {
+    let id = reader.u32("node")?;
+    let shards = reader.u16("shards")?;
+    let address_len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
+    let address = reader.padded_text(address_len, "address")?.to_owned();
+    Ok(NodeMetadata { id, shards, address })
 }
 
 fn decode_topic(reader: &mut Reader<'_>) -> Result<TopicMetadata, DecodeError> {
@@ -283,28 +317,50 @@ fn decode_topic(reader: &mut Reader<'_>) -> Result<TopicMetadata, DecodeError> {
     let retention_bytes = reader.i64("retention_bytes")?;
     let retention_ms = reader.i64("retention_ms")?;
     let name_len = reader.len_within("name_len", MAX_TOPIC_NAME_BYTES)?;
-    reader.reserved(6, "name_len")?;
+    reader.reserved(2, "name_len")?;
+    let quorums = decode_quorums(reader)?;
     let name = reader.padded_text(name_len, "name")?.to_owned();
     reader.fits(count, PARTITION_METADATA_BYTES, "partitions")?;
     let partitions = (0..count).map(|_| decode_partition(reader)).collect::<Result<_, _>>()?;
-    Ok(TopicMetadata { id, name, retention_bytes, retention_ms, partitions })
+    Ok(TopicMetadata { id, name, quorums, retention_bytes, retention_ms, partitions })
 }
 
 fn decode_partition(reader: &mut Reader<'_>) -> Result<PartitionMetadata, DecodeError> {
-    let partition = PartitionMetadata {
-        leader: reader.u32("leader")?,
-        epoch: reader.u32("epoch")?,
-        shard: reader.u16("shard")?,
-    };
-    reader.reserved(6, "shard")?;
-    Ok(partition)
+    let leader = reader.u32("leader")?;
+    let epoch = reader.u32("epoch")?;
+    let shard = reader.u16("shard")?;
+    let count = decode_replica_count(reader)?;
+    reader.reserved(5, "replicas")?;
+    let mut replicas = ReplicaList::default();
+    for _ in 0..count {
+        let replica = ReplicaMetadata {
+            node: reader.u32("node")?,
+            shard: reader.u16("shard")?,
+            in_sync: reader.bool("in_sync")?,
+        };
+        reader.reserved(1, "in_sync")?;
+        replicas.push(replica);
+    }
+    Ok(PartitionMetadata { leader, epoch, shard, replicas })
+}
+
+fn decode_replica_count(reader: &mut Reader<'_>) -> Result<u8, DecodeError> {
+    let (count, max) = (reader.u8("replicas")?, MAX_REPLICATION_FACTOR);
+    match count <= max {
+        true => Ok(count),
+        false => Err(DecodeError::OutOfBound { field: "replicas", value: count.into(), max: max.into() }),
+    }
 }
 
 fn encode_state(state: &PartitionState, w: &mut Writer<'_>) {
     w.u32(state.partition).u32(state.epoch);
     w.i64(state.log_start).i64(state.high_watermark).i64(state.log_end).i64(state.flushed);
     w.u64(state.segment_bytes).u64(state.cached_bytes).u32(state.segments).u32(state.producers);
-    w.u8(state.health as u8).reserved(7);
+    w.u8(state.health as u8).u8(state.replicas.len() as u8).reserved(2).u32(state.leader);
+    for replica in state.replicas.iter() {
+        w.u32(replica.node).u16(replica.shard).u8(u8::from(replica.in_sync)).reserved(1);
+        w.i64(replica.log_end).u64(replica.lag_bytes).u64(replica.lag_ms);
+    }
 }
 
 fn decode_states(reader: &mut Reader<'_>) -> Result<Vec<PartitionState>, DecodeError> {
@@ -315,7 +371,9 @@ fn decode_states(reader: &mut Reader<'_>) -> Result<Vec<PartitionState>, DecodeE
 }
 
 fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> {
-    let state = PartitionState {
+    let mut state = PartitionState {
+        leader: 0,
+        replicas: ReplicaList::default(),
         partition: reader.u32("partition")?,
         epoch: reader.u32("epoch")?,
         log_start: reader.i64("log_start")?,
@@ -333,6 +391,15 @@ fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> 
             value => return Err(DecodeError::UnknownValue { field: "health", value: u64::from(value) }),
         },
     };
-    reader.reserved(7, "health")?;
+    let count = decode_replica_count(reader)?;
+    reader.reserved(2, "replicas")?;
+    state.leader = reader.u32("leader")?;
+    for _ in 0..count {
+        let (node, shard, in_sync) = (reader.u32("node")?, reader.u16("shard")?, reader.bool("in_sync")?);
+        reader.reserved(1, "in_sync")?;
+        let log_end = reader.i64("log_end")?;
+        let (lag_bytes, lag_ms) = (reader.u64("lag_bytes")?, reader.u64("lag_ms")?);
+        state.replicas.push(ReplicaState { node, shard, in_sync, log_end, lag_bytes, lag_ms });
+    }
     Ok(state)
 }

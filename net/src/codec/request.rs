@@ -1,9 +1,9 @@
 //! Requests: decoded without a copy by the server, encoded by the client.
 
-use pyralog_core::GroupId;
 use pyralog_core::limits::{
     BATCH_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_TOPIC_NAME_BYTES,
 };
+use pyralog_core::{GroupId, Quorums};
 
 use super::{DecodeError, EncodeError, MAX_DESCRIBED_PARTITIONS, Reader, Writer};
 use crate::frame::kind;
@@ -73,6 +73,7 @@ impl<'a> Request<'a> {
             }
             Self::CreateTopic(r) => {
                 w.u32(r.partitions).u16(r.name.len() as u16).reserved(2);
+                quorums(&mut w, r.quorums).reserved(4);
                 w.i64(r.retention_bytes).i64(r.retention_ms).bytes(r.name.as_bytes());
             }
             Self::DeleteTopic(r) => {
@@ -108,6 +109,23 @@ impl<'a> Request<'a> {
             Self::ListOffsets(_) | Self::InitProducerId | Self::Ping => Ok(()),
         }
     }
+}
+
+pub(super) fn quorums<'w, 'a>(w: &'w mut Writer<'a>, quorums: Quorums) -> &'w mut Writer<'a> {
+    w.u8(quorums.replication_factor)
+        .u8(quorums.write_quorum)
+        .u8(quorums.read_quorum)
+        .u8(quorums.min_insync_replicas)
+}
+
+/// Whether the numbers fit each other is for the catalogue to say, with a reason.
+pub(super) fn decode_quorums(reader: &mut Reader<'_>) -> Result<Quorums, DecodeError> {
+    Ok(Quorums {
+        replication_factor: reader.u8("replication_factor")?,
+        write_quorum: reader.u8("write_quorum")?,
+        read_quorum: reader.u8("read_quorum")?,
+        min_insync_replicas: reader.u8("min_insync_replicas")?,
+    })
 }
 
 fn group<'w, 'a>(w: &'w mut Writer<'a>, group: GroupId) -> &'w mut Writer<'a> {
@@ -177,8 +195,11 @@ fn decode_create_topic<'a>(reader: &mut Reader<'a>) -> Result<CreateTopicRequest
     let partitions = reader.u32("partitions")?;
     let len = reader.len_within("name_len", MAX_TOPIC_NAME_BYTES)?;
     reader.reserved(2, "name_len")?;
+    let quorums = decode_quorums(reader)?;
+    reader.reserved(4, "min_insync_replicas")?;
     Ok(CreateTopicRequest {
         partitions,
+        quorums,
         retention_bytes: reader.i64("retention_bytes")?,
         retention_ms: reader.i64("retention_ms")?,
         name: reader.text(len, "name")?,

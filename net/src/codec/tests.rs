@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use pyralog_core::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, MAX_BATCH_BYTES};
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
 
 use super::*;
 use crate::frame::{FrameHeader, kind};
@@ -51,18 +51,39 @@ fn error_code() -> impl Strategy<Value = ErrorCode> {
     proptest::sample::select(&ErrorCode::ALL[1..])
 }
 
+fn quorums() -> impl Strategy<Value = Quorums> {
+    any::<[u8; 4]>().prop_map(|[replication_factor, write_quorum, read_quorum, min_insync_replicas]| {
+        Quorums { replication_factor, write_quorum, read_quorum, min_insync_replicas }
+    })
+}
+
 fn topic() -> impl Strategy<Value = TopicMetadata> {
-    let partition = (any::<u32>(), any::<u32>(), any::<u16>())
-        .prop_map(|(leader, epoch, shard)| PartitionMetadata { leader, epoch, shard });
-    (any::<u32>(), "[a-z]{1,249}", any::<i64>(), any::<i64>(), vec(partition, 0..20)).prop_map(
-        |(id, name, retention_bytes, retention_ms, partitions)| TopicMetadata {
+    let replica =
+        any::<(u32, u16, bool)>().prop_map(|(node, shard, in_sync)| ReplicaMetadata { node, shard, in_sync });
+    let partition = (any::<u32>(), any::<u32>(), any::<u16>(), vec(replica, 0..6)).prop_map(
+        |(leader, epoch, shard, replicas)| {
+            let replicas = replicas.into_iter().collect();
+            PartitionMetadata { leader, epoch, shard, replicas }
+        },
+    );
+    (any::<u32>(), "[a-z]{1,249}", quorums(), any::<[i64; 2]>(), vec(partition, 0..20)).prop_map(
+        |(id, name, quorums, [retention_bytes, retention_ms], partitions)| TopicMetadata {
             id,
             name,
+            quorums,
             retention_bytes,
             retention_ms,
             partitions,
         },
     )
+}
+
+fn node() -> impl Strategy<Value = NodeMetadata> {
+    (any::<u32>(), any::<u16>(), "[a-z.:0-9]{0,60}").prop_map(|(id, shards, address)| NodeMetadata {
+        id,
+        shards,
+        address,
+    })
 }
 
 fn state() -> impl Strategy<Value = PartitionState> {
@@ -71,8 +92,20 @@ fn state() -> impl Strategy<Value = PartitionState> {
         Just(PartitionHealth::Damaged),
         Just(PartitionHealth::LogEndUnknown)
     ];
-    (any::<[u32; 4]>(), any::<[i64; 4]>(), any::<[u64; 2]>(), health).prop_map(
-        |(small, offsets, sizes, health)| PartitionState {
+    let replica = any::<(u32, u16, bool, i64, u64, u64)>().prop_map(
+        |(node, shard, in_sync, log_end, lag_bytes, lag_ms)| ReplicaState {
+            node,
+            shard,
+            in_sync,
+            log_end,
+            lag_bytes,
+            lag_ms,
+        },
+    );
+    (any::<[u32; 5]>(), any::<[i64; 4]>(), any::<[u64; 2]>(), health, vec(replica, 0..6)).prop_map(
+        |(small, offsets, sizes, health, replicas)| PartitionState {
+            leader: small[4],
+            replicas: replicas.into_iter().collect(),
             partition: small[0],
             epoch: small[1],
             log_start: offsets[0],
@@ -104,12 +137,12 @@ fn response() -> impl Strategy<Value = Response> {
         ),
         (any::<i64>(), any::<i64>())
             .prop_map(|(offset, timestamp)| Response::ListOffsets(ListOffsetsReply { offset, timestamp })),
-        (any::<(u32, u16, u64, bool)>(), "[a-z.:0-9]{0,60}", "\\PC{0,30}", vec(topic(), 0..5)).prop_map(
-            |((node, shards, version, more), address, server, topics)| {
+        (any::<(u32, u32, u64, bool)>(), vec(node(), 0..5), "\\PC{0,30}", vec(topic(), 0..5)).prop_map(
+            |((node, controller, version, more), nodes, server, topics)| {
                 Response::Metadata(Box::new(MetadataReply {
                     node,
-                    address,
-                    shards,
+                    controller,
+                    nodes,
                     version,
                     server,
                     more,
@@ -131,7 +164,7 @@ proptest! {
     #[test]
     fn every_request_survives_the_wire(
         (batch, name, wanted) in parts(), group in group(), id: u64, numbers: [u32; 4], longs: [i64; 3],
-        acks in prop_oneof![Just(Acks::None), Just(Acks::Leader), Just(Acks::Quorum)],
+        acks in prop_oneof![Just(Acks::None), Just(Acks::Leader), Just(Acks::Quorum)], quorums in quorums(),
     ) {
         let [a, b, c, d] = numbers;
         let [x, y, z] = longs;
@@ -147,7 +180,7 @@ proptest! {
             Request::Metadata(MetadataRequest { topic: wanted.as_deref(), start_after: a }),
             Request::InitProducerId,
             Request::CreateTopic(CreateTopicRequest {
-                name: &name, partitions: b, retention_bytes: y, retention_ms: z,
+                name: &name, partitions: b, quorums, retention_bytes: y, retention_ms: z,
             }),
             Request::DeleteTopic(DeleteTopicRequest { name: &name }),
             Request::DescribePartitions(DescribePartitionsRequest { topic: a, first: b, count: d % 1001 }),
@@ -266,10 +299,47 @@ fn a_batch_of_the_wrong_size_is_an_error_of_its_own_which_keeps_the_connection()
 
 #[test]
 fn a_count_that_the_body_cannot_hold_takes_no_memory() {
-    let mut body = vec![0; 24];
-    body[20..24].copy_from_slice(&65_536u32.to_le_bytes());
+    let mut body = vec![0; 32];
+    body[24..28].copy_from_slice(&65_536u32.to_le_bytes());
     let error = Response::decode(kind::METADATA | 0x8000, &body).unwrap_err();
     assert_eq!(error, DecodeError::Truncated { field: "topics" });
+    body[16] = 64;
+    let error = Response::decode(kind::METADATA | 0x8000, &body).unwrap_err();
+    assert_eq!(error, DecodeError::Truncated { field: "nodes" });
+    body[16] = 65;
+    let error = Response::decode(kind::METADATA | 0x8000, &body).unwrap_err();
+    assert!(matches!(error, DecodeError::OutOfBound { field: "nodes", value: 65, .. }), "{error}");
+}
+
+#[test]
+fn more_replicas_than_there_can_be_are_an_error() {
+    let replica = ReplicaMetadata { node: 1, shard: 0, in_sync: true };
+    let replicas = [replica].into_iter().collect();
+    let partition = PartitionMetadata { leader: 1, epoch: 1, shard: 0, replicas };
+    let topic = TopicMetadata {
+        id: 1,
+        name: "t".into(),
+        quorums: Quorums::of(1),
+        retention_bytes: -1,
+        retention_ms: -1,
+        partitions: vec![partition],
+    };
+    let reply = MetadataReply {
+        node: 1,
+        controller: 1,
+        nodes: Vec::new(),
+        version: 1,
+        server: String::new(),
+        more: false,
+        topics: vec![topic],
+    };
+    let mut frame = Vec::new();
+    Response::Metadata(Box::new(reply)).encode(1, &mut frame);
+    let count = frame.len() - 8 - 6;
+    assert_eq!(frame[count], 1, "the byte that counts the replicas");
+    frame[count] = 6;
+    let error = Response::decode(kind::METADATA | 0x8000, &frame[FRAME_HEADER_BYTES..]).unwrap_err();
+    assert_eq!(error, DecodeError::OutOfBound { field: "replicas", value: 6, max: 5 });
 }
 
 #[test]
@@ -295,18 +365,21 @@ fn an_error_code_from_the_future_is_understood_as_an_unknown_outcome() {
 
 #[test]
 fn a_page_of_metadata_ends_before_the_largest_reply() {
-    let partition = PartitionMetadata { leader: 1, epoch: 0, shard: 0 };
+    let replica = |node: u32| ReplicaMetadata { node, shard: 0, in_sync: true };
+    let replicas = (1..=3).map(replica).collect();
+    let partition = PartitionMetadata { leader: 1, epoch: 0, shard: 0, replicas };
     let topic = |id: u32| TopicMetadata {
         id,
         name: format!("topic-{id}"),
+        quorums: Quorums::of(3),
         retention_bytes: -1,
         retention_ms: -1,
         partitions: vec![partition; 65_536],
     };
     let reply = MetadataReply {
         node: 1,
-        address: "localhost:9092".into(),
-        shards: 2,
+        controller: 2,
+        nodes: (1..=3).map(|id| NodeMetadata { id, shards: 2, address: format!("n{id}:9092") }).collect(),
         version: 9,
         server: "test".into(),
         more: false,
@@ -319,9 +392,12 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
     let decoded = Response::decode(header.kind, &frame[FRAME_HEADER_BYTES..]).unwrap();
     let Response::Metadata(page) = decoded.response else { panic!("no metadata") };
     assert!(page.more);
-    assert_eq!(page.topics, reply.topics[..8]);
+    assert_eq!(page.topics, reply.topics[..3]);
 
-    let mut size = MetadataReplySize::new(&reply.address, &reply.server);
-    page.topics.iter().for_each(|topic| size.add_topic(&topic.name, topic.partitions.len()));
+    let mut size = MetadataReplySize::new(&reply.server);
+    page.nodes.iter().for_each(|node| size.add_node(&node.address));
+    for topic in &page.topics {
+        size.add_topic(&topic.name, topic.partitions.len(), topic.partitions.len() * 3);
+    }
     assert_eq!(size.body_bytes(), header.body_bytes as usize, "the sizes that end a page are the real ones");
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use pyralog_core::batch::{BatchView, patch_base_offset, sequence_after};
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, FRAME_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES};
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
 use pyralog_net::frame::{FrameHeader, kind};
 use pyralog_net::hello::{Hello, HelloReply};
 use pyralog_net::message::*;
@@ -263,18 +263,23 @@ impl Shared {
     }
 
     fn metadata(&self, partitions: u32) -> MetadataReply {
-        let place = |index: u32| PartitionMetadata { leader: 1, epoch: 0, shard: index as u16 % self.shards };
+        let place = |index: u32| {
+            let shard = index as u16 % self.shards;
+            let replica = ReplicaMetadata { node: 1, shard, in_sync: true };
+            PartitionMetadata { leader: 1, epoch: 0, shard, replicas: [replica].into_iter().collect() }
+        };
         let topic = TopicMetadata {
             id: TOPIC_ID,
             name: TOPIC.into(),
+            quorums: Quorums::of(1),
             retention_bytes: -1,
             retention_ms: -1,
             partitions: (0..partitions).map(place).collect(),
         };
         MetadataReply {
             node: 1,
-            address: "127.0.0.1:0".into(),
-            shards: self.shards,
+            controller: 1,
+            nodes: vec![NodeMetadata { id: 1, shards: self.shards, address: "127.0.0.1:0".into() }],
             version: 1,
             server: "peer".into(),
             more: false,

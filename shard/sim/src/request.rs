@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
 use pyralog_net::message::{
     Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
     ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, Request, Response,
@@ -47,6 +47,7 @@ impl Owned {
                 Request::CreateTopic(CreateTopicRequest {
                     name,
                     partitions: *partitions,
+                    quorums: Quorums::UNSET,
                     retention_bytes: *retention_bytes,
                     retention_ms: *retention_ms,
                 })

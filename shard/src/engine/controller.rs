@@ -101,9 +101,7 @@ impl Engine {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
         let Some(controller) = &self.controller else { return };
-        let wanted =
-            Quorums { replication_factor: 0, write_quorum: 0, read_quorum: 0, min_insync_replicas: 0 };
-        let quorums = Quorums::resolve(wanted, self.config.topic_quorums);
+        let quorums = Quorums::resolve(request.quorums, self.config.topic_quorums);
         // Before the nodes are looked at: a number that never fits is not the lack of a node.
         let placed = quorums.check().and_then(|()| {
             place(&controller.tentative, request.partitions, quorums.replication_factor)

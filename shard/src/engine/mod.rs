@@ -40,8 +40,8 @@ use std::sync::Arc;
 use ahash::RandomState;
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    ErrorReply, MetadataReply, MetadataRequest, PartitionMetadata, PartitionState, Request, Response,
-    TopicMetadata,
+    ErrorReply, MetadataReply, MetadataRequest, NodeMetadata, PartitionMetadata, PartitionState,
+    ReplicaMetadata, Request, Response, TopicMetadata,
 };
 use pyralog_replication::metadata::Catalog;
 
@@ -263,16 +263,20 @@ impl Engine {
 
     /// State of one partition of this shard.
     pub fn partition(&self, group: GroupId) -> Option<PartitionState> {
-        self.find(group).and_then(|index| self.at(index)).map(Partition::state)
+        self.find(group).and_then(|index| self.at(index)).map(|partition| self.state_of(partition))
     }
 
     /// State of all partitions of this shard, in the order of their ids (the metadata group left out).
     pub fn partitions(&self) -> Vec<(GroupId, PartitionState)> {
         let mut all: Vec<_> =
-            self.each_partition().map(|partition| (partition.group, partition.state())).collect();
+            self.each_partition().map(|partition| (partition.group, self.state_of(partition))).collect();
         all.retain(|(group, _)| *group != GroupId::METADATA);
         all.sort_unstable_by_key(|(group, _)| *group);
         all
+    }
+
+    fn state_of(&self, partition: &Partition) -> PartitionState {
+        partition.state(self.config.node, self.config.shard)
     }
 
     fn each_partition(&self) -> impl Iterator<Item = &Partition> {
@@ -371,11 +375,20 @@ impl Engine {
         let describe = |topic: &pyralog_replication::metadata::Topic| TopicMetadata {
             id: topic.id,
             name: topic.spec.name.clone(),
+            quorums: topic.spec.quorums(),
             retention_bytes: topic.spec.retention_bytes,
             retention_ms: topic.spec.retention_ms,
             partitions: (0..topic.partitions())
-                .filter_map(|partition| topic.spec.assignment.preferred_leader(partition))
-                .map(|leader| PartitionMetadata { leader: leader.node, epoch: 0, shard: leader.shard })
+                .filter_map(|partition| {
+                    let leader = topic.spec.assignment.preferred_leader(partition)?;
+                    let replicas = topic.spec.assignment.replicas(partition).map(|replica| ReplicaMetadata {
+                        node: replica.node,
+                        shard: replica.shard,
+                        in_sync: replica == leader,
+                    });
+                    let (leader, shard) = (leader.node, leader.shard);
+                    Some(PartitionMetadata { leader, epoch: 0, shard, replicas: replicas.collect() })
+                })
                 .collect(),
         };
         let mut more = false;
@@ -407,10 +420,24 @@ impl Engine {
                 topics.push(describe(topic));
             }
         }
+        let own = NodeMetadata {
+            id: self.config.node.0,
+            shards: self.config.shards,
+            address: self.config.advertised_address.clone(),
+        };
+        // What this node knows of itself is newer than what it registered.
+        let others = catalog.nodes.values().filter(|node| node.id != own.id).map(|node| NodeMetadata {
+            id: node.id,
+            shards: node.shards,
+            address: node.client_address.clone(),
+        });
+        let mut nodes: Vec<NodeMetadata> = others.collect();
+        nodes.push(own);
+        nodes.sort_by_key(|node| node.id);
         let answer = MetadataReply {
             node: self.config.node.0,
-            address: self.config.advertised_address.clone(),
-            shards: self.config.shards,
+            controller: self.config.node.0,
+            nodes,
             version: catalog.version,
             server: self.config.server_version.clone(),
             more,

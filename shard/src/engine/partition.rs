@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use pyralog_core::GroupId;
-use pyralog_net::message::{PartitionHealth, PartitionState};
+use pyralog_core::{GroupId, NodeId, ShardId};
+use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState};
 use pyralog_replication::{Group, SingleVoter};
 
 use crate::memory::ChunkSlice;
@@ -143,11 +143,20 @@ impl Partition {
         self.tail.range(from..).take_while(move |batch| batch.lsn <= cut)
     }
 
-    /// For status pages.
-    pub(super) fn state(&self) -> PartitionState {
+    /// For status pages. This replica, on `shard` of `node`, is the only one and leads.
+    pub(super) fn state(&self, node: NodeId, shard: ShardId) -> PartitionState {
         let cached = self.tail.front().map_or(0, |first| self.appended_bytes - first.bytes_before);
+        let own = ReplicaState {
+            node: node.0,
+            shard: shard.0,
+            in_sync: true,
+            log_end: self.replica.high_watermark(),
+            lag_bytes: 0,
+            lag_ms: 0,
+        };
         PartitionState {
             partition: self.group.partition,
+            leader: node.0,
             epoch: self.replica.epoch(),
             log_start: self.log_start,
             high_watermark: self.replica.high_watermark(),
@@ -162,6 +171,7 @@ impl Partition {
                 (false, false) => PartitionHealth::Damaged,
                 (false, true) => PartitionHealth::Online,
             },
+            replicas: [own].into_iter().collect(),
         }
     }
 }

@@ -252,7 +252,13 @@ pub(crate) fn fetch(topic: u32, partition: u32, offset: i64) -> Request<'static>
 /// Creates a topic; returns its id and the connection to shard 0.
 pub(crate) fn topic(rig: &Rig, name: &str, partitions: u32) -> (u32, Client) {
     let mut client = Client::new(rig.addr(), 0);
-    let request = CreateTopicRequest { name, partitions, retention_bytes: -1, retention_ms: -1 };
+    let request = CreateTopicRequest {
+        name,
+        partitions,
+        quorums: Quorums::UNSET,
+        retention_bytes: -1,
+        retention_ms: -1,
+    };
     match client.ask(&Request::CreateTopic(request)) {
         Response::CreateTopic(reply) => (reply.id, client),
         other => panic!("{other:?}"),

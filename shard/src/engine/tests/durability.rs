@@ -1,6 +1,6 @@
 //! What a power loss may take and what it may not, where the journal is not flushed with every write.
 
-use pyralog_core::GroupId;
+use pyralog_core::{GroupId, Quorums};
 use pyralog_net::message::{CreateTopicRequest, Request, Response};
 
 use super::disk::MemDisk;
@@ -56,7 +56,13 @@ fn a_topic_is_durable_before_it_is_there_whatever_the_policy() {
         config.fsync = fsync;
         let mut shard = Shard::start(config, MemDisk::default());
         shard.hold_only = Some(journal_sync);
-        let create = CreateTopicRequest { name: "t", partitions: 1, retention_bytes: -1, retention_ms: -1 };
+        let create = CreateTopicRequest {
+            name: "t",
+            partitions: 1,
+            quorums: Quorums::UNSET,
+            retention_bytes: -1,
+            retention_ms: -1,
+        };
         let id = shard.send(Request::CreateTopic(create));
         assert!(!shard.replies.contains_key(&id), "the command is written and not flushed");
         assert!(shard.engine.partition(P0).is_none(), "no shard has heard of it");

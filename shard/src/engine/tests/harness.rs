@@ -197,7 +197,13 @@ impl Shard {
     }
 
     pub(super) fn create(&mut self, name: &str, partitions: u32) -> u32 {
-        let create = CreateTopicRequest { name, partitions, retention_bytes: -1, retention_ms: -1 };
+        let create = CreateTopicRequest {
+            name,
+            partitions,
+            quorums: Quorums::UNSET,
+            retention_bytes: -1,
+            retention_ms: -1,
+        };
         match self.call(Request::CreateTopic(create)) {
             Got::Message(Response::CreateTopic(reply)) => reply.id,
             other => panic!("{other:?}"),
