@@ -127,6 +127,9 @@ error_codes! {
     /// The connection was closed before the reply came.
     ConnectionLost = 26, true, Unknown,
         "the connection closed before the reply; retry in the same producer session";
+    /// The leader of the partition changed while the batch was on its way to a quorum.
+    LeaderChanged = 27, true, Unknown,
+        "the partition's leader changed; refresh metadata, then retry in the same producer session";
 }
 
 impl fmt::Display for ErrorCode {

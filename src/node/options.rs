@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pyralog_core::NodeId;
 use pyralog_core::config::{Config, Hugepages};
-use pyralog_shard::engine::EngineConfig;
+use pyralog_shard::engine::{EngineConfig, election};
 use pyralog_shard::runtime::NodeOptions;
 
 use crate::failure::{Exit, Failure};
@@ -92,6 +92,8 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         // Empty: what is listened on, whose port may not be known before.
         advertised_address: config.network.advertised_address.clone().unwrap_or_default(),
         topic_quorums: config.topic_quorums(),
+        election: election(config),
+        metadata_replicas: Vec::new(),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
         cache_bytes: config.cache_bytes_per_shard(shards) as usize,
         cache_enabled: storage.cache_config.enabled,

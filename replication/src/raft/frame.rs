@@ -111,7 +111,7 @@ mod tests {
     use super::super::{EntryHead, MessageKind};
     use super::*;
 
-    const KINDS: [MessageKind; 11] = [
+    const KINDS: [MessageKind; 14] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestPreVote,
@@ -123,6 +123,9 @@ mod tests {
         MessageKind::Snapshot,
         MessageKind::TimeoutNow,
         MessageKind::Quiesce,
+        MessageKind::FetchBatches,
+        MessageKind::Batches,
+        MessageKind::Command,
     ];
 
     fn entry() -> impl Strategy<Value = EntryHead> {

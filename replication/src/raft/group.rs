@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyralog_core::GroupId;
-use raft::eraftpb::Message as CoreMessage;
+use raft::eraftpb::{Message as CoreMessage, MessageType};
 use raft::{Config, ProgressState, RawNode, StateRole};
 
 use super::log::{
@@ -245,6 +245,12 @@ impl RaftGroup {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// Whether it leads and an entry of its own term is committed: everything that earlier leaders had committed is
+    /// known as such.
+    pub fn leads_surely(&self) -> bool {
+        self.is_leader() && self.raw.raft.commit_to_current_term()
+    }
+
     /// Who leads, if known.
     pub fn leader(&self) -> Option<u32> {
         u32::try_from(self.raw.raft.leader_id).ok().filter(|node| *node != 0)
@@ -253,6 +259,11 @@ impl RaftGroup {
     /// The current term.
     pub fn term(&self) -> u32 {
         u32::try_from(self.raw.raft.term).unwrap_or(u32::MAX)
+    }
+
+    /// The node voted for in the current term; 0 = none.
+    pub fn vote(&self) -> u32 {
+        u32::try_from(self.raw.raft.vote).unwrap_or(0)
     }
 
     /// The last entry, durable or not.
@@ -345,6 +356,9 @@ impl RaftGroup {
         if to != self.id || from == self.id || !self.voters.contains(&from) || message.group() != self.group {
             return Err(Refused::NotForUs { from, to });
         }
+        let Some(kind) = core_type(message.kind) else {
+            return Err(Refused::Impossible("a message that is not for the core"));
+        };
         self.check(message)?;
         self.now_us = now_us;
         if message.kind == MessageKind::TimeoutNow && !self.may_campaign() {
@@ -361,7 +375,7 @@ impl RaftGroup {
         self.timers.heard_peer(from, now_us);
         self.raw.raft.election_elapsed = if lease { 0 } else { NEVER_TICKS };
         let term_before = self.raw.raft.term;
-        let core = self.core_message(message);
+        let core = self.core_message(message, kind);
         self.guarded(|raw| raw.step(core).map_err(|_| Refused::NotForUs { from, to }))?;
         if message.kind == MessageKind::Append {
             self.incoming = (message.index + 1, message.entries.clone());
@@ -756,9 +770,9 @@ impl RaftGroup {
         }
     }
 
-    fn core_message(&mut self, message: &Message) -> CoreMessage {
+    fn core_message(&mut self, message: &Message, kind: MessageType) -> CoreMessage {
         let mut core = CoreMessage::default();
-        core.set_msg_type(core_type(message.kind));
+        core.set_msg_type(kind);
         core.from = u64::from(message.from);
         core.to = u64::from(message.to);
         core.term = u64::from(message.term);

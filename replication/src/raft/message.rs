@@ -33,6 +33,13 @@ pub enum MessageKind {
     TimeoutNow,
     /// Leader to follower: we agree on everything; no heartbeats from now on while our link is up.
     Quiesce,
+    /// Follower to leader, beside the core: send me committed batches from `offset` on.
+    FetchBatches,
+    /// The answer: the batches as entries without an index; `offset` is where the sender's log begins; `reject`ed when
+    /// they can't be read.
+    Batches,
+    /// To the leader of the metadata group, beside the core: append this command.
+    Command,
 }
 
 /// An entry in an [`MessageKind::Append`].
@@ -135,9 +142,9 @@ impl EntryHead {
     }
 }
 
-/// The core's name of a kind.
-pub(super) fn core_type(kind: MessageKind) -> MessageType {
-    match kind {
+/// The core's name of a kind; `None` for those beside it.
+pub(super) fn core_type(kind: MessageKind) -> Option<MessageType> {
+    Some(match kind {
         MessageKind::Append => MessageType::MsgAppend,
         MessageKind::AppendResponse => MessageType::MsgAppendResponse,
         MessageKind::RequestPreVote => MessageType::MsgRequestPreVote,
@@ -148,7 +155,8 @@ pub(super) fn core_type(kind: MessageKind) -> MessageType {
         MessageKind::HeartbeatResponse => MessageType::MsgHeartbeatResponse,
         MessageKind::Snapshot => MessageType::MsgSnapshot,
         MessageKind::TimeoutNow => MessageType::MsgTimeoutNow,
-    }
+        MessageKind::FetchBatches | MessageKind::Batches | MessageKind::Command => return None,
+    })
 }
 
 /// The kind of a core's message; `None` for those that stay inside.

@@ -131,6 +131,8 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         advertised_address: "sim:9092".into(),
         internal_address: String::new(),
         topic_quorums: Quorums::default(),
+        election: EngineConfig::default().election,
+        metadata_replicas: Vec::new(),
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,

@@ -13,7 +13,7 @@ use crate::batch;
 
 /// Bytes of a group commit's header.
 pub(crate) const COMMIT_HEADER: u64 = 96;
-const FRAME_HEADER: usize = 40;
+const FRAME_HEADER: usize = 48;
 const ALIGN: u64 = 4096;
 const NEW_LIFE: u8 = 4;
 

@@ -3,6 +3,9 @@
 pub use pyralog_core::config::FsyncPolicy;
 use pyralog_core::limits::{CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH};
 use pyralog_core::{NodeId, Quorums, ShardId};
+use pyralog_replication::raft::Timing;
+
+use super::api::PeerId;
 
 /// Settings of one shard's engine.
 #[derive(Clone, Debug)]
@@ -19,6 +22,11 @@ pub struct EngineConfig {
     pub internal_address: String,
     /// Copies and quorums of topics that do not say them.
     pub topic_quorums: Quorums,
+    /// When replicas campaign, and how often a leader is heard.
+    pub election: Timing,
+    /// Shard 0 of the nodes that hold the metadata, this one among them; none when it is the only one. The same on all
+    /// shards of all nodes.
+    pub metadata_replicas: Vec<PeerId>,
     /// Version string told to clients.
     pub server_version: String,
     /// Random number drawn once when the data folder was made; stamped into every journal header so that a

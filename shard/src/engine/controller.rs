@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
-use pyralog_core::{ErrorCode, GroupId, Quorums, ShardId};
+use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
     CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, InitProducerIdReply, Response,
 };
@@ -18,6 +18,7 @@ use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::partition::Partition;
 use super::pending::Pending;
+use super::replica::Replica;
 use super::{Action, ConnId, Engine, IoOp, LogLevel, Mode, reply};
 
 /// Producer ids reserved by one command.
@@ -26,6 +27,8 @@ const PRODUCER_ID_BLOCK: u32 = 1_000;
 /// committed reservations back, ids would be handed out again and new batches taken for duplicates; the life
 /// keeps them apart, because its first commit is always durable.
 const PRODUCER_ID_LIFE_SHIFT: u32 = 40;
+/// How often a node that is not registered asks to be, microseconds.
+const REGISTER_EVERY_US: u64 = 500_000;
 /// Admin requests that may wait at once.
 const MAX_WAITING_ADMIN: usize = 4_096;
 
@@ -94,7 +97,7 @@ impl Engine {
         request: &CreateTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if self.controller.is_none() {
+        if !self.controls() {
             return self.refuse_admin(conn, correlation_id, actions);
         }
         if let Err((code, detail)) = self.register_node() {
@@ -133,7 +136,7 @@ impl Engine {
         request: &DeleteTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(controller) = &self.controller else {
+        let Some(controller) = self.controller.as_ref().filter(|_| self.controls()) else {
             return self.refuse_admin(conn, correlation_id, actions);
         };
         let Some(topic) = controller.tentative.topic_by_name(request.name).map(|topic| topic.id) else {
@@ -145,7 +148,8 @@ impl Engine {
     }
 
     pub(super) fn init_producer_id(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
-        let Some(controller) = &mut self.controller else {
+        let controls = self.controls();
+        let Some(controller) = self.controller.as_mut().filter(|_| controls) else {
             return self.refuse_admin(conn, correlation_id, actions);
         };
         if let Some(producer_id) = controller.producer_ids.next() {
@@ -162,17 +166,96 @@ impl Engine {
 
     /// Registers this node as it is now, unless the catalogue knows it so. Replicas are placed on registered nodes.
     fn register_node(&mut self) -> Result<(), (ErrorCode, String)> {
-        let Some(controller) = &self.controller else { return Ok(()) };
+        let Some(command) = self.registration() else { return Ok(()) };
+        self.append_command(command, None)
+    }
+
+    /// What registers this node, unless the catalogue knows it as it is now.
+    fn registration(&self) -> Option<Command> {
+        let controller = self.controller.as_ref()?;
         let node = NodeInfo {
             id: self.config.node.0,
             client_address: self.config.advertised_address.clone(),
             internal_address: self.config.internal_address.clone(),
             shards: self.config.shards,
         };
-        if controller.tentative.nodes.get(&node.id) == Some(&node) {
-            return Ok(());
+        let known = match controller.in_flight.is_empty() {
+            true => &controller.committed,
+            false => &controller.tentative,
+        };
+        (known.nodes.get(&node.id) != Some(&node)).then_some(Command::RegisterNode(node))
+    }
+
+    /// Asks whoever leads the metadata group to register this node, as long as it is not.
+    pub(super) fn keep_registered(&mut self, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        let Some(index) = self.find(GroupId::METADATA) else { return };
+        let timestamp = self.now.wall_ms;
+        let Some(command) = self.registration() else {
+            self.register_due_us = None;
+            return;
+        };
+        self.register_due_us = Some(now_us + REGISTER_EVERY_US);
+        let Some(replica) = self.at(index).and_then(|partition| partition.replica.raft()) else { return };
+        if replica.raft.is_leader() {
+            // Refused only for what passes: tried again then.
+            let _ = self.append_command(command, None);
+            return;
         }
-        self.append_command(Command::RegisterNode(node), None)
+        let leader = replica.raft.leader().and_then(|node| replica.member(node));
+        let term = replica.raft.term();
+        let Some((leader, controller)) = leader.zip(self.controller.as_mut()) else { return };
+        let mut builder = std::mem::take(&mut controller.builder);
+        let built = build_command(&mut builder, timestamp, &command);
+        controller.builder = builder;
+        match built {
+            Ok(bytes) => self.send_command(leader, term, &bytes),
+            Err((code, detail)) => {
+                let text = format!("this node is not registered: {detail}; {code}");
+                actions.push(Action::Log { level: LogLevel::Warn, text });
+            }
+        }
+    }
+
+    /// Another node sent a command: nodes register themselves, and nothing else.
+    pub(super) fn command_came(&mut self, from: NodeId, batch: &[u8]) -> Result<(), String> {
+        let batch = BatchView::parse_exact(batch).map_err(|error| error.to_string())?;
+        for (_, command) in commands(&batch)? {
+            match command {
+                Command::RegisterNode(ref node) if node.id == from.0 => {
+                    // It asks again when this one can't take it now.
+                    let _ = self.append_command(command, None);
+                }
+                _ => return Err("a command that is not the sender's own registration".into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// This node does not lead the metadata group any more: nobody learns from it how a change ended.
+    pub(super) fn metadata_leadership_lost(&mut self, actions: &mut Vec<Action>) {
+        let Some(controller) = &mut self.controller else { return };
+        controller.reserving = false;
+        let unknown: Vec<Client> = controller.in_flight.drain(..).filter_map(|waits| waits.client).collect();
+        let not_taken: Vec<_> = controller.waiting_for_ids.drain(..).collect();
+        for Client { conn, correlation_id, .. } in unknown {
+            self.refuse(conn, correlation_id, ErrorCode::LeaderChanged, String::new(), actions);
+        }
+        for (conn, correlation_id) in not_taken {
+            self.refuse_admin(conn, correlation_id, actions);
+        }
+    }
+
+    /// Whether this shard takes metadata changes: it holds the metadata, and leads their group, with everything of
+    /// earlier leaders committed.
+    fn controls(&self) -> bool {
+        let metadata = self.find(GroupId::METADATA).and_then(|index| self.at(index));
+        self.controller.is_some()
+            && metadata.is_some_and(|partition| match &partition.replica {
+                Replica::Single(_) => true,
+                Replica::Raft(replica) => replica.raft.leads_surely(),
+                Replica::Unplaced(_) => false,
+            })
     }
 
     /// Reserves the next block of producer ids, once.
@@ -197,7 +280,13 @@ impl Engine {
     }
 
     fn refuse_admin(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
-        let detail = format!("this is shard {}", self.config.shard);
+        let leader =
+            self.find(GroupId::METADATA).and_then(|index| self.at(index)?.replica.raft()?.raft.leader());
+        let detail = match leader {
+            Some(node) => format!("node {node} leads the metadata"),
+            None if self.controller.is_some() => "nobody leads the metadata now".into(),
+            None => format!("this is shard {}", self.config.shard),
+        };
         self.refuse(conn, correlation_id, ErrorCode::NotController, detail, actions);
     }
 
@@ -226,6 +315,9 @@ impl Engine {
         if self.at(index).is_some_and(|partition| partition.end_unknown) {
             return Err((ErrorCode::LogEndUnknown, "the metadata group is damaged".into()));
         }
+        if !self.controls() {
+            return Err((ErrorCode::NotController, String::new()));
+        }
         let timestamp = self.now.wall_ms;
         let Some(controller) = &mut self.controller else {
             return Err((ErrorCode::NotController, String::new()));
@@ -235,6 +327,10 @@ impl Engine {
                 ErrorCode::Overloaded,
                 format!("{MAX_WAITING_ADMIN} metadata changes are under way"),
             ));
+        }
+        if controller.in_flight.is_empty() && controller.tentative.version != controller.committed.version {
+            // It followed others meanwhile.
+            controller.tentative = controller.committed.clone();
         }
         controller.tentative.check(&command)?;
         let mut builder = std::mem::take(&mut controller.builder);
@@ -251,31 +347,86 @@ impl Engine {
         let (_, next_offset) = appended?;
         controller.tentative.apply(&command);
         controller.in_flight.push_back(InFlight { next_offset, command, client });
-        self.attach(Pending::Metadata { next_offset });
+        match self.at(index).is_some_and(|partition| partition.replica.raft().is_some()) {
+            true => self.queue_group(index),
+            false => self.attach(Pending::Metadata { next_offset }),
+        }
         Ok(())
     }
 
-    /// Commands below `next_offset` are committed: apply them and publish the catalogue.
-    pub(super) fn metadata_committed(&mut self, next_offset: i64, actions: &mut Vec<Action>) {
-        if let Some(index) = self.find(GroupId::METADATA) {
-            self.persisted(index, next_offset, actions);
-        }
-        let Some(controller) = &mut self.controller else { return };
-        while controller.in_flight.front().is_some_and(|first| first.next_offset <= next_offset) {
-            let Some(done) = controller.in_flight.pop_front() else { break };
-            if let Command::ReserveProducerIds { count } = done.command {
-                let life = (self.journal.incarnation() as i64) << PRODUCER_ID_LIFE_SHIFT;
-                let first = life | controller.committed.next_producer_id;
-                controller.producer_ids = first..first + i64::from(count);
-                controller.reserving = false;
+    /// Commands below `high_watermark` are committed: apply them and publish the catalogue.
+    pub(super) fn metadata_committed(&mut self, high_watermark: i64, actions: &mut Vec<Action>) {
+        let mut any = false;
+        loop {
+            match self.next_committed(high_watermark) {
+                Ok(Some(command)) => self.apply_committed(&command),
+                Ok(None) => break,
+                Err(what) => {
+                    self.close_metadata(&what, actions);
+                    break;
+                }
             }
-            controller.committed.apply(&done.command);
-            if let Some(client) = done.client {
-                controller.applying.push_back((controller.committed.version, client));
+            any = true;
+        }
+        if any {
+            self.publish_catalog(actions);
+            self.hand_out_producer_ids(actions);
+        }
+    }
+
+    /// The next committed command that the catalogue does not hold yet. The version of the catalogue is the offset of
+    /// the next command: each has an offset of its own.
+    fn next_committed(&self, high_watermark: i64) -> Result<Option<Command>, String> {
+        let Some(controller) = &self.controller else { return Ok(None) };
+        let offset = controller.committed.version as i64;
+        let partition = self.find(GroupId::METADATA).and_then(|index| self.at(index));
+        let Some(partition) = partition.filter(|_| offset < high_watermark) else { return Ok(None) };
+        let cached = partition.tail_index(offset).and_then(|at| partition.tail.get(at));
+        let batch = cached.ok_or_else(|| format!("offset {offset} is committed and not in memory"))?;
+        let batch = BatchView::parse_exact(batch.data.bytes()).map_err(|error| error.to_string())?;
+        commands(&batch)?
+            .into_iter()
+            .find(|(at, _)| *at == offset)
+            .map(|(_, command)| Some(command))
+            .ok_or_else(|| format!("there is no command at offset {offset}"))
+    }
+
+    fn apply_committed(&mut self, command: &Command) {
+        let life = (self.journal.incarnation() as i64) << PRODUCER_ID_LIFE_SHIFT;
+        let Some(controller) = &mut self.controller else { return };
+        let next_offset = controller.committed.version as i64 + 1;
+        let first_producer_id = life | controller.committed.next_producer_id;
+        controller.committed.apply(command);
+        let own = controller.in_flight.front().is_some_and(|first| first.next_offset == next_offset);
+        let Some(done) = own.then(|| controller.in_flight.pop_front()).flatten() else { return };
+        if let Command::ReserveProducerIds { count } = done.command {
+            controller.producer_ids = first_producer_id..first_producer_id + i64::from(count);
+            controller.reserving = false;
+        }
+        if let Some(client) = done.client {
+            controller.applying.push_back((controller.committed.version, client));
+        }
+    }
+
+    /// Commands of batches that a catch-up fetched and that are in segments only.
+    pub(super) fn apply_fetched(&mut self, commands: &[(i64, Command)], actions: &mut Vec<Action>) {
+        for (offset, command) in commands {
+            if self.controller.as_ref().is_some_and(|c| c.committed.version as i64 == *offset) {
+                self.apply_committed(command);
             }
         }
         self.publish_catalog(actions);
-        self.hand_out_producer_ids(actions);
+    }
+
+    /// A committed command can't be read: no change may build on a catalogue that is not the whole one.
+    fn close_metadata(&mut self, what: &str, actions: &mut Vec<Action>) {
+        let Some(partition) = self.find(GroupId::METADATA).and_then(|index| self.at_mut(index)) else {
+            return;
+        };
+        if !std::mem::replace(&mut partition.end_unknown, true) {
+            let text = format!("the metadata log is damaged: {what}; no topic can be created or deleted");
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
     }
 
     fn hand_out_producer_ids(&mut self, actions: &mut Vec<Action>) {
@@ -352,11 +503,13 @@ impl Engine {
         }
         for partition in self.partitions.iter_mut().flatten() {
             if let Some(topic) = catalog.topics.get(&partition.group.topic.0) {
+                partition.unconfirmed = false;
                 partition.retention_bytes =
                     retention(topic.spec.retention_bytes, self.config.retention_bytes);
                 partition.retention_ms = retention(topic.spec.retention_ms, self.config.retention_ms);
             }
         }
+        self.place_groups(&catalog, actions);
         let version = catalog.version;
         self.catalog = Some(catalog);
         if self.journal.attach(Pending::Catalog { version }).is_err() {
@@ -372,7 +525,12 @@ impl Engine {
     fn groups_to_drop(&mut self, catalog: &Catalog, actions: &mut Vec<Action>) -> Vec<GroupId> {
         let mut drops = Vec::new();
         let mut unknown = 0;
+        // Of several replicas of the metadata this one may know less than it knew before a restart: it will be told.
+        let behind = self.config.metadata_replicas.len() > 1;
         for group in self.by_group.keys().copied().filter(|group| *group != GroupId::METADATA) {
+            if group.topic.0 >= catalog.next_topic_id && behind {
+                continue;
+            }
             if group.topic.0 >= catalog.next_topic_id {
                 unknown += 1;
                 self.strangers.insert(group);
@@ -453,7 +611,8 @@ impl Engine {
         self.attach(Pending::Dropped { group, partition: index });
         self.by_group.remove(&group);
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
-        if let Some(partition) = taken {
+        if let Some(mut partition) = taken {
+            self.fail_group(&mut partition.replica, actions);
             self.producer_count -= partition.producers.len();
             self.cached_batches -= partition.tail.len();
             self.flush.forget(index, &partition);
@@ -492,6 +651,9 @@ impl Engine {
         if self.mode == Mode::Starting {
             self.mode = Mode::Serving;
         }
+        if self.place_metadata(actions) {
+            return;
+        }
         self.publish_catalog(actions);
         // Tried again before a topic is placed.
         if let Err((code, detail)) = self.register_node() {
@@ -499,6 +661,19 @@ impl Engine {
             actions.push(Action::Log { level: LogLevel::Warn, text });
         }
     }
+}
+
+/// The commands of a batch of the metadata group, with their offsets.
+pub(super) fn commands(batch: &BatchView<'_>) -> Result<Vec<(i64, Command)>, String> {
+    let mut scratch = Vec::new();
+    let records = batch.records(&mut scratch).map_err(|error| error.to_string())?;
+    let mut commands = Vec::new();
+    for record in records {
+        let record = record.map_err(|error| error.to_string())?;
+        let command = Command::decode(record.value.unwrap_or_default()).map_err(|error| error.to_string())?;
+        commands.push((record.offset, command));
+    }
+    Ok(commands)
 }
 
 fn retention(topic: i64, node: Option<u64>) -> Option<u64> {

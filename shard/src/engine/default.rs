@@ -2,8 +2,19 @@
 
 use pyralog_core::config::Config;
 use pyralog_core::{NodeId, ShardId};
+use pyralog_replication::raft::Timing;
 
 use super::EngineConfig;
+
+/// The times of elections as the configuration says them.
+pub fn election(config: &Config) -> Timing {
+    let replication = &config.replication;
+    Timing {
+        election_min_us: replication.election_timeout.min_ms.saturating_mul(1_000),
+        election_max_us: replication.election_timeout.max_ms.saturating_mul(1_000),
+        heartbeat_us: replication.heartbeat_ms.saturating_mul(1_000),
+    }
+}
 
 impl Default for EngineConfig {
     /// The defaults of a node's configuration, for a single shard that holds the whole cache.
@@ -17,6 +28,8 @@ impl Default for EngineConfig {
             advertised_address: String::new(),
             internal_address: String::new(),
             topic_quorums: config.topic_quorums(),
+            election: election(&config),
+            metadata_replicas: Vec::new(),
             server_version: String::new(),
             journal_id: 0,
             cache_bytes: config.cache_bytes_per_shard(1) as usize,

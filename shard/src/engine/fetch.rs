@@ -8,7 +8,6 @@ use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     FetchReplyHead, FetchRequest, ListOffsetsReply, ListOffsetsRequest, OffsetSpec, Response,
 };
-use pyralog_replication::Group;
 use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
@@ -102,7 +101,7 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) {
         let Some((index, partition)) =
-            self.find(request.group).and_then(|index| Some((index, self.at(index)?)))
+            self.find_served(request.group).and_then(|index| Some((index, self.at(index)?)))
         else {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);
@@ -295,6 +294,9 @@ impl Engine {
         slices: Slices,
         actions: &mut Vec<Action>,
     ) {
+        if self.answer_peer(conn, correlation_id, Some(&slices)) {
+            return;
+        }
         let Some(partition) = self.at(index) else { return };
         let batch_bytes: usize = slices.iter().map(ChunkSlice::len).sum();
         let head = FetchReplyHead {
@@ -315,7 +317,7 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) {
         let Some((index, partition)) =
-            self.find(request.group).and_then(|index| Some((index, self.at(index)?)))
+            self.find_served(request.group).and_then(|index| Some((index, self.at(index)?)))
         else {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);

@@ -11,7 +11,6 @@ use pyralog_core::GroupId;
 use pyralog_core::limits::{
     CHECKPOINTS_IN_MEMORY, CHUNK_BYTES, MAX_BATCH_BYTES, MAX_CHECKPOINT_BYTES, PINNED_BYTES_PER_SHARD,
 };
-use pyralog_replication::Group;
 use pyralog_replication::metadata::Catalog;
 
 use crate::format::checkpoint::{
@@ -20,8 +19,9 @@ use crate::format::checkpoint::{
 use crate::memory::{ChunkPool, ChunkSlice};
 
 use super::journal::{Full, JournalFile};
-use super::partition::Partition;
+use super::partition::{Partition, TailBatch};
 use super::plan::FlushPlan;
+use super::replica::Replica;
 use super::{
     Action, DISK_FULL_RETRY_US, Engine, FileId, FsyncPolicy, IoError, IoErrorKind, IoOp, IoResult, IoToken,
     LogLevel, Mode, Now,
@@ -29,6 +29,8 @@ use super::{
 
 /// Partitions that are written out at once.
 const JOBS: usize = 16;
+/// Pause before the next run when entries that are not committed hold back what a run can free, microseconds.
+const HELD_BACK_RETRY_US: u64 = 50_000;
 /// How often retention is looked at, microseconds.
 const RETENTION_EVERY_US: u64 = 5_000_000;
 
@@ -110,6 +112,12 @@ pub(super) struct Flusher {
     postponed_catalog: Option<Arc<Catalog>>,
     delete_later: Vec<GroupId>,
     retention_due_us: Option<u64>,
+    /// The run begins when this commit is done: it holds entries once more that would hold the run back. 0 = none.
+    waits_for_lsn: u64,
+    /// The run's checkpoint begins the replay before the run's cut.
+    held_back: bool,
+    /// No run begins before.
+    not_before_us: Option<u64>,
     shutting_down: bool,
     /// The disk is full: the shard stops with what is not in segments in the journal, made durable.
     stop_with_journal: bool,
@@ -140,6 +148,9 @@ impl Flusher {
             postponed_catalog: None,
             delete_later: Vec::new(),
             retention_due_us: None,
+            waits_for_lsn: 0,
+            held_back: false,
+            not_before_us: None,
             shutting_down: false,
             stop_with_journal: false,
             shutdown_done: false,
@@ -164,8 +175,7 @@ impl Flusher {
 
     /// Recovery found damage: make a checkpoint soon.
     pub(super) fn remember_damage(&mut self) {
-        self.checkpoint_needed = true;
-        self.wanted = true;
+        self.want_checkpoint();
     }
 
     /// A batch was appended to `partition`.
@@ -180,7 +190,7 @@ impl Flusher {
 
     /// The partition is dropped.
     pub(super) fn forget(&mut self, index: u32, partition: &Partition) {
-        let unflushed: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();
+        let unflushed: u64 = partition.unflushed().map(|batch| batch.data.len() as u64).sum();
         self.unflushed_bytes = self.unflushed_bytes.saturating_sub(unflushed);
         self.dirty.retain(|dirty| *dirty != index);
         if self.dirty.is_empty() {
@@ -220,9 +230,36 @@ impl Flusher {
         self.old_deletes.extend(files);
     }
 
+    /// The number of a checkpoint that holds everything as it is now.
+    pub(super) fn seq_of_next_checkpoint(&self) -> u64 {
+        let encoded = matches!(self.stage, Stage::Journal { .. } | Stage::Checkpoint { .. });
+        self.checkpoint_seq + if encoded { 2 } else { 1 }
+    }
+
+    /// Sequence of the newest durable checkpoint.
+    pub(super) fn checkpoint_seq(&self) -> u64 {
+        self.checkpoint_seq
+    }
+
+    /// Make a checkpoint soon.
+    pub(super) fn want_checkpoint(&mut self) {
+        self.checkpoint_needed = true;
+        self.wanted = true;
+    }
+
+    /// The next checkpoint no longer names this segment.
+    pub(super) fn drop_segment(&mut self, group: GroupId, base: i64) {
+        self.deletes.extend([FileId::Segment(group, base), FileId::Index(group, base)]);
+    }
+
+    /// `bytes` of batches that were in no segment are cut off their log.
+    pub(super) fn note_cut(&mut self, bytes: u64) {
+        self.unflushed_bytes = self.unflushed_bytes.saturating_sub(bytes);
+    }
+
     /// Takes over what recovery found unflushed.
     pub(super) fn recovered(&mut self, index: u32, partition: &mut Partition) {
-        let bytes: u64 = partition.unflushed(u64::MAX).map(|batch| batch.data.len() as u64).sum();
+        let bytes: u64 = partition.unflushed().map(|batch| batch.data.len() as u64).sum();
         if bytes > 0 {
             self.note_unflushed(0, partition, index, bytes);
         }
@@ -233,10 +270,11 @@ impl Engine {
     pub(super) fn flush_deadline_us(&self) -> Option<u64> {
         let flush = &self.flush;
         let idle = matches!(flush.stage, Stage::Idle);
-        let age = flush.oldest_unflushed_us.filter(|_| idle && flush.retry_us.is_none());
+        let waits = flush.retry_us.or(flush.not_before_us);
+        let age = flush.oldest_unflushed_us.filter(|_| idle && waits.is_none());
         let reads = self.cold.retry_due_us();
         let due = age.map(|oldest| oldest + self.config.max_buffer_time_us);
-        [due, flush.retry_us, flush.retention_due_us, reads].into_iter().flatten().min()
+        [due, flush.retry_us, flush.not_before_us, flush.retention_due_us, reads].into_iter().flatten().min()
     }
 
     pub(super) fn flush_tick(&mut self, actions: &mut Vec<Action>) {
@@ -245,6 +283,7 @@ impl Engine {
             self.flush.retry_us = None;
             self.flush.wanted = true;
         }
+        self.flush.not_before_us.take_if(|due| *due <= now_us);
         let retains = |p: &Partition| p.retention_bytes.is_some() || p.retention_ms.is_some();
         if self.flush.retention_due_us.is_none_or(|due| due <= now_us) {
             let any = self.each_partition().any(retains);
@@ -315,6 +354,10 @@ impl Engine {
                 partition.tail.pop_front();
                 self.cached_batches -= 1;
             }
+            let cached_from = partition.tail.front().map_or(u64::MAX, |batch| batch.index);
+            if let Some(replica) = partition.replica.raft_mut() {
+                replica.compact_below(cached_from);
+            }
         }
         true
     }
@@ -353,7 +396,7 @@ impl Engine {
 
     fn run_is_due(&self) -> bool {
         let flush = &self.flush;
-        if flush.retry_us.is_some() && !flush.shutting_down {
+        if (flush.retry_us.is_some() || flush.not_before_us.is_some()) && !flush.shutting_down {
             return false;
         }
         if flush.shutting_down {
@@ -371,6 +414,15 @@ impl Engine {
     }
 
     fn begin_run(&mut self) {
+        if self.flush.waits_for_lsn == 0
+            && let Some(lsn) = self.lay_again()
+        {
+            self.flush.waits_for_lsn = lsn;
+        }
+        if self.journal.completed.lsn <= self.flush.waits_for_lsn {
+            return;
+        }
+        self.flush.waits_for_lsn = 0;
         self.apply_retention();
         let flush = &mut self.flush;
         flush.wanted = false;
@@ -382,7 +434,7 @@ impl Engine {
             }
         }
         let cut = self.journal.completed;
-        flush.stage = Stage::Segments { cut, queue: queue.into(), jobs: Vec::new(), failed: None };
+        self.flush.stage = Stage::Segments { cut, queue: queue.into(), jobs: Vec::new(), failed: None };
     }
 
     /// Starts the next partitions of the run.
@@ -398,9 +450,21 @@ impl Engine {
             else {
                 continue;
             };
+            if partition.replica.raft().is_some_and(|replica| replica.catch_up.is_some()) {
+                // What it gets goes behind the segments that are there.
+                if !std::mem::replace(&mut partition.dirty, true) {
+                    self.flush.dirty.push(index);
+                }
+                continue;
+            }
             let plan = FlushPlan::new(partition, cut_lsn, &self.config, &self.flush.pool, self.now.wall_ms);
-            // Batches behind the cut are for the next run.
-            if partition.tail.back().is_some_and(|batch| batch.lsn > cut_lsn) && !partition.dirty {
+            // Batches behind the cut, and those that may still be cut off, are for the next run; but a shard that
+            // stops leaves the latter in the journal.
+            let later = |batch: &TailBatch| match self.flush.shutting_down {
+                true => batch.lsn > cut_lsn,
+                false => batch.lsn > cut_lsn || batch.next_offset > partition.replica.high_watermark(),
+            };
+            if partition.tail.back().is_some_and(later) && !partition.dirty {
                 partition.dirty = true;
                 self.flush.dirty.push(index);
                 self.flush.oldest_unflushed_us.get_or_insert(self.now.monotonic_us);
@@ -515,7 +579,8 @@ impl Engine {
             self.flush.stage = Stage::Idle;
             return self.flush_failed(error, actions);
         }
-        self.flush.flushed_lsn = cut.lsn - 1;
+        let cut = self.replay_point(cut);
+        self.flush.flushed_lsn = self.flush.flushed_lsn.max(cut.lsn - 1);
         if !self.config.cache_enabled {
             while self.evict_oldest() {}
         }
@@ -529,6 +594,26 @@ impl Engine {
         match self.config.fsync {
             FsyncPolicy::EveryWrite => self.write_checkpoint(checkpoint, actions),
             FsyncPolicy::Interval(_) | FsyncPolicy::Never => self.flush_journal(Some(checkpoint), actions),
+        }
+    }
+
+    /// Where a replay has to begin when everything committed up to `cut` is in segments: there, or before the oldest
+    /// entry of a group with several replicas that may still be cut off and so is in no segment.
+    fn replay_point(&mut self, cut: ReplayPoint) -> ReplayPoint {
+        let mut oldest = cut.lsn;
+        for partition in self.partitions.iter_mut().flatten() {
+            let flushed_to = partition.flushed_to;
+            match &mut partition.replica {
+                Replica::Single(_) => {}
+                Replica::Unplaced(unplaced) => unplaced.note_flushed(flushed_to),
+                Replica::Raft(replica) => replica.note_flushed(flushed_to, cut.lsn - 1),
+            }
+            oldest = partition.replica.oldest_needed_lsn().map_or(oldest, |lsn| oldest.min(lsn));
+        }
+        self.flush.held_back = oldest < cut.lsn;
+        match self.flush.held_back {
+            true => self.journal.point_at_or_before(oldest),
+            false => cut,
         }
     }
 
@@ -602,24 +687,24 @@ impl Engine {
             actions.push(Action::Io { token: next, op: IoOp::Sync { file } });
             return;
         }
-        let generation = cut.generation;
-        let deletes = std::mem::take(deletes);
+        let (cut, deletes) = (*cut, std::mem::take(deletes));
         self.flush.stage = Stage::Idle;
-        self.checkpoint_done(seq, generation, deletes, actions);
+        self.checkpoint_done(seq, cut, deletes, actions);
     }
 
     fn checkpoint_done(
         &mut self,
         seq: u64,
-        generation: u64,
+        cut: ReplayPoint,
         deletes: Vec<FileId>,
         actions: &mut Vec<Action>,
     ) {
         self.counters.checkpoints += 1;
         self.flush.checkpoint_seq = seq;
-        self.flush.checkpoint_needed = false;
+        let waits = self.each_partition().any(|partition| partition.place_after_seq > seq);
+        self.flush.checkpoint_needed = waits;
         if let Some(slot) = self.flush.slot_generations.get_mut((seq % 2) as usize) {
-            *slot = generation;
+            *slot = cut.generation;
         }
         for file in std::mem::replace(&mut self.flush.old_deletes, deletes) {
             let token = self.next_token();
@@ -629,12 +714,19 @@ impl Engine {
         self.flush.segments = self.each_partition().map(|partition| partition.segments.len()).sum();
         let keep_from = self.flush.slot_generations.iter().copied().min().unwrap_or(0);
         self.journal.recycle_below(keep_from);
+        self.journal.forget_points_before(cut.lsn);
         if self.flush.disk_full {
             self.flush.disk_full = false;
             let text =
                 format!("shard {}: there is space on the disk again, writing goes on", self.config.shard);
             actions.push(Action::Log { level: LogLevel::Info, text });
         }
+        if std::mem::take(&mut self.flush.held_back) {
+            // Entries that may still be cut off hold the place of the replay back: another run at once would change
+            // nothing.
+            self.flush.not_before_us = Some(self.now.monotonic_us + HELD_BACK_RETRY_US);
+        }
+        self.place_again(actions);
         if self.journal.free_files() > 0 {
             self.room_again();
         } else if self.stalled {
@@ -681,6 +773,13 @@ impl Engine {
         let mut groups: Vec<GroupCheckpoint> =
             self.each_partition().map(|partition| group_checkpoint(partition, self.now)).collect();
         groups.sort_unstable_by_key(|state| state.group);
+        debug_assert!(
+            self.controller.as_ref().is_none_or(|controller| {
+                let metadata = groups.iter().find(|state| state.group == GroupId::METADATA);
+                metadata.is_none_or(|state| state.flushed_to <= controller.catalog().version as i64)
+            }),
+            "the catalogue of a checkpoint holds all commands that are in segments only"
+        );
         Checkpoint {
             seq,
             journal_id: self.config.journal_id,
@@ -715,8 +814,7 @@ impl Engine {
                     partition.segments.front().map_or(end.max(partition.flushed_to), |next| next.base);
                 partition.damaged.retain(|(_, to)| *to > partition.log_start);
                 self.cold.forget_segment(partition.group, base);
-                self.flush.deletes.push(FileId::Segment(partition.group, base));
-                self.flush.deletes.push(FileId::Index(partition.group, base));
+                self.flush.drop_segment(partition.group, base);
             }
         }
     }
@@ -732,6 +830,13 @@ fn advance(job: &mut Job, tokens: &mut u64, actions: &mut Vec<Action>) -> bool {
 }
 
 fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
+    debug_assert!(
+        partition.replica.segments_end().is_none_or(|end| end == partition.flushed_to),
+        "the entries of {} begin elsewhere than its segments end: {:?} {}",
+        partition.group,
+        partition.replica,
+        partition.flushed_to
+    );
     let committed = partition.replica.high_watermark();
     let producers = partition.producers.snapshot(committed);
     GroupCheckpoint {
@@ -739,6 +844,7 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
         log_start: partition.log_start,
         flushed_to: partition.flushed_to,
         epoch: partition.replica.epoch(),
+        replicated: partition.replica.checkpoint(partition.entries_from_lsn),
         end_unknown: partition.end_unknown,
         damaged: partition.damaged.clone(),
         segments: partition

@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use pyralog_core::GroupId;
-use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN, JOURNAL_RESERVE_BYTES};
+use pyralog_core::limits::{
+    CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN, JOURNAL_RESERVE_BYTES, MAX_BATCH_BYTES,
+};
 
 use crate::format::checkpoint::ReplayPoint;
 use crate::format::journal::{
@@ -18,6 +20,9 @@ use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 
 use super::api::{Action, FileId, IoOp, IoToken};
 use super::pending::Pending;
+
+/// How far apart the places are noted at which a replay may begin.
+const POINT_EVERY_BYTES: u64 = 256 << 10;
 
 /// A journal file.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +114,8 @@ pub(super) struct Journal {
     pub(super) chunks: VecDeque<CachedChunk>,
     /// All commits up to this one are done as the fsync policy demands.
     pub(super) completed: ReplayPoint,
+    /// Where a replay may begin, oldest first: the newest checkpoint's own place, and a place now and then since.
+    pub(super) points: VecDeque<ReplayPoint>,
     /// All commits up to this one are on stable storage.
     pub(super) durable_lsn: u64,
     /// The `durable_lsn` in the newest sealed header: what a recovery will find as evidence.
@@ -139,6 +146,7 @@ impl Journal {
             recorded_durable_lsn: 0,
             last_data_lsn: next.lsn - 1,
             completed: next,
+            points: VecDeque::from([next]),
             next,
             unwritten_bytes: 0,
             spare_pending: Vec::new(),
@@ -150,6 +158,11 @@ impl Journal {
     /// Life of the journal.
     pub(super) fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// The commit that is being put together, or will be.
+    pub(super) fn next_lsn(&self) -> u64 {
+        self.next.lsn
     }
 
     /// Nothing is laid down that is not done.
@@ -211,7 +224,9 @@ impl Journal {
         building.metadata |= match frame.kind {
             FrameKind::Batch => frame.group == GroupId::METADATA,
             FrameKind::OpenGroup | FrameKind::DropGroup => true,
-            FrameKind::NewLife => false,
+            // A vote that a power loss takes back could be given twice.
+            FrameKind::Vote => true,
+            FrameKind::NewLife | FrameKind::NewTerm => false,
         };
         chunk.append(&header);
         let at = chunk.append(head);
@@ -284,6 +299,17 @@ impl Journal {
             return true;
         }
         !last && pool.has_room_for(CHUNK_BYTES)
+    }
+
+    /// Whether frames of `bytes` in all can be laid down now, in as many regions as that takes.
+    pub(super) fn has_room_for_all(&self, pool: &ChunkPool, bytes: usize) -> bool {
+        // The end of a region that the next frame does not fit into is lost.
+        let regions = bytes / (CHUNK_BYTES - MAX_BATCH_BYTES - JOURNAL_ALIGN) + 2;
+        let len = self.files.iter().find(|file| file.number == self.next.file).map_or(0, |file| file.len);
+        let left = (len / CHUNK_BYTES as u64).saturating_sub(self.region_base / CHUNK_BYTES as u64 + 1);
+        let free: u64 =
+            self.files.iter().filter(|file| file.free).map(|file| file.len / CHUNK_BYTES as u64).sum();
+        (left + free) as usize >= regions && pool.has_room_for(regions * CHUNK_BYTES)
     }
 
     /// Whether nothing comes behind the current region: it is its file's last, and no file is free.
@@ -453,8 +479,29 @@ impl Journal {
         }
         let commit = self.in_flight.pop_front()?;
         self.completed = commit.after;
+        let far = |last: &ReplayPoint| {
+            last.generation != commit.after.generation
+                || commit.after.position >= last.position + POINT_EVERY_BYTES
+        };
+        if self.points.back().is_none_or(far) {
+            self.points.push_back(commit.after);
+        }
         self.unwritten_bytes -= commit.laid_bytes;
         Some(commit)
+    }
+
+    /// The newest place that is noted from which a replay meets the commit `lsn`.
+    pub(super) fn point_at_or_before(&self, lsn: u64) -> ReplayPoint {
+        let after = self.points.partition_point(|point| point.lsn <= lsn);
+        let point = after.checked_sub(1).and_then(|at| self.points.get(at)).or(self.points.front());
+        point.copied().unwrap_or(self.completed)
+    }
+
+    /// A checkpoint says that a replay begins at commit `lsn`.
+    pub(super) fn forget_points_before(&mut self, lsn: u64) {
+        while self.points.get(1).is_some_and(|next| next.lsn <= lsn) {
+            self.points.pop_front();
+        }
     }
 
     /// Takes the emptied list of a completed commit back, for reuse.

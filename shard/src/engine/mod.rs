@@ -10,11 +10,14 @@
 //! | `journal`, `pending` | group commits: their order, their layout, who waits for them |
 //! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
+//! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
+//! | `catch_up` | a follower gets what its leader has in segments only |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
 //! | `recovery` | makes an engine from what is on the disk |
 
 pub mod api;
+mod catch_up;
 mod cold;
 pub mod config;
 mod controller;
@@ -22,6 +25,7 @@ mod default;
 mod fetch;
 mod flush;
 mod journal;
+mod outbox;
 mod partition;
 mod pending;
 mod plan;
@@ -30,6 +34,8 @@ pub mod planted;
 mod produce;
 mod producers;
 mod recovery;
+mod replica;
+mod replicate;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -49,6 +55,7 @@ use crate::memory::{ChunkPool, ChunkSupply};
 
 pub use api::*;
 pub use config::*;
+pub use default::election;
 pub use recovery::{RecoveryError, recover};
 pub use status::*;
 
@@ -110,12 +117,15 @@ pub struct Engine {
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
     flush: flush::Flusher,
+    replication: replicate::Replication,
     tokens: u64,
     /// When the journal fell idle with its durable point not yet on disk.
     marker_due_us: Option<u64>,
     interval_sync: IntervalSync,
     /// When to look through the waiting produces next; set while any commit is unfinished.
     timeouts_due_us: Option<u64>,
+    /// When to ask to be registered again; `None` = this node is.
+    register_due_us: Option<u64>,
     /// When to look for room next; set while there is none.
     stall_due_us: Option<u64>,
     /// Before this time no more slow readers are disconnected: the sends of those before them may still be ending.
@@ -164,11 +174,10 @@ impl Engine {
             Event::IoDone { token, result } => self.io_done(token, result, actions),
             Event::CatalogPublished { catalog } => self.catalog_published(catalog, actions),
             Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
-            // No partition has replicas on other nodes yet, so nobody asked for links.
-            Event::PeerFrame { .. }
-            | Event::PeerUp { .. }
-            | Event::PeerDown { .. }
-            | Event::PeerDropped { .. } => {}
+            Event::PeerFrame { from, control, payload } => self.peer_frame(from, control, payload, actions),
+            Event::PeerUp { peer, session } => self.peer_up(peer, session),
+            Event::PeerDown { peer } => self.peer_down(peer),
+            Event::PeerDropped { peer } => self.peer_dropped(peer),
             Event::Tick => self.tick(actions),
             Event::Shutdown => self.shutdown(actions),
         }
@@ -192,6 +201,7 @@ impl Engine {
         let depth = if self.mode == Mode::Starting { 1 } else { self.config.journal_writes_in_flight.max(1) };
         #[cfg(feature = "planted-bugs")]
         self.planted_ack_before_flush(actions);
+        self.pump(actions);
         self.journal.submit(depth, durable, &mut self.tokens, actions);
         self.plan_marker();
         self.flush_step(actions);
@@ -216,6 +226,8 @@ impl Engine {
             self.flush_deadline_us(),
             self.timeouts_due_us,
             self.stall_due_us,
+            self.groups_deadline_us(),
+            self.register_due_us,
         ]
         .into_iter()
         .flatten()
@@ -276,7 +288,7 @@ impl Engine {
     }
 
     fn state_of(&self, partition: &Partition) -> PartitionState {
-        partition.state(self.config.node, self.config.shard)
+        partition.state(self.config.node, self.config.shard, self.now.monotonic_us)
     }
 
     fn each_partition(&self) -> impl Iterator<Item = &Partition> {
@@ -285,6 +297,11 @@ impl Engine {
 
     fn find(&self, group: GroupId) -> Option<u32> {
         self.by_group.get(&group).copied()
+    }
+
+    /// The partition, if it is known what it is.
+    fn find_served(&self, group: GroupId) -> Option<u32> {
+        self.find(group).filter(|index| self.at(*index).is_some_and(|partition| !partition.unconfirmed))
     }
 
     fn at(&self, index: u32) -> Option<&Partition> {
@@ -355,6 +372,9 @@ impl Engine {
         detail: String,
         actions: &mut Vec<Action>,
     ) {
+        if self.answer_peer(conn, correlation_id, None) {
+            return;
+        }
         if let Some(count) = self.counters.errors.get_mut(code as usize) {
             *count += 1;
         }
@@ -469,6 +489,8 @@ impl Engine {
                 Ok(_) => {}
                 Err(error) => self.fence(&error.detail, actions),
             }
+        } else if self.catch_up_io_done(token, &result, actions) {
+            // Taken.
         } else if self.cold.owns(token) {
             self.cold_read_done(token, result, actions);
         } else {
@@ -493,6 +515,7 @@ impl Engine {
             }
         }
         self.fail_metadata_waiters(ErrorCode::StorageFailed, actions);
+        self.fail_replicated(ErrorCode::StorageFailed, actions);
         let text = format!(
             "shard {}: {reason}. The shard takes no writes until it has re-read its disk; check the disk's health (dmesg, smartctl)",
             self.config.shard
@@ -523,6 +546,10 @@ impl Engine {
         if self.interval_sync.due_us.is_some_and(|due| due <= now_us) {
             self.interval_sync.due_us = None;
             self.sync_journal(actions);
+        }
+        self.tick_groups();
+        if self.register_due_us.is_some_and(|due| due <= now_us) {
+            self.keep_registered(actions);
         }
         self.flush_tick(actions);
     }
@@ -568,7 +595,8 @@ impl Engine {
             lasts.then(|| due.unwrap_or_else(|| now_us.saturating_add(every_us)))
         };
         // Produces carry their own time-outs: look at the waiting ones now and then.
-        self.timeouts_due_us = keep(self.timeouts_due_us, !self.journal.idle(), TIMEOUT_CHECK_US);
+        let waits = !self.journal.idle() || self.produces_wait();
+        self.timeouts_due_us = keep(self.timeouts_due_us, waits, TIMEOUT_CHECK_US);
         self.stall_due_us = keep(self.stall_due_us, !self.has_room(), STALL_CHECK_US);
     }
 

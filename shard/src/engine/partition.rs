@@ -4,11 +4,17 @@ use std::collections::VecDeque;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState};
-use pyralog_replication::{Group, SingleVoter};
+use pyralog_replication::SingleVoter;
 
 use crate::memory::ChunkSlice;
 
+use super::api::PeerId;
 use super::producers::Producers;
+use super::replica::{Progress, RaftReplica, Replica};
+
+/// A replica that had everything less than this ago is in sync, microseconds: long enough for a garbage collection of
+/// a disk, short enough to see a dead node (Kafka's replica.lag.time.max.ms was 10 s for years).
+const IN_SYNC_US: u64 = 10_000_000;
 
 /// A batch in the tail cache.
 #[derive(Clone, Debug)]
@@ -16,6 +22,8 @@ pub(super) struct TailBatch {
     pub(super) base_offset: i64,
     pub(super) next_offset: i64,
     pub(super) max_timestamp: i64,
+    /// Its entry in the log of a group with several replicas; 0 in a group of one.
+    pub(super) index: u64,
     pub(super) lsn: u64,
     /// Bytes of all batches of this partition before this one, since the engine started.
     pub(super) bytes_before: u64,
@@ -51,11 +59,20 @@ pub(super) struct IndexTail {
     pub(super) last_position: u64,
 }
 
+/// What was cut off the end of a partition's log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub(super) batches: usize,
+    pub(super) bytes: u64,
+    /// Producers that are not known any more.
+    pub(super) producers: usize,
+}
+
 /// One partition.
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) group: GroupId,
-    pub(super) replica: SingleVoter,
+    pub(super) replica: Replica,
     pub(super) log_start: i64,
     pub(super) log_end: i64,
     /// Newest batches, oldest first; the front ones may be in segments too.
@@ -74,6 +91,13 @@ pub(super) struct Partition {
     pub(super) end_unknown: bool,
     /// On the list of partitions with batches to be flushed.
     pub(super) dirty: bool,
+    /// In a cluster: found on the disk, and not in the catalogue yet. Whether it has other replicas is not known, so
+    /// nobody is served.
+    pub(super) unconfirmed: bool,
+    /// Of several replicas: what commits of the journal below this one hold of the group is no part of its log.
+    pub(super) entries_from_lsn: u64,
+    /// Of several replicas: it takes part when this checkpoint is durable.
+    pub(super) place_after_seq: u64,
     pub(super) retention_bytes: Option<u64>,
     pub(super) retention_ms: Option<u64>,
 }
@@ -83,7 +107,7 @@ impl Partition {
     pub(super) fn empty(group: GroupId, epoch: u32, log_start: i64) -> Self {
         Self {
             group,
-            replica: SingleVoter::recovered(epoch, log_start),
+            replica: Replica::Single(SingleVoter::recovered(epoch, log_start)),
             log_start,
             log_end: log_start,
             tail: VecDeque::new(),
@@ -95,24 +119,48 @@ impl Partition {
             damaged: Vec::new(),
             end_unknown: false,
             dirty: false,
+            unconfirmed: false,
+            entries_from_lsn: 0,
+            place_after_seq: 0,
             retention_bytes: None,
             retention_ms: None,
         }
     }
 
-    /// Adds a batch that was laid into the journal.
-    pub(super) fn push_tail(
-        &mut self,
-        base_offset: i64,
-        next_offset: i64,
-        max_timestamp: i64,
-        lsn: u64,
-        data: ChunkSlice,
-    ) {
+    /// Adds a batch that was laid into the journal. Its place in the bytes of this partition is filled in.
+    pub(super) fn push_tail(&mut self, batch: TailBatch) {
         let bytes_before = self.appended_bytes;
-        self.appended_bytes += data.len() as u64;
-        self.log_end = next_offset;
-        self.tail.push_back(TailBatch { base_offset, next_offset, max_timestamp, lsn, bytes_before, data });
+        self.appended_bytes += batch.data.len() as u64;
+        self.log_end = batch.next_offset;
+        self.tail.push_back(TailBatch { bytes_before, ..batch });
+    }
+
+    /// Takes the entries from `index` on back: a leader has others in their place. None of them was committed, so
+    /// all of them are in the tail.
+    pub(super) fn cut_entries(&mut self, index: u64) -> Cut {
+        let keep = self.tail.partition_point(|batch| batch.index < index);
+        let Some(first) = self.tail.get(keep) else { return Cut::default() };
+        let (offset, bytes_before) = (first.base_offset, first.bytes_before);
+        let batches = self.tail.len() - keep;
+        let bytes = self.appended_bytes - bytes_before;
+        self.tail.truncate(keep);
+        self.appended_bytes = bytes_before;
+        self.log_end = offset;
+        Cut { batches, bytes, producers: self.producers.undo(offset) }
+    }
+
+    /// The batch of entry `index` was laid down again.
+    pub(super) fn replace_entry(&mut self, index: u64, lsn: u64, data: ChunkSlice) {
+        let at = self.tail.partition_point(|batch| batch.index < index);
+        if let Some(batch) = self.tail.get_mut(at).filter(|batch| batch.index == index) {
+            (batch.lsn, batch.data) = (lsn, data);
+        }
+    }
+
+    /// The batch of entry `index`, if the cache holds it.
+    pub(super) fn tail_entry(&self, index: u64) -> Option<&TailBatch> {
+        let at = self.tail.partition_point(|batch| batch.index < index);
+        self.tail.get(at).filter(|batch| batch.index == index)
     }
 
     /// Index in the tail of the batch that holds `offset`, if the cache reaches back that far.
@@ -137,26 +185,51 @@ impl Partition {
         }
     }
 
-    /// Batches not yet flushed, with those beyond the commit at `cut` left out.
-    pub(super) fn unflushed(&self, cut: u64) -> impl Iterator<Item = &TailBatch> {
+    /// Batches that are in no segment.
+    pub(super) fn unflushed(&self) -> impl Iterator<Item = &TailBatch> {
         let from = self.tail.partition_point(|batch| batch.base_offset < self.flushed_to);
-        self.tail.range(from..).take_while(move |batch| batch.lsn <= cut)
+        self.tail.range(from..)
     }
 
-    /// For status pages. This replica, on `shard` of `node`, is the only one and leads.
-    pub(super) fn state(&self, node: NodeId, shard: ShardId) -> PartitionState {
+    /// Those of them that may be written to one: not beyond the commit at `cut`, and committed, as the others may
+    /// still be cut off.
+    pub(super) fn flushable(&self, cut: u64) -> impl Iterator<Item = &TailBatch> {
+        let committed = match &self.replica {
+            // Its commits are the journal's.
+            Replica::Single(_) => i64::MAX,
+            replica => replica.high_watermark(),
+        };
+        self.unflushed().take_while(move |batch| batch.lsn <= cut && batch.next_offset <= committed)
+    }
+
+    /// For status pages; this replica is on `shard` of `node`.
+    pub(super) fn state(&self, node: NodeId, shard: ShardId, now_us: u64) -> PartitionState {
         let cached = self.tail.front().map_or(0, |first| self.appended_bytes - first.bytes_before);
-        let own = ReplicaState {
-            node: node.0,
-            shard: shard.0,
-            in_sync: true,
-            log_end: self.replica.high_watermark(),
-            lag_bytes: 0,
-            lag_ms: 0,
+        let (leader, replicas) = match &self.replica {
+            Replica::Raft(replica) if replica.raft.is_leader() => {
+                let members = replica.members.iter().zip(&replica.progress);
+                let states =
+                    members.map(|(member, progress)| self.member_state(replica, *member, progress, now_us));
+                (node.0, states.collect())
+            }
+            Replica::Raft(replica) => (replica.raft.leader().unwrap_or(0), Default::default()),
+            Replica::Unplaced(_) => (0, Default::default()),
+            Replica::Single(_) => {
+                let log_end = self.replica.high_watermark();
+                let own = ReplicaState {
+                    node: node.0,
+                    shard: shard.0,
+                    in_sync: true,
+                    log_end,
+                    lag_bytes: 0,
+                    lag_ms: 0,
+                };
+                (node.0, [own].into_iter().collect())
+            }
         };
         PartitionState {
             partition: self.group.partition,
-            leader: node.0,
+            leader,
             epoch: self.replica.epoch(),
             log_start: self.log_start,
             high_watermark: self.replica.high_watermark(),
@@ -171,7 +244,34 @@ impl Partition {
                 (false, false) => PartitionHealth::Damaged,
                 (false, true) => PartitionHealth::Online,
             },
-            replicas: [own].into_iter().collect(),
+            replicas,
+        }
+    }
+
+    /// What the leader knows of a member of its group.
+    fn member_state(
+        &self,
+        replica: &RaftReplica,
+        member: PeerId,
+        progress: &Progress,
+        now_us: u64,
+    ) -> ReplicaState {
+        let matched = replica.raft.matched_of(member.node.0);
+        let known = replica.raft.position(matched);
+        let log_end = known.map_or(0, |position| position.offset);
+        let behind = self.tail.partition_point(|batch| batch.next_offset <= log_end);
+        let behind = self.tail.get(behind).map_or(self.appended_bytes, |batch| batch.bytes_before);
+        let lag_us = match matched == replica.raft.last_index() {
+            true => 0,
+            false => now_us.saturating_sub(progress.had_all_us),
+        };
+        ReplicaState {
+            node: member.node.0,
+            shard: member.shard.0,
+            in_sync: lag_us < IN_SYNC_US,
+            log_end,
+            lag_bytes: self.appended_bytes - behind,
+            lag_ms: lag_us / 1_000,
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum Pending {
     },
     /// The answer was given already (acks none, or its time was over); the append itself goes on.
     Answered { partition: u32, next_offset: i64 },
+    /// What a group with several replicas put out under this number is laid down.
+    Group { partition: u32, number: u64 },
     /// A metadata command was appended.
     Metadata { next_offset: i64 },
     /// The catalogue's changes up to this version are in the journal.
@@ -29,4 +31,14 @@ pub(super) enum Pending {
     Dropped { group: pyralog_core::GroupId, partition: u32 },
     /// This life has begun.
     NewLife,
+}
+
+impl Pending {
+    /// The high watermark that a produce waits for.
+    pub(super) fn next_offset(&self) -> i64 {
+        match self {
+            Self::Produce { next_offset, .. } | Self::Answered { next_offset, .. } => *next_offset,
+            _ => 0,
+        }
+    }
 }

@@ -79,7 +79,7 @@ impl FlushPlan {
             index_at: 0,
         };
         let mut any = false;
-        for batch in partition.unflushed(cut) {
+        for batch in partition.flushable(cut) {
             any = true;
             if planner.plan.segments.is_empty() {
                 planner.resume(partition.segments.back());

@@ -11,16 +11,18 @@ use pyralog_replication::Group;
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
-use super::journal::Full;
+use super::journal::{Full, Laid};
+use super::partition::{Partition, TailBatch};
 use super::pending::Pending;
 use super::producers::{Appended, Verdict};
+use super::replica::Replica;
 use super::{Action, ConnId, Engine, FsyncPolicy, Mode, reply};
 
 /// Bytes at the front of a batch that the leader writes: base offset, length, leader epoch.
 const HEAD_BYTES: usize = 16;
 
 /// Why a batch is not appended.
-type Refusal = (ErrorCode, String);
+pub(super) type Refusal = (ErrorCode, String);
 
 impl Engine {
     pub(super) fn produce(
@@ -46,6 +48,9 @@ impl Engine {
             return Err((ErrorCode::Fenced, reason.clone()));
         }
         let index = self.writable_partition(request.group)?;
+        if !self.settle(index, actions) {
+            return Err(self.no_room());
+        }
         let batch = check_batch(request.batch)?;
         let timeout_us = match request.timeout_ms {
             0 => self.config.request_timeout_us,
@@ -84,7 +89,7 @@ impl Engine {
                 deadline_us,
             }
         };
-        self.attach(pending);
+        self.wait_for(pending);
         if answered {
             let high_watermark = self.at(index).map_or(0, |partition| partition.replica.high_watermark());
             let done = ProduceReply {
@@ -100,13 +105,14 @@ impl Engine {
 
     /// The partition, if it is here and takes writes from clients.
     fn writable_partition(&self, group: GroupId) -> Result<u32, Refusal> {
-        let found = self.find(group).filter(|_| group != GroupId::METADATA);
+        let found = self.find_served(group).filter(|_| group != GroupId::METADATA);
         let Some((index, partition)) = found.and_then(|index| Some((index, self.at(index)?))) else {
             return Err(self.not_here(group));
         };
         if partition.end_unknown {
             return Err((ErrorCode::LogEndUnknown, format!("partition {group}")));
         }
+        check_leads(partition)?;
         // One run may add a segment to every partition before they are counted again.
         if self.flush.segments + self.by_group.len() > MAX_SEGMENTS_PER_SHARD {
             let text = format!("shard {} holds {} segments", self.config.shard, self.flush.segments);
@@ -178,6 +184,13 @@ impl Engine {
             return Err(self.no_room());
         }
         let now_us = self.now.monotonic_us;
+        let bytes = batch.bytes();
+        let (mut head, rest) = match bytes.split_first_chunk::<HEAD_BYTES>() {
+            Some((head, rest)) => (*head, rest),
+            None => return Err((ErrorCode::InvalidBatch, "shorter than its header".into())),
+        };
+        // A group with several replicas takes an entry before it is laid down: that must not fail then.
+        let has_room = self.journal.has_room(&self.pool, bytes.len());
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Err((ErrorCode::Internal, "a partition went away while it was written".into()));
         };
@@ -186,7 +199,14 @@ impl Engine {
             .checked_add(i64::from(batch.record_count()))
             .ok_or((ErrorCode::LimitReached, "the partition has used up its offsets".to_owned()))?;
         let epoch = partition.replica.epoch();
-        let bytes = batch.bytes();
+        let entry = match partition.replica.raft_mut() {
+            None => 0,
+            Some(_) if !has_room => {
+                self.stall(Full::Memory);
+                return Err(self.no_room());
+            }
+            Some(replica) => replica.propose(now_us, batch.record_count(), bytes.len() as u32)?,
+        };
         let frame = FrameHeader {
             kind: FrameKind::Batch,
             body_len: bytes.len() as u32,
@@ -194,39 +214,82 @@ impl Engine {
             base_offset,
             epoch,
             record_count: batch.record_count(),
+            index: entry,
             body_crc: batch.crc(),
-        };
-        let (mut head, rest) = match bytes.split_first_chunk::<HEAD_BYTES>() {
-            Some((head, rest)) => (*head, rest),
-            None => return Err((ErrorCode::InvalidBatch, "shorter than its header".into())),
         };
         head[..8].copy_from_slice(&base_offset.to_be_bytes());
         head[12..].copy_from_slice(&epoch.to_be_bytes());
         let laid = match self.journal.lay(&self.pool, &frame, &head, rest) {
             Ok(laid) => laid,
             Err(full) => {
+                debug_assert_eq!(entry, 0, "there was room before the entry was taken");
                 self.stall(full);
                 return Err(self.no_room());
             }
         };
+        self.laid(index, &frame, batch, laid);
+        Ok((base_offset, next_offset))
+    }
+
+    /// A batch is in the journal's memory: the partition's log, its producers and the flusher take notice.
+    pub(super) fn laid(&mut self, index: u32, frame: &FrameHeader, batch: &BatchView<'_>, laid: Laid) {
+        let now_us = self.now.monotonic_us;
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
         self.journal.note_cached(index);
         self.cached_batches += 1;
-        partition.push_tail(base_offset, next_offset, batch.max_timestamp(), laid.lsn, laid.data);
-        partition.replica.appended(next_offset);
+        let (base_offset, next_offset) = (frame.base_offset, frame.end_offset());
+        partition.push_tail(TailBatch {
+            base_offset,
+            next_offset,
+            max_timestamp: batch.max_timestamp(),
+            index: frame.index,
+            lsn: laid.lsn,
+            bytes_before: 0,
+            data: laid.data,
+        });
+        match &mut partition.replica {
+            Replica::Single(single) => single.appended(next_offset),
+            Replica::Raft(replica) => replica.note_laid(frame.index, laid.lsn),
+            Replica::Unplaced(_) => {}
+        }
         if batch.producer_id() >= 0 {
             let appended = Appended {
                 first_sequence: batch.base_sequence(),
                 last_sequence: batch.last_sequence(),
                 base_offset,
             };
-            let new = partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, appended);
+            let committed = partition.replica.high_watermark();
+            let (id, epoch) = (batch.producer_id(), batch.producer_epoch());
+            let new = partition.producers.note(id, epoch, now_us, committed, appended);
             self.producer_count += usize::from(new);
         }
-        self.flush.note_unflushed(now_us, partition, index, bytes.len() as u64);
+        self.flush.note_unflushed(now_us, partition, index, u64::from(frame.body_len));
         self.counters.batches += 1;
-        self.counters.records += u64::from(batch.record_count());
-        self.counters.bytes += bytes.len() as u64;
-        Ok((base_offset, next_offset))
+        self.counters.records += u64::from(frame.record_count);
+        self.counters.bytes += u64::from(frame.body_len);
+    }
+
+    /// Has a produce wait for what its acks ask: the leader's own commit, or in a group with several replicas the
+    /// high watermark.
+    fn wait_for(&mut self, pending: Pending) {
+        let (Pending::Produce { partition: index, .. } | Pending::Answered { partition: index, .. }) =
+            pending
+        else {
+            return self.attach(pending);
+        };
+        let replicated = self.at(index).is_some_and(|partition| partition.replica.raft().is_some());
+        match pending {
+            Pending::Produce { acks, .. } if replicated && acks != Acks::Leader => {
+                self.wait_for_quorum(index, pending);
+            }
+            Pending::Answered { .. } if replicated => self.queue_group(index),
+            _ => {
+                self.attach(pending);
+                self.queue_group(index);
+            }
+        }
     }
 
     /// Something just laid down waits for its commit.
@@ -244,9 +307,13 @@ impl Engine {
 
     /// A duplicate of a batch that is still on its way waits with it.
     fn answer_duplicate(&mut self, pending: Pending, next_offset: i64, actions: &mut Vec<Action>) {
-        let Pending::Produce { partition, .. } = pending else { return };
-        let committed =
-            self.at(partition).is_some_and(|partition| partition.replica.high_watermark() >= next_offset);
+        let Pending::Produce { partition: index, acks, .. } = pending else { return };
+        let Some(partition) = self.at(index) else { return };
+        let committed = partition.replica.high_watermark() >= next_offset;
+        let by_quorum = partition.replica.raft().is_some() && acks != Acks::Leader;
+        if !committed && by_quorum {
+            return self.wait_for_quorum(index, pending);
+        }
         let waiting = if committed { Err(pending) } else { self.journal.attach(pending) };
         if let Err(pending) = waiting {
             self.answer(pending, actions);
@@ -283,7 +350,13 @@ impl Engine {
                 self.answer(pending, actions);
             }
             Pending::Answered { partition, next_offset } => self.persisted(partition, next_offset, actions),
-            Pending::Metadata { next_offset } => self.metadata_committed(next_offset, actions),
+            Pending::Metadata { next_offset } => {
+                if let Some(index) = self.find(GroupId::METADATA) {
+                    self.persisted(index, next_offset, actions);
+                }
+                self.metadata_committed(next_offset, actions);
+            }
+            Pending::Group { partition, number } => self.group_persisted(partition, number, actions),
             Pending::Catalog { version } => actions.push(Action::CatalogApplied { version }),
             Pending::Dropped { group, partition } => {
                 self.free_indexes.push(partition);
@@ -297,13 +370,13 @@ impl Engine {
     pub(super) fn persisted(&mut self, index: u32, next_offset: i64, actions: &mut Vec<Action>) {
         let Some(partition) = self.at_mut(index) else { return };
         let before = partition.replica.high_watermark();
-        let after = partition.replica.persisted(next_offset);
-        if after > before && !partition.waiting.is_empty() {
+        partition.replica.persisted(next_offset);
+        if partition.replica.high_watermark() > before && !partition.waiting.is_empty() {
             self.wake_fetches(index, actions);
         }
     }
 
-    fn answer(&mut self, pending: Pending, actions: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, pending: Pending, actions: &mut Vec<Action>) {
         let Pending::Produce { conn, correlation_id, partition, base_offset, acks, duplicate, .. } = pending
         else {
             return;
@@ -340,6 +413,7 @@ impl Engine {
             let detail = format!("shard {} waits for its disk", self.config.shard);
             self.refuse(conn, correlation_id, ErrorCode::RequestTimedOut, detail, actions);
         }
+        self.expire_replicated(actions);
     }
 
     #[cfg(feature = "planted-bugs")]
@@ -363,6 +437,22 @@ impl Engine {
             self.answer(pending, actions);
         }
     }
+}
+
+/// Whether this replica appends what clients send.
+fn check_leads(partition: &Partition) -> Result<(), Refusal> {
+    let leader = match &partition.replica {
+        Replica::Single(_) => return Ok(()),
+        Replica::Raft(replica) if replica.raft.is_leader() => return Ok(()),
+        Replica::Raft(replica) => replica.raft.leader(),
+        Replica::Unplaced(_) => None,
+    };
+    let group = partition.group;
+    let text = match leader {
+        Some(node) => format!("partition {group} is led by node {node}"),
+        None => format!("partition {group} has no leader now"),
+    };
+    Err((ErrorCode::NotLeader, text))
 }
 
 /// One whole, undamaged batch with its sequences in order.

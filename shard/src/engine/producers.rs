@@ -26,8 +26,8 @@ pub(super) struct Producer {
     /// Monotonic, microseconds: a wall clock that jumps must not make a live producer look idle. One that comes from
     /// the disk counts as used when it was recovered.
     pub(super) last_used_us: u64,
-    /// Oldest first. At most [`BATCHES_PER_PRODUCER`], and one more so that the newest durable batch stays
-    /// known while five newer ones are on their way.
+    /// Oldest first. The last [`BATCHES_PER_PRODUCER`] committed ones, and all that are not committed: these may be
+    /// taken back, and then those must still be known.
     pub(super) batches: SmallVec<[Appended; BATCHES_PER_PRODUCER + 1]>,
 }
 
@@ -98,8 +98,16 @@ impl Producers {
         count - self.map.len()
     }
 
-    /// Notes an appended batch. Returns whether the producer is new here.
-    pub(super) fn note(&mut self, producer_id: i64, epoch: i16, now_us: u64, batch: Appended) -> bool {
+    /// Notes an appended batch, where everything below `committed` is committed. Returns whether the producer is new
+    /// here.
+    pub(super) fn note(
+        &mut self,
+        producer_id: i64,
+        epoch: i16,
+        now_us: u64,
+        committed: i64,
+        batch: Appended,
+    ) -> bool {
         let mut new = false;
         let producer = self.map.entry(producer_id).or_insert_with(|| {
             new = true;
@@ -114,11 +122,22 @@ impl Producers {
         if producer.batches.iter().any(|known| known.base_offset >= batch.base_offset) {
             return new;
         }
-        if producer.batches.len() > BATCHES_PER_PRODUCER {
-            producer.batches.remove(0);
-        }
         producer.batches.push(batch);
+        let done = producer.batches.partition_point(|known| known.base_offset < committed);
+        if let Some(more) = done.checked_sub(BATCHES_PER_PRODUCER).filter(|more| *more > 0) {
+            producer.batches.drain(..more);
+        }
         new
+    }
+
+    /// Takes back what was noted at `offset` and behind. Returns how many producers are not known any more.
+    pub(super) fn undo(&mut self, offset: i64) -> usize {
+        let count = self.map.len();
+        self.map.retain(|_, producer| {
+            producer.batches.retain(|batch| batch.base_offset < offset);
+            !producer.batches.is_empty()
+        });
+        count - self.map.len()
     }
 
     /// Puts a producer of a checkpoint back.
@@ -135,6 +154,8 @@ impl Producers {
             .map(|(id, producer)| {
                 let mut producer = producer.clone();
                 producer.batches.retain(|batch| batch.base_offset < committed);
+                let more = producer.batches.len().saturating_sub(BATCHES_PER_PRODUCER);
+                producer.batches.drain(..more);
                 (*id, producer)
             })
             .filter(|(_, producer)| !producer.batches.is_empty())
@@ -162,12 +183,12 @@ mod tests {
         let mut producers = Producers::default();
         assert_eq!(producers.judge(7, 0, 3, 3), Verdict::Refuse(ErrorCode::UnknownProducerId));
         assert_eq!(producers.judge(7, 0, 0, 4), Verdict::Append);
-        assert!(producers.note(7, 0, 1, batch(0, 4, 100)));
+        assert!(producers.note(7, 0, 1, 0, batch(0, 4, 100)));
         assert_eq!(producers.judge(7, 0, 0, 4), Verdict::Duplicate(100));
         assert_eq!(producers.judge(7, 0, 0, 3), Verdict::Refuse(ErrorCode::OutOfOrderSequence));
         assert_eq!(producers.judge(7, 0, 6, 6), Verdict::Refuse(ErrorCode::OutOfOrderSequence));
         assert_eq!(producers.judge(7, 0, 5, 6), Verdict::Append);
-        assert!(!producers.note(7, 1, 2, batch(0, 0, 105)));
+        assert!(!producers.note(7, 1, 2, 0, batch(0, 0, 105)));
         assert_eq!(producers.judge(7, 0, 5, 6), Verdict::Refuse(ErrorCode::ProducerFenced));
         assert_eq!(producers.judge(7, 1, 0, 0), Verdict::Duplicate(105));
     }
@@ -175,10 +196,10 @@ mod tests {
     #[test]
     fn sequences_wrap_and_five_batches_are_remembered() {
         let mut producers = Producers::default();
-        producers.note(1, 0, 0, batch(i32::MAX - 1, i32::MAX, 10));
+        producers.note(1, 0, 0, 0, batch(i32::MAX - 1, i32::MAX, 10));
         assert_eq!(producers.judge(1, 0, 0, 1), Verdict::Append);
         for i in 0..5 {
-            producers.note(1, 0, 0, batch(i, i, 12 + i64::from(i)));
+            producers.note(1, 0, 0, 0, batch(i, i, 12 + i64::from(i)));
         }
         for i in 0..5 {
             assert_eq!(producers.judge(1, 0, i, i), Verdict::Duplicate(12 + i64::from(i)));
@@ -189,9 +210,9 @@ mod tests {
     #[test]
     fn a_snapshot_leaves_out_what_is_not_committed() {
         let mut producers = Producers::default();
-        producers.note(1, 0, 0, batch(0, 0, 10));
-        producers.note(1, 0, 0, batch(1, 1, 11));
-        producers.note(2, 0, 0, batch(0, 0, 12));
+        producers.note(1, 0, 0, 0, batch(0, 0, 10));
+        producers.note(1, 0, 0, 0, batch(1, 1, 11));
+        producers.note(2, 0, 0, 0, batch(0, 0, 12));
         let snapshot = producers.snapshot(11);
         assert_eq!(snapshot.len(), 1);
         assert_eq!(snapshot[0].1.batches.as_slice(), [batch(0, 0, 10)]);
@@ -200,8 +221,8 @@ mod tests {
     #[test]
     fn only_producers_that_were_idle_long_enough_are_forgotten() {
         let mut producers = Producers::default();
-        producers.note(1, 0, 5_000_000, batch(0, 0, 10));
-        producers.note(2, 0, 6_000_000, batch(0, 0, 11));
+        producers.note(1, 0, 5_000_000, 0, batch(0, 0, 10));
+        producers.note(2, 0, 6_000_000, 0, batch(0, 0, 11));
         assert_eq!(producers.forget_idle(PRODUCER_IDLE_US + 5_000_000), 0);
         assert_eq!(producers.forget_idle(PRODUCER_IDLE_US + 5_000_001), 1);
         assert_eq!(producers.judge(2, 0, 0, 0), Verdict::Duplicate(11));

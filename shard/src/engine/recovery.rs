@@ -13,9 +13,10 @@ use pyralog_core::limits::{
 use pyralog_core::{GroupId, ShardId};
 use pyralog_replication::SingleVoter;
 use pyralog_replication::metadata::{Catalog, Command};
+use pyralog_replication::raft::{EntryKind, HardState, Header, Position, RecoveredLog};
 use smallvec::SmallVec;
 
-use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint};
+use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, ReplicatedCheckpoint};
 use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
 use crate::format::scan::{Damage, Lost, Place, ScanEnd, ScanError, ScanSink, scan};
 use crate::memory::{Chunk, ChunkPool, ChunkSlice};
@@ -23,9 +24,10 @@ use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 use super::controller::Controller;
 use super::flush::Flusher;
 use super::journal::{CachedChunk, Journal, JournalFile};
-use super::partition::{Partition, Segment};
+use super::partition::{Partition, Segment, TailBatch};
 use super::plan::FlushPlan;
 use super::producers::{Appended, Producer};
+use super::replica::{Replica, Unplaced};
 use super::{
     Action, Counters, Engine, EngineConfig, FileId, IntervalSync, IoError, IoOp, LogLevel, Mode, Now,
     RecoveryDisk,
@@ -400,15 +402,7 @@ impl<'a> Replay<'a> {
         }
         let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
         let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
-        if batch.producer_id() >= 0 {
-            let appended = Appended {
-                first_sequence: batch.base_sequence(),
-                last_sequence: batch.last_sequence(),
-                base_offset: base,
-            };
-            let now_us = self.now.monotonic_us;
-            partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, appended);
-        }
+        note_producer(partition, &batch, base, self.now.monotonic_us);
         if frame.group == GroupId::METADATA
             && let Some(catalog) = &mut self.catalog
             && let Err(text) = apply_commands(catalog, &batch, &mut self.scratch)
@@ -418,10 +412,106 @@ impl<'a> Replay<'a> {
             partition.end_unknown = true;
         }
         let max_timestamp = batch.max_timestamp();
-        partition.push_tail(base, next, max_timestamp, lsn, data);
+        partition.push_tail(TailBatch {
+            base_offset: base,
+            next_offset: next,
+            max_timestamp,
+            index: 0,
+            lsn,
+            bytes_before: 0,
+            data,
+        });
         if let Some(cached) = self.chunks.back_mut() {
             cached.partitions.push(index);
         }
+    }
+
+    /// Notes one entry of a group with several replicas. One that is held already, of the same term, was laid down
+    /// again; any other takes the place of what was there and behind.
+    fn entry(&mut self, chunk: &Rc<Chunk>, lsn: u64, frame: &FrameHeader, body_at: usize) {
+        let index = match self.by_group.get(&frame.group) {
+            Some(index) => *index,
+            None => self.insert(Partition::empty(frame.group, 0, 0)),
+        };
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return };
+        let log = &mut unplaced.log;
+        if log.hard.term < frame.epoch {
+            (log.hard.term, log.hard.vote) = (frame.epoch, 0);
+        }
+        // An older term than that of the start: an entry that was cut off before the start was written.
+        if frame.index <= log.start.index
+            || frame.epoch < log.start.term
+            || lsn < partition.entries_from_lsn
+            || partition.end_unknown
+        {
+            return;
+        }
+        unplaced.newest = unplaced.newest.max((frame.epoch, frame.index));
+        // Those before it may be laid down once more further on, and it with them.
+        let before = unplaced.behind(frame.index - 1);
+        if before.is_none_or(|before| before.offset != frame.base_offset) {
+            return;
+        }
+        let again = unplaced.behind(frame.index).is_some_and(|held| held.term == frame.epoch);
+        if again {
+            if let Some(known) = unplaced.lsns.get_mut((frame.index - unplaced.log.start.index - 1) as usize)
+            {
+                *known = lsn;
+            }
+        } else {
+            unplaced.cut(frame.index);
+            let is_batch = frame.kind == FrameKind::Batch;
+            unplaced.log.headers.push(Header {
+                term: frame.epoch,
+                kind: if is_batch { EntryKind::Batch } else { EntryKind::NewTerm },
+                base_offset: frame.base_offset,
+                next_offset: frame.end_offset(),
+                bytes: frame.body_len,
+            });
+            unplaced.lsns.push_back(lsn);
+            partition.cut_entries(frame.index);
+        }
+        if frame.kind != FrameKind::Batch {
+            return;
+        }
+        let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.partitions.push(index);
+        }
+        if again {
+            partition.replace_entry(frame.index, lsn, data);
+            return;
+        }
+        let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
+        note_producer(partition, &batch, frame.base_offset, self.now.monotonic_us);
+        let max_timestamp = batch.max_timestamp();
+        partition.push_tail(TailBatch {
+            base_offset: frame.base_offset,
+            next_offset: frame.end_offset(),
+            max_timestamp,
+            index: frame.index,
+            lsn,
+            bytes_before: 0,
+            data,
+        });
+    }
+
+    /// Notes what a replica has promised.
+    fn vote(&mut self, frame: &FrameHeader) {
+        let index = match self.by_group.get(&frame.group) {
+            Some(index) => *index,
+            None => self.insert(Partition::empty(frame.group, 0, 0)),
+        };
+        let partition = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
+        let Some(unplaced) = partition.and_then(|partition| partition.replica.unplaced_mut()) else { return };
+        let hard = &mut unplaced.log.hard;
+        if (frame.epoch, frame.record_count) > (hard.term, hard.vote) {
+            (hard.term, hard.vote) = (frame.epoch, frame.record_count);
+        }
+        hard.commit = hard.commit.max(frame.index);
     }
 
     /// The log of a partition goes on behind these damaged batches.
@@ -438,9 +528,16 @@ impl<'a> Replay<'a> {
                 Some(index) => *index,
                 None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
             };
-            if let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
-                && frame.end_offset() > partition.log_end
-            {
+            let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+            else {
+                continue;
+            };
+            if frame.index > 0 {
+                // The entry was promised to the others of its group; without it this replica must not vote.
+                let held =
+                    partition.replica.unplaced_mut().is_some_and(|held| frame.index <= held.log.start.index);
+                partition.end_unknown |= !held;
+            } else if frame.end_offset() > partition.log_end {
                 partition.note_damage(partition.log_end, frame.end_offset());
                 partition.log_end = frame.end_offset();
             }
@@ -451,6 +548,10 @@ impl<'a> Replay<'a> {
     fn make_room(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
         let mut buffer = Vec::new();
         for partition in self.partitions.iter_mut().flatten() {
+            if partition.group == GroupId::METADATA && matches!(partition.replica, Replica::Unplaced(_)) {
+                // Its commands are applied from memory when they are known to be committed.
+                continue;
+            }
             let Some(mut plan) =
                 FlushPlan::new(partition, u64::MAX, self.config, &self.flush_pool, self.now.wall_ms)
             else {
@@ -472,7 +573,13 @@ impl<'a> Replay<'a> {
                 }
             }
             plan.commit(partition);
-            partition.tail.clear();
+            let flushed_to = partition.flushed_to;
+            if let Replica::Unplaced(unplaced) = &mut partition.replica {
+                unplaced.note_flushed(flushed_to);
+            }
+            while partition.tail.front().is_some_and(|batch| batch.next_offset <= flushed_to) {
+                partition.tail.pop_front();
+            }
         }
         self.chunks.clear();
         Ok(())
@@ -496,7 +603,24 @@ impl<'a> Replay<'a> {
         let suspects = std::mem::take(&mut self.suspects);
         for partition in self.partitions.iter_mut().flatten() {
             partition.end_unknown |= suspects.contains(&partition.group);
-            partition.replica = SingleVoter::recovered(incarnation as u32, partition.log_end);
+            if let Replica::Unplaced(unplaced) = &partition.replica
+                && let end = unplaced.end()
+                && (end.term, end.index) < unplaced.newest
+            {
+                partition.end_unknown = true;
+                let (term, index) = unplaced.newest;
+                let text = format!(
+                    "entry {index} of term {term} of partition {} does not follow on entry {} (offset {}): this replica takes no part until it is made anew from the others",
+                    partition.group, end.index, end.offset
+                );
+                self.gaps.push((partition.group, text));
+            }
+            if let Replica::Single(_) = partition.replica {
+                let clustered = self.config.metadata_replicas.len() > 1;
+                partition.unconfirmed = clustered && partition.group != GroupId::METADATA;
+                let single = SingleVoter::recovered(incarnation as u32, partition.log_end);
+                partition.replica = Replica::Single(single);
+            }
             if partition.end_unknown {
                 let text = format!(
                     "partition {}: damage hides where its log ends; it can be read up to {} and takes no writes",
@@ -513,7 +637,8 @@ impl<'a> Replay<'a> {
             ));
         }
         let generations = slots.generations();
-        let journal = self.journal(incarnation, &end, &files, generations);
+        let from = slots.newest().map(|newest| newest.replay_from);
+        let journal = self.journal(incarnation, &end, &files, generations, from);
         Ok(self.engine(journal, slots.newest().map_or(0, |newest| newest.seq), generations))
     }
 
@@ -551,6 +676,7 @@ impl<'a> Replay<'a> {
         end: &ScanEnd,
         files: &[(u32, u64)],
         generations: [u64; 2],
+        from: Option<ReplayPoint>,
     ) -> Journal {
         let keep_from = generations.into_iter().min().unwrap_or(0);
         // Where nothing was ever written the log begins at the beginning.
@@ -567,6 +693,14 @@ impl<'a> Replay<'a> {
         let known = |number: u32| {
             end.files.iter().find(|(file, _)| *file == number).and_then(|(_, generation)| *generation)
         };
+        let from = from.unwrap_or(ReplayPoint {
+            lsn: 1,
+            file: first,
+            generation: 1,
+            position: 0,
+            prev_crc: 0,
+            incarnation: 0,
+        });
         let mut journal_files: Vec<JournalFile> = files
             .iter()
             .map(|(number, len)| {
@@ -582,6 +716,8 @@ impl<'a> Replay<'a> {
         }
         let mut journal = Journal::new(self.config.journal_id, incarnation, next, journal_files);
         journal.chunks = std::mem::take(&mut self.chunks);
+        // What several replicas have not committed was laid down by an earlier life, behind this place.
+        journal.points.push_front(from);
         journal
     }
 
@@ -624,12 +760,14 @@ impl<'a> Replay<'a> {
             opens_are_suspect: self.unknown_damage,
             strangers: BTreeSet::new(),
             fetches: Default::default(),
+            replication: Default::default(),
             cold: Default::default(),
             flush,
             tokens: 0,
             marker_due_us: None,
             interval_sync: IntervalSync::default(),
             timeouts_due_us: None,
+            register_due_us: None,
             stall_due_us: None,
             next_shed_us: 0,
             stalled: false,
@@ -686,12 +824,14 @@ impl ScanSink for Replay<'_> {
         self.incarnation = self.incarnation.max(header.incarnation);
         for (frame, body_at) in frames {
             match frame.kind {
-                FrameKind::Batch => {
+                FrameKind::Batch if frame.index == 0 => {
                     self.note_broken(|other| {
                         other.group == frame.group && other.base_offset < frame.base_offset
                     });
                     self.batch(chunk, header.lsn, frame, *body_at);
                 }
+                FrameKind::Batch | FrameKind::NewTerm => self.entry(chunk, header.lsn, frame, *body_at),
+                FrameKind::Vote => self.vote(frame),
                 FrameKind::OpenGroup => {
                     if !self.by_group.contains_key(&frame.group) {
                         self.insert(Partition::empty(frame.group, frame.epoch, frame.base_offset));
@@ -730,6 +870,13 @@ impl ScanSink for Replay<'_> {
 fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     let mut partition = Partition::empty(state.group, state.epoch, state.log_start);
     partition.flushed_to = state.flushed_to;
+    if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) = state.replicated {
+        partition.entries_from_lsn = entries_from_lsn;
+        let start = Position { index: start_index, term: start_term, offset: state.flushed_to };
+        let hard = HardState { term: state.epoch, vote, commit: start_index };
+        let log = RecoveredLog { hard, start, headers: Vec::new() };
+        partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
+    }
     partition.end_unknown = state.end_unknown;
     partition.damaged = state.damaged.clone();
     partition.segments = state
@@ -763,6 +910,20 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
         partition.producers.restore(producer.producer_id, known);
     }
     partition
+}
+
+/// Notes a batch with its producer. What is committed is not known yet, so that nothing of it is forgotten.
+fn note_producer(partition: &mut Partition, batch: &BatchView<'_>, base_offset: i64, now_us: u64) {
+    if batch.producer_id() < 0 {
+        return;
+    }
+    let appended =
+        Appended { first_sequence: batch.base_sequence(), last_sequence: batch.last_sequence(), base_offset };
+    let committed = match &partition.replica {
+        Replica::Single(_) => base_offset,
+        replica => replica.high_watermark(),
+    };
+    partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, committed, appended);
 }
 
 /// Applies the commands of a batch of the metadata group that the catalogue does not hold yet.

@@ -10,14 +10,14 @@ use super::bytes::{Reader, array_at, put, u16_le, u32_le, u64_le};
 /// First bytes of a checkpoint.
 pub const CHECKPOINT_MAGIC: [u8; 4] = [0xB7, b'P', b'C', b'K'];
 /// Version of the checkpoint's format.
-pub const CHECKPOINT_VERSION: u16 = 1;
+pub const CHECKPOINT_VERSION: u16 = 2;
 /// Bytes of the checkpoint's header.
 pub const CHECKPOINT_HEADER_BYTES: usize = 40;
 /// Most batches that a checkpoint holds of one producer.
 const MAX_BATCHES: usize = BATCHES_PER_PRODUCER + 1;
 
 /// The bytes that each item of a list takes at least: bounds every count before it is believed.
-const GROUP_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 3 * 4;
+const GROUP_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 1 + 3 * 4;
 const RANGE_BYTES: usize = 16;
 const SEGMENT_BYTES: usize = 32;
 const PRODUCER_BYTES: usize = 8 + 2 + 8 + 1;
@@ -77,6 +77,19 @@ pub struct ProducerCheckpoint {
     pub batches: Vec<ProducerBatch>,
 }
 
+/// What a replica of several needs besides its segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicatedCheckpoint {
+    /// The node voted for in the group's epoch; 0 = none.
+    pub vote: u32,
+    /// The last entry that the segments hold.
+    pub start_index: u64,
+    /// Its term.
+    pub start_term: u32,
+    /// What commits below this one hold of the group's entries is no part of its log.
+    pub entries_from_lsn: u64,
+}
+
 /// One group at the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupCheckpoint {
@@ -86,8 +99,10 @@ pub struct GroupCheckpoint {
     pub log_start: i64,
     /// The segments hold everything below this.
     pub flushed_to: i64,
-    /// Epoch of its leader.
+    /// Epoch of its leader; the replica's term in a group with several.
     pub epoch: u32,
+    /// In a group with several replicas.
+    pub replicated: Option<ReplicatedCheckpoint>,
     /// Corruption hides where the log ends: it takes no writes.
     pub end_unknown: bool,
     /// Offsets that are damaged and have no other copy, each from (included) to (excluded).
@@ -260,6 +275,15 @@ impl GroupCheckpoint {
         out.extend(self.log_start.to_le_bytes());
         out.extend(self.flushed_to.to_le_bytes());
         out.extend(self.epoch.to_le_bytes());
+        out.push(u8::from(self.replicated.is_some()));
+        if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) =
+            self.replicated
+        {
+            out.extend(vote.to_le_bytes());
+            out.extend(start_index.to_le_bytes());
+            out.extend(start_term.to_le_bytes());
+            out.extend(entries_from_lsn.to_le_bytes());
+        }
         out.push(u8::from(self.end_unknown));
         put_count(out, self.damaged.len())?;
         for (from, to) in &self.damaged {
@@ -282,6 +306,15 @@ impl GroupCheckpoint {
         let log_start = reader.i64()?;
         let flushed_to = reader.i64()?;
         let epoch = reader.u32()?;
+        let replicated = match flag(reader)? {
+            true => Some(ReplicatedCheckpoint {
+                vote: reader.u32()?,
+                start_index: reader.u64()?,
+                start_term: reader.u32()?,
+                entries_from_lsn: reader.u64()?,
+            }),
+            false => None,
+        };
         let end_unknown = flag(reader)?;
         let damaged = list(reader, RANGE_BYTES, |reader| Some((reader.i64()?, reader.i64()?)))?;
         let segments = list(reader, SEGMENT_BYTES, |reader| {
@@ -293,7 +326,17 @@ impl GroupCheckpoint {
             })
         })?;
         let producers = list(reader, PRODUCER_BYTES, ProducerCheckpoint::decode)?;
-        Some(Self { group, log_start, flushed_to, epoch, end_unknown, damaged, segments, producers })
+        Some(Self {
+            group,
+            log_start,
+            flushed_to,
+            epoch,
+            replicated,
+            end_unknown,
+            damaged,
+            segments,
+            producers,
+        })
     }
 }
 
@@ -373,6 +416,12 @@ mod tests {
             log_start: 5,
             flushed_to: 100,
             epoch: 1,
+            replicated: (partition == 1).then_some(ReplicatedCheckpoint {
+                vote: 3,
+                start_index: 7,
+                start_term: 1,
+                entries_from_lsn: 5,
+            }),
             end_unknown: partition == 1,
             damaged: vec![(50, 60)],
             segments: vec![SegmentMeta { base: 5, end_offset: 100, bytes: 4_000, max_timestamp: 9 }],
@@ -446,7 +495,7 @@ mod tests {
     fn sealed(payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; CHECKPOINT_HEADER_BYTES];
         bytes[..4].copy_from_slice(&CHECKPOINT_MAGIC);
-        bytes[4] = 1;
+        bytes[4..6].copy_from_slice(&CHECKPOINT_VERSION.to_le_bytes());
         bytes[24..28].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         bytes[28..32].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..36]);

@@ -19,11 +19,11 @@ use super::bytes::{array_at, i64_le, put, u16_le, u32_le, u64_le};
 /// First bytes of a commit header.
 pub const COMMIT_MAGIC: [u8; 4] = [0xB7, b'P', b'J', b'C'];
 /// Version of the journal's format.
-pub const JOURNAL_VERSION: u16 = 1;
+pub const JOURNAL_VERSION: u16 = 2;
 /// Bytes of a commit header.
 pub const COMMIT_HEADER_BYTES: usize = 96;
 /// Bytes of a frame header.
-pub const FRAME_HEADER_BYTES: usize = 40;
+pub const FRAME_HEADER_BYTES: usize = 48;
 /// Frames start at multiples of this, counted from the commit's start.
 pub const FRAME_ALIGN: usize = 8;
 /// Largest commit, padding included: one region.
@@ -66,7 +66,7 @@ pub struct CommitHeader {
     pub prev_crc: u32,
     /// Number of the file that this commit is in.
     pub file: u32,
-    /// CRC32C over the first 36 bytes of all frame headers, one after the other; see [`FramesCrc`].
+    /// CRC32C over the first 44 bytes of all frame headers, one after the other; see [`FramesCrc`].
     pub frames_crc: u32,
     /// CRC32C over the header before it. Filled in by [`Self::encode`] and [`Self::decode`].
     pub header_crc: u32,
@@ -251,6 +251,10 @@ pub enum FrameKind {
     DropGroup = 3,
     /// A new life of the journal begins; `epoch` is the low half of its incarnation.
     NewLife = 4,
+    /// The first entry of a leader: it has an index and an epoch, and no records. `base_offset` is the log's end.
+    NewTerm = 5,
+    /// The replica's term (`epoch`) and vote (`record_count`: the node, 0 = none); `index` is a commit known then.
+    Vote = 6,
 }
 
 impl FrameKind {
@@ -261,6 +265,8 @@ impl FrameKind {
             2 => Some(Self::OpenGroup),
             3 => Some(Self::DropGroup),
             4 => Some(Self::NewLife),
+            5 => Some(Self::NewTerm),
+            6 => Some(Self::Vote),
             _ => None,
         }
     }
@@ -281,6 +287,9 @@ pub struct FrameHeader {
     pub epoch: u32,
     /// Records of the batch.
     pub record_count: u32,
+    /// Index of the entry in the log of a group with several replicas; 0 in a group of one. A frame with an index
+    /// takes the place of the entries of its group from that index on.
+    pub index: u64,
     /// The batch's own CRC.
     pub body_crc: u32,
 }
@@ -318,11 +327,11 @@ pub fn frame_seed(journal_id: u64, incarnation: u64, lsn: u64) -> u32 {
 impl FrameHeader {
     /// A header without a body.
     pub fn bodyless(kind: FrameKind, group: GroupId, base_offset: i64, epoch: u32) -> Self {
-        Self { kind, body_len: 0, group, base_offset, epoch, record_count: 0, body_crc: 0 }
+        Self { kind, body_len: 0, group, base_offset, epoch, record_count: 0, index: 0, body_crc: 0 }
     }
 
-    /// The header of a batch of `group`, from the batch's own header.
-    pub fn batch(group: GroupId, head: &BatchHead) -> Self {
+    /// The header of a batch of `group`, from the batch's own header, as entry `index`.
+    pub fn batch(group: GroupId, head: &BatchHead, index: u64) -> Self {
         Self {
             kind: FrameKind::Batch,
             body_len: head.total_bytes as u32,
@@ -330,6 +339,7 @@ impl FrameHeader {
             base_offset: head.base_offset,
             epoch: head.epoch,
             record_count: head.record_count,
+            index,
             body_crc: head.crc,
         }
     }
@@ -344,9 +354,10 @@ impl FrameHeader {
         put(&mut bytes, 16, &self.base_offset.to_le_bytes());
         put(&mut bytes, 24, &self.epoch.to_le_bytes());
         put(&mut bytes, 28, &self.record_count.to_le_bytes());
-        put(&mut bytes, 32, &self.body_crc.to_le_bytes());
-        let crc = bytes.get(..36).map_or(0, |covered| crc32c::crc32c_append(seed, covered));
-        put(&mut bytes, 36, &crc.to_le_bytes());
+        put(&mut bytes, 32, &self.index.to_le_bytes());
+        put(&mut bytes, 40, &self.body_crc.to_le_bytes());
+        let crc = bytes.get(..44).map_or(0, |covered| crc32c::crc32c_append(seed, covered));
+        put(&mut bytes, 44, &crc.to_le_bytes());
         bytes
     }
 
@@ -371,7 +382,8 @@ impl FrameHeader {
             base_offset: i64_le(header, 16)?,
             epoch: u32_le(header, 24)?,
             record_count: u32_le(header, 28)?,
-            body_crc: u32_le(header, 32)?,
+            index: u64_le(header, 32)?,
+            body_crc: u32_le(header, 40)?,
         })
     }
 
@@ -385,8 +397,19 @@ impl FrameHeader {
             || !is_batch && body != 0
         {
             "body length"
-        } else if is_batch && !(1..=MAX_BATCH_RECORDS).contains(&records) || !is_batch && records != 0 {
+        } else if match self.kind {
+            FrameKind::Batch => !(1..=MAX_BATCH_RECORDS).contains(&records),
+            FrameKind::Vote => false,
+            _ => records != 0,
+        } {
             "record count"
+        } else if match self.kind {
+            FrameKind::NewTerm => self.index == 0,
+            FrameKind::Batch | FrameKind::Vote => false,
+            FrameKind::OpenGroup | FrameKind::DropGroup | FrameKind::NewLife => self.index != 0,
+        } || self.index == u64::MAX
+        {
+            "index"
         } else if self.base_offset < 0 || self.base_offset.checked_add(i64::from(records)).is_none() {
             "base offset"
         } else {

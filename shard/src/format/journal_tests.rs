@@ -37,7 +37,7 @@ fn commit() -> (CommitHeader, Vec<u8>) {
     };
     push(FrameHeader::bodyless(FrameKind::OpenGroup, GROUP, 100, 0), &[]);
     for body in [&first, &second] {
-        push(FrameHeader::batch(GROUP, &BatchHead::parse(body).unwrap()), body);
+        push(FrameHeader::batch(GROUP, &BatchHead::parse(body).unwrap(), 3), body);
     }
     header.payload_len = payload.len() as u32;
     header.frame_count = 3;

@@ -53,7 +53,7 @@ fn the_example_of_a_commit() {
     let mut payload = Vec::new();
     for (frame, body) in [
         (FrameHeader::bodyless(FrameKind::OpenGroup, group, 100, 2), &[][..]),
-        (FrameHeader::batch(group, &BatchHead::parse(&body).unwrap()), &body[..]),
+        (FrameHeader::batch(group, &BatchHead::parse(&body).unwrap(), 9), &body[..]),
     ] {
         let encoded = frame.encode(seed);
         crc.add(&encoded);
@@ -92,6 +92,12 @@ fn the_example_of_a_checkpoint() {
             log_start: 10,
             flushed_to: 100,
             epoch: 2,
+            replicated: Some(ReplicatedCheckpoint {
+                vote: 3,
+                start_index: 8,
+                start_term: 1,
+                entries_from_lsn: 6,
+            }),
             end_unknown: false,
             damaged: vec![(50, 60)],
             segments: vec![SegmentMeta {

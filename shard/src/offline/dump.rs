@@ -173,6 +173,14 @@ fn frame_line(frame: &FrameHeader, body: &[u8], out: &mut dyn Write) -> Result<(
         }
         FrameKind::DropGroup => line!(out, "    drop {group}"),
         FrameKind::NewLife => line!(out, "    new life {}", frame.epoch),
+        FrameKind::NewTerm => line!(out, "    new term {group} entry {} epoch {}", frame.index, frame.epoch),
+        FrameKind::Vote => line!(
+            out,
+            "    vote {group} epoch {} for node {} commit {}",
+            frame.epoch,
+            frame.record_count,
+            frame.index
+        ),
     }
     Ok(())
 }

@@ -41,6 +41,7 @@ impl Data {
                 log_start: 0,
                 flushed_to: BATCHES,
                 epoch: 1,
+                replicated: None,
                 end_unknown: false,
                 damaged: Vec::new(),
                 segments: vec![segment],
@@ -106,7 +107,7 @@ impl Data {
                 1 => Some((FrameHeader::bodyless(FrameKind::NewLife, GroupId::METADATA, 0, 1), &[][..])),
                 2 => Some((FrameHeader::bodyless(FrameKind::OpenGroup, GROUP, 0, 1), &[][..])),
                 6 => None,
-                _ => Some((FrameHeader::batch(GROUP, &BatchHead::parse(&body).unwrap()), &body[..])),
+                _ => Some((FrameHeader::batch(GROUP, &BatchHead::parse(&body).unwrap(), 0), &body[..])),
             };
             if let Some((frame, body)) = frame {
                 let encoded = frame.encode(header.frame_seed());

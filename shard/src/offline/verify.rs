@@ -373,6 +373,10 @@ impl ScanSink for JournalCheck {
                 FrameKind::Batch => {
                     self.batches += 1;
                     let end = self.ends.entry(frame.group).or_insert(0);
+                    // An entry of several replicas takes the place of what was there and behind.
+                    if frame.index > 0 {
+                        *end = frame.base_offset.min(*end);
+                    }
                     if frame.end_offset() <= *end {
                         continue;
                     }
@@ -389,7 +393,11 @@ impl ScanSink for JournalCheck {
                 FrameKind::DropGroup => {
                     self.ends.remove(&frame.group);
                 }
-                FrameKind::NewLife => {}
+                FrameKind::NewTerm => {
+                    let end = self.ends.entry(frame.group).or_insert(0);
+                    *end = frame.base_offset.min(*end);
+                }
+                FrameKind::Vote | FrameKind::NewLife => {}
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::node::StartError;
 use super::paths::{create_folder, sync_folder};
 
 /// Version of the folder's layout.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const NAME: &str = "node.json";
 
 /// The content of `node.json`.
@@ -127,9 +127,11 @@ fn check(path: &Path, bytes: &[u8], node_id: u32, shards: u16) -> Result<NodeFil
     let refuse = |text: String| Err(StartError::new(format!("{}: {text}", path.display())));
     if file.format != FORMAT {
         let format = file.format;
-        return refuse(format!(
-            "this data has format {format}, this version reads {FORMAT}; use a newer version"
-        ));
+        let remedy = match format > FORMAT {
+            true => "use a newer version",
+            false => "use the version that wrote it, or begin with an empty folder",
+        };
+        return refuse(format!("this data has format {format}, this version reads {FORMAT}; {remedy}"));
     }
     if file.node_id != node_id {
         let owner = file.node_id;

@@ -42,6 +42,8 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             advertised_address: String::new(),
             internal_address: String::new(),
             topic_quorums: Quorums::default(),
+            election: EngineConfig::default().election,
+            metadata_replicas: Vec::new(),
             server_version: "test".into(),
             journal_id: 0,
             cache_bytes: 32 << 20,

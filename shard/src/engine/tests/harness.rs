@@ -9,6 +9,7 @@ use pyralog_net::message::{
     Acks, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
 };
 use pyralog_replication::metadata::{Assignment, Catalog, Command, NodeInfo, Replica, TopicSpec};
+use pyralog_replication::raft::Timing;
 
 use super::disk::MemDisk;
 use crate::engine::{
@@ -53,6 +54,8 @@ pub(super) fn config() -> EngineConfig {
         advertised_address: "127.0.0.1:9092".into(),
         internal_address: String::new(),
         topic_quorums: Quorums::default(),
+        election: Timing { election_min_us: 150_000, election_max_us: 300_000, heartbeat_us: 30_000 },
+        metadata_replicas: Vec::new(),
         server_version: "test".into(),
         journal_id: 77,
         cache_bytes: 32 << 20,

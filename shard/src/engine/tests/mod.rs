@@ -1,6 +1,7 @@
 //! The engine by itself, on a disk in memory: each operation completes at once and whatever was synced or
 //! written through is durable. Faults and schedules are the simulator's business.
 
+mod cluster;
 mod deadlines;
 mod disk;
 mod durability;

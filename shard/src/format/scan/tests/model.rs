@@ -204,7 +204,7 @@ impl Model {
             let next = self.offsets.entry(group).or_default();
             let body = batch(*next, self.incarnation as u32, records, 1_000, &fill);
             *next += i64::from(records);
-            frames.push((FrameHeader::batch(group, &BatchHead::parse(&body).unwrap()), body));
+            frames.push((FrameHeader::batch(group, &BatchHead::parse(&body).unwrap(), 0), body));
         }
         frames
     }

@@ -1,0 +1,411 @@
+//! A follower that lacks entries which its leader does not hold any more gets the batches before them from the leader's
+//! segments, straight into segments of its own, and then begins anew behind them.
+//!
+//! The leader says where its entries begin (a snapshot of nothing but a place). The follower asks for committed batches
+//! up to there, from behind its own segments on; the leader answers as it answers a consumer, without touching its
+//! tail. When they are durable here the replica is put aside: a checkpoint says that its log begins at that place and
+//! that what the journal holds of it so far means nothing; when that is durable the replica takes part again. Until
+//! then it promises nothing, and a crash leaves it as it was before.
+
+use pyralog_core::batch::BatchView;
+use pyralog_core::{GroupId, NodeId, ShardId};
+use pyralog_net::message::FetchRequest;
+use pyralog_replication::metadata::Command;
+use pyralog_replication::raft::{
+    EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
+};
+
+use crate::memory::ChunkSlice;
+
+use super::api::{ConnId, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, PeerId};
+use super::controller::commands;
+use super::fetch::Slices;
+use super::partition::Segment;
+use super::producers::{Appended, Producers};
+use super::replica::{Replica, Unplaced};
+use super::{Action, Engine};
+
+/// Bytes asked for at once.
+const ASK_BYTES: u32 = 1 << 20;
+/// An answer that did not come for so long was lost, microseconds: the follower gives up, and begins again when the
+/// leader tells it again where to begin.
+const ANSWER_WITHIN_US: u64 = 3_000_000;
+/// Connections of this number and above are no client's: the shard of another node asks.
+const PEERS: u64 = 1 << 63;
+
+/// A catch-up under way.
+#[derive(Debug)]
+pub(super) struct CatchUp {
+    leader: PeerId,
+    /// Where the leader's entries begin.
+    target: Position,
+    /// Offset of the next record to ask for.
+    next: i64,
+    /// The leader's log begins later than the own segments end: those are dropped.
+    log_start: Option<i64>,
+    segments: Vec<Segment>,
+    producers: Producers,
+    /// Of the metadata group: the commands in what was fetched.
+    commands: Vec<(i64, Command)>,
+    stage: Stage,
+    changed_us: u64,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The leader was asked.
+    Asked,
+    /// Batches up to this offset are written to the last segment.
+    Writing { next: i64 },
+    /// So many segments are not durable yet.
+    Syncing { left: usize },
+    /// Everything is there; the replica is put aside when nothing of it is on its way to the journal.
+    Done,
+}
+
+/// The other shard that a request came from, if no client sent it.
+fn peer_of(conn: ConnId) -> Option<PeerId> {
+    let number = conn.0.checked_sub(PEERS)?;
+    Some(PeerId { node: NodeId((number >> 16) as u32), shard: ShardId(number as u16) })
+}
+
+fn conn_of(peer: PeerId) -> ConnId {
+    ConnId(PEERS | u64::from(peer.node.0) << 16 | u64::from(peer.shard.0))
+}
+
+impl Engine {
+    // --- the leader's part -------------------------------------------------------------------------------
+
+    /// Another replica asks for committed batches.
+    pub(super) fn peer_fetch(&mut self, from: PeerId, message: &Message, actions: &mut Vec<Action>) {
+        let group = message.group();
+        let fetch = FetchRequest {
+            group,
+            offset: message.offset,
+            min_bytes: 0,
+            max_bytes: ASK_BYTES,
+            max_wait_ms: 0,
+        };
+        let name = u64::from(group.topic.0) << 32 | u64::from(group.partition);
+        self.fetch(conn_of(from), name, &fetch, actions);
+    }
+
+    /// Answers a request of another shard. False: a client sent it.
+    pub(super) fn answer_peer(&mut self, conn: ConnId, name: u64, slices: Option<&Slices>) -> bool {
+        let Some(peer) = peer_of(conn) else { return false };
+        let group = GroupId::new((name >> 32) as u32, name as u32);
+        let Some(partition) = self.find(group).and_then(|index| self.at(index)) else { return true };
+        let Some(replica) = partition.replica.raft() else { return true };
+        let node = self.config.node.0;
+        let kind = MessageKind::Batches;
+        let mut message = Message::new(kind, group, node, peer.node.0, replica.raft.term());
+        message.offset = partition.log_start;
+        message.reject = slices.is_none();
+        let heads = slices.into_iter().flatten().flat_map(|slice| heads(slice.bytes()));
+        message.entries = heads.collect();
+        let batches = slices.into_iter().flatten().cloned().collect();
+        self.replication_mut().outbox.add(peer, message, batches);
+        true
+    }
+
+    // --- the follower's part -----------------------------------------------------------------------------
+
+    /// The leader's entries begin behind what this replica holds. False: nothing has to be fetched for that.
+    pub(super) fn begin_catch_up(&mut self, index: u32, from: PeerId, message: &Message) -> bool {
+        let now_us = self.now.monotonic_us;
+        let Some(partition) = self.at(index) else { return true };
+        let Some(replica) = partition.replica.raft() else { return true };
+        if message.term < replica.raft.term() || message.index <= replica.raft.commit() {
+            return false;
+        }
+        let under_way = replica.catch_up.as_ref().is_some_and(|under_way| !under_way.is_stuck(now_us));
+        if under_way || self.flush.busy_with(partition.group) {
+            return true;
+        }
+        let all_there = message.offset <= partition.flushed_to;
+        let mut producers = partition.producers.clone();
+        producers.undo(partition.flushed_to);
+        let catch_up = CatchUp {
+            leader: from,
+            target: Position { index: message.index, term: message.log_term, offset: message.offset },
+            next: partition.flushed_to,
+            log_start: None,
+            segments: Vec::new(),
+            producers,
+            commands: Vec::new(),
+            stage: if all_there { Stage::Done } else { Stage::Asked },
+            changed_us: now_us,
+        };
+        if let Some(replica) = self.raft_mut(index) {
+            replica.catch_up = Some(Box::new(catch_up));
+        }
+        match all_there {
+            true => self.queue_group(index),
+            false => self.ask(index),
+        }
+        true
+    }
+
+    /// Asks for the next batches.
+    fn ask(&mut self, index: u32) {
+        let now_us = self.now.monotonic_us;
+        let node = self.config.node.0;
+        let Some(group) = self.at(index).map(|partition| partition.group) else { return };
+        let Some(replica) = self.raft_mut(index) else { return };
+        let term = replica.raft.term();
+        let Some(catch_up) = &mut replica.catch_up else { return };
+        (catch_up.stage, catch_up.changed_us) = (Stage::Asked, now_us);
+        let mut message = Message::new(MessageKind::FetchBatches, group, node, catch_up.leader.node.0, term);
+        message.offset = catch_up.next;
+        let to = catch_up.leader;
+        self.replication_mut().outbox.add(to, message, Default::default());
+    }
+
+    fn give_up(&mut self, index: u32, why: &str, actions: &mut Vec<Action>) {
+        let Some(partition) = self.at_mut(index) else { return };
+        let group = partition.group;
+        if let Some(replica) = partition.replica.raft_mut() {
+            replica.catch_up = None;
+        }
+        let text =
+            format!("partition {group} can't catch up with its leader now: {why}; it will be tried again");
+        actions.push(Action::Log { level: LogLevel::Info, text });
+    }
+
+    /// Batches that were asked for: into the segment, as far as they lie before the leader's entries.
+    pub(super) fn batches_came(
+        &mut self,
+        index: u32,
+        from: PeerId,
+        message: &Message,
+        batches: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let now_us = self.now.monotonic_us;
+        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
+        if !matches!(catch_up.stage, Stage::Asked) || catch_up.leader != from {
+            return Ok(());
+        }
+        if message.offset > catch_up.next
+            && catch_up.segments.is_empty()
+            && message.offset <= catch_up.target.offset
+        {
+            // Retention has taken what comes next, so also everything that is here.
+            catch_up.next = message.offset;
+            catch_up.log_start = Some(message.offset);
+            self.ask(index);
+            return Ok(());
+        }
+        if message.reject {
+            self.give_up(index, "the leader can't read them", actions);
+            return Ok(());
+        }
+        let wanted = message.entries.iter();
+        let wanted = wanted.take_while(|entry| entry.next_offset <= catch_up.target.offset);
+        let (mut end, mut bytes) = (catch_up.next, 0);
+        for entry in wanted {
+            if entry.base_offset != end {
+                return Err("batches that do not follow on one another".into());
+            }
+            (end, bytes) = (entry.next_offset, bytes + entry.bytes as usize);
+        }
+        let Some(batches) = batches.get(..bytes).filter(|batches| !batches.is_empty()) else {
+            self.give_up(index, "it came to nothing", actions);
+            return Ok(());
+        };
+        let max_timestamp = catch_up.note(batches, message.group() == GroupId::METADATA, now_us)?;
+        self.write_batches(index, batches, end, max_timestamp, actions);
+        Ok(())
+    }
+
+    fn write_batches(
+        &mut self,
+        index: u32,
+        batches: &[u8],
+        end: i64,
+        max_timestamp: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let (now, bound) = (self.now, self.config.segment_max_bytes);
+        let Some(chunk) = self.misc_pool.chunk(batches.len()) else {
+            return self.give_up(index, "no memory is free", actions);
+        };
+        chunk.append(batches);
+        let data = vec![ChunkSlice::new(chunk, 0, batches.len())];
+        let token = self.next_token();
+        let Some(partition) = self.at_mut(index) else { return };
+        let group = partition.group;
+        let Some(catch_up) = partition.replica.raft_mut().and_then(|replica| replica.catch_up.as_mut())
+        else {
+            return;
+        };
+        let full = |last: &Segment| last.bytes + batches.len() as u64 > bound;
+        if catch_up.segments.last().is_none_or(full) {
+            let base = catch_up.next;
+            let (written_ms, bytes) = (now.wall_ms, 0);
+            let segment =
+                Segment { base, end: base, bytes, max_timestamp: i64::MIN, written_ms, index: None };
+            catch_up.segments.push(segment);
+        }
+        let Some(segment) = catch_up.segments.last_mut() else { return };
+        let (file, offset) = (FileId::Segment(group, segment.base), segment.bytes);
+        segment.bytes += batches.len() as u64;
+        segment.end = end;
+        segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
+        (catch_up.stage, catch_up.changed_us) = (Stage::Writing { next: end }, now.monotonic_us);
+        self.replication_mut().catch_up_io.insert(token, group);
+        actions.push(Action::Io { token, op: IoOp::Write { file, offset, data } });
+    }
+
+    /// An operation of a catch-up ended. False: it is none of them.
+    pub(super) fn catch_up_io_done(
+        &mut self,
+        token: IoToken,
+        result: &IoResult,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let Some(group) = self.replication_mut().catch_up_io.remove(&token) else { return false };
+        let Some(index) = self.find(group) else { return true };
+        match result {
+            Ok(_) => {}
+            Err(error) if error.kind == IoErrorKind::NoSpace => {
+                let detail = error.detail.clone();
+                self.give_up(index, &detail, actions);
+            }
+            Err(error) => self.fence(&error.detail, actions),
+        }
+        let Some(replica) = self.raft_mut(index) else { return true };
+        let Some(catch_up) = &mut replica.catch_up else { return true };
+        match &mut catch_up.stage {
+            Stage::Writing { next } => {
+                catch_up.next = *next;
+                match catch_up.next < catch_up.target.offset {
+                    true => self.ask(index),
+                    false => self.sync_segments(index, actions),
+                }
+            }
+            Stage::Syncing { left } => {
+                *left -= 1;
+                if *left == 0 {
+                    catch_up.stage = Stage::Done;
+                    self.queue_group(index);
+                }
+            }
+            Stage::Asked | Stage::Done => {}
+        }
+        true
+    }
+
+    fn sync_segments(&mut self, index: u32, actions: &mut Vec<Action>) {
+        let Some(partition) = self.at_mut(index) else { return };
+        let group = partition.group;
+        let Some(catch_up) = partition.replica.raft_mut().and_then(|replica| replica.catch_up.as_mut())
+        else {
+            return;
+        };
+        catch_up.stage = Stage::Syncing { left: catch_up.segments.len() };
+        let files: Vec<FileId> =
+            catch_up.segments.iter().map(|segment| FileId::Segment(group, segment.base)).collect();
+        for file in files {
+            let token = self.next_token();
+            self.replication_mut().catch_up_io.insert(token, group);
+            actions.push(Action::Io { token, op: IoOp::Sync { file } });
+        }
+    }
+
+    /// When everything is there and nothing of the replica is on its way to the journal: puts it aside.
+    pub(super) fn settle_catch_up(&mut self, index: u32, actions: &mut Vec<Action>) {
+        let next_lsn = self.journal.next_lsn();
+        let after_seq = self.flush.seq_of_next_checkpoint();
+        let Some(partition) = self.at_mut(index) else { return };
+        let Replica::Raft(replica) = &mut partition.replica else { return };
+        let done = replica.catch_up.as_ref().is_some_and(|catch_up| matches!(catch_up.stage, Stage::Done));
+        if !done || !replica.laid.is_empty() || replica.queued {
+            return;
+        }
+        let Some(catch_up) = replica.catch_up.take() else { return };
+        let CatchUp { target, log_start, mut segments, producers, commands, .. } = *catch_up;
+        if target.index <= replica.raft.commit() {
+            return;
+        }
+        let hard = HardState { term: replica.raft.term(), vote: replica.raft.vote(), commit: target.index };
+        let log = RecoveredLog { hard, start: target, headers: Vec::new() };
+        partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
+        partition.entries_from_lsn = next_lsn;
+        partition.place_after_seq = after_seq;
+        let unflushed: u64 = partition.unflushed().map(|batch| batch.data.len() as u64).sum();
+        let cached = partition.tail.len();
+        partition.tail.clear();
+        let mut dropped = Vec::new();
+        if let Some(log_start) = log_start {
+            dropped.extend(partition.segments.drain(..).map(|segment| segment.base));
+            partition.log_start = log_start;
+            partition.damaged.clear();
+        }
+        // No more is added to the segment before them.
+        if let Some(last) = partition.segments.back_mut() {
+            last.index = None;
+        }
+        partition.segments.extend(segments.drain(..));
+        (partition.flushed_to, partition.log_end) = (target.offset, target.offset);
+        let (known, group) = (partition.producers.len(), partition.group);
+        partition.producers = producers;
+        self.producer_count = self.producer_count - known + self.at(index).map_or(0, |p| p.producers.len());
+        self.cached_batches -= cached;
+        self.flush.note_cut(unflushed);
+        for base in dropped {
+            self.cold.forget_segment(group, base);
+            self.flush.drop_segment(group, base);
+        }
+        self.flush.want_checkpoint();
+        if !commands.is_empty() {
+            self.apply_fetched(&commands, actions);
+        }
+    }
+}
+
+impl CatchUp {
+    fn is_stuck(&self, now_us: u64) -> bool {
+        matches!(self.stage, Stage::Asked) && now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US
+    }
+
+    /// Notes the producers of batches. Returns the largest timestamp.
+    fn note(&mut self, mut batches: &[u8], metadata: bool, now_us: u64) -> Result<i64, String> {
+        let mut max_timestamp = i64::MIN;
+        while !batches.is_empty() {
+            let (batch, behind) = BatchView::parse(batches).map_err(|error| error.to_string())?;
+            batches = behind;
+            max_timestamp = max_timestamp.max(batch.max_timestamp());
+            if metadata {
+                self.commands.extend(commands(&batch)?);
+            }
+            if batch.producer_id() >= 0 {
+                let appended = Appended {
+                    first_sequence: batch.base_sequence(),
+                    last_sequence: batch.last_sequence(),
+                    base_offset: batch.base_offset(),
+                };
+                let (id, epoch) = (batch.producer_id(), batch.producer_epoch());
+                self.producers.note(id, epoch, now_us, i64::MAX, appended);
+            }
+        }
+        Ok(max_timestamp)
+    }
+}
+
+/// What the batches in `bytes` are, one after the other.
+pub(super) fn heads(mut bytes: &[u8]) -> impl Iterator<Item = EntryHead> + '_ {
+    std::iter::from_fn(move || {
+        let (batch, behind) = BatchView::parse(bytes).ok()?;
+        let len = bytes.len() - behind.len();
+        bytes = behind;
+        Some(EntryHead {
+            term: batch.leader_epoch(),
+            kind: EntryKind::Batch as u8,
+            base_offset: batch.base_offset(),
+            next_offset: batch.last_offset() + 1,
+            bytes: len as u32,
+        })
+    })
+}

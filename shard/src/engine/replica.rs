@@ -1,0 +1,329 @@
+//! What a partition knows of its replicas: this is the only one, or one of several, or it was found on the disk as one
+//! of several and the catalogue has not named the others yet.
+
+use std::collections::VecDeque;
+
+use pyralog_core::ErrorCode;
+use pyralog_replication::raft::{Header, Message, Position, RaftGroup, RecoveredLog};
+use pyralog_replication::{Group, SingleVoter};
+
+use crate::format::checkpoint::ReplicatedCheckpoint;
+
+use super::api::PeerId;
+use super::catch_up::CatchUp;
+use super::pending::Pending;
+use super::produce::Refusal;
+
+/// This node's replica of a partition.
+#[derive(Debug)]
+pub(super) enum Replica {
+    /// The only one.
+    Single(SingleVoter),
+    /// One of several that takes no part: its others are not named yet, or damage hides what it has promised. It
+    /// serves what is committed for sure.
+    Unplaced(Box<Unplaced>),
+    /// One of several.
+    Raft(Box<RaftReplica>),
+}
+
+/// A replica as the disk has it.
+#[derive(Debug, Default)]
+pub(super) struct Unplaced {
+    pub(super) log: RecoveredLog,
+    /// The commits of the journal that hold the entries of `log`, in their order.
+    pub(super) lsns: VecDeque<u64>,
+    /// Term and index of the newest entry that the journal is known to have held: with less than that at the end of
+    /// the replay, something is missing.
+    pub(super) newest: (u32, u64),
+}
+
+/// When a member of a group last had everything that its leader had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// The leader's last entry at `mark_us`.
+    mark: u64,
+    mark_us: u64,
+    /// It had everything that there was then, monotonic microseconds.
+    pub(super) had_all_us: u64,
+}
+
+impl Progress {
+    /// The member is known to hold the entries up to `matched`; the leader's last one is `last`.
+    fn note(&mut self, matched: u64, last: u64, now_us: u64) {
+        if matched >= self.mark {
+            (self.had_all_us, self.mark, self.mark_us) = (self.mark_us, last, now_us);
+        }
+    }
+
+    /// A leadership begins: nobody is behind yet.
+    fn begun(last: u64, now_us: u64) -> Self {
+        Self { mark: last, mark_us: now_us, had_all_us: now_us }
+    }
+}
+
+/// One replica of several.
+#[derive(Debug)]
+pub(super) struct RaftReplica {
+    pub(super) raft: RaftGroup,
+    /// The shards of all replicas, this one included, in the order of the catalogue.
+    pub(super) members: Vec<PeerId>,
+    /// How far each of them has followed, while this one leads; in the order of `members`.
+    pub(super) progress: Vec<Progress>,
+    /// The commits of the journal that hold the entries behind the group's start, in their order.
+    pub(super) lsns: VecDeque<u64>,
+    /// The last entry that the segments hold.
+    pub(super) flushed: Position,
+    /// Outputs whose frames are laid down and not durable, oldest first: their number, and what leaves when they are.
+    pub(super) laid: VecDeque<(u64, Vec<Message>)>,
+    /// Produces that wait for the high watermark, in the order of their offsets.
+    pub(super) waiting: VecDeque<Pending>,
+    /// The high watermark as it was last told to those who wait.
+    pub(super) high_watermark: i64,
+    /// Whether it led when that was last looked at.
+    pub(super) led: bool,
+    /// It gets batches from its leader's segments.
+    pub(super) catch_up: Option<Box<CatchUp>>,
+    /// On the engine's list of groups that may have something to do.
+    pub(super) queued: bool,
+    /// The earliest of its timers; `u64::MAX` = none is set.
+    pub(super) timer_us: u64,
+    /// When it last took a batch, monotonic microseconds: a group that took none for a while falls quiet.
+    pub(super) active_us: u64,
+}
+
+impl Unplaced {
+    fn position(&self, index: u64) -> Option<Position> {
+        let start = self.log.start;
+        if index == start.index {
+            return Some(start);
+        }
+        let at = usize::try_from(index.checked_sub(start.index + 1)?).ok()?;
+        let header = self.log.headers.get(at)?;
+        Some(Position { index, term: header.term, offset: header.next_offset })
+    }
+
+    /// The place behind the last entry.
+    pub(super) fn end(&self) -> Position {
+        self.position(self.log.start.index + self.log.headers.len() as u64).unwrap_or(self.log.start)
+    }
+
+    /// The place behind the entry `index`, if it is held.
+    pub(super) fn behind(&self, index: u64) -> Option<Position> {
+        self.position(index)
+    }
+
+    /// Forgets the entries from `index` on.
+    pub(super) fn cut(&mut self, index: u64) {
+        let keep = index.saturating_sub(self.log.start.index + 1) as usize;
+        self.log.headers.truncate(keep);
+        self.lsns.truncate(keep);
+    }
+
+    /// Committed for sure: what the segments hold, and what a leader was known to have committed.
+    fn high_watermark(&self) -> i64 {
+        let known = self.position(self.log.hard.commit.min(self.end().index));
+        known.map_or(self.log.start.offset, |position| position.offset.max(self.log.start.offset))
+    }
+
+    /// The segments hold everything committed below `flushed_to`: the log begins behind it.
+    pub(super) fn note_flushed(&mut self, flushed_to: i64) {
+        let commit = self.log.hard.commit.min(self.end().index);
+        let flushed = self.log.headers.iter().zip(self.log.start.index + 1..);
+        let flushed =
+            flushed.take_while(|(header, index)| *index <= commit && header.next_offset <= flushed_to);
+        let count = flushed.count();
+        if let Some(start) = self.position(self.log.start.index + count as u64) {
+            self.log.start = start;
+            self.log.headers.drain(..count);
+            self.lsns.drain(..count);
+        }
+    }
+}
+
+impl RaftReplica {
+    /// The commit of the journal that holds an entry.
+    fn lsn(&self, index: u64) -> Option<u64> {
+        let at = index.checked_sub(self.raft.start().index + 1)?;
+        self.lsns.get(usize::try_from(at).ok()?).copied()
+    }
+
+    /// The entry `index` is laid into the commit `lsn`; what was there and behind is gone.
+    pub(super) fn note_laid(&mut self, index: u64, lsn: u64) {
+        let keep = index.saturating_sub(self.raft.start().index + 1) as usize;
+        self.lsns.truncate(keep);
+        debug_assert_eq!(self.lsns.len(), keep, "entries are laid down without gaps");
+        self.lsns.push_back(lsn);
+    }
+
+    /// The segments hold everything committed below `flushed_to` that the commits up to `cut` hold.
+    pub(super) fn note_flushed(&mut self, flushed_to: i64, cut: u64) {
+        let commit = self.raft.commit();
+        loop {
+            let index = self.flushed.index + 1;
+            let Some(next) = self.raft.position(index) else { return };
+            if index > commit || next.offset > flushed_to || self.lsn(index).is_none_or(|lsn| lsn > cut) {
+                return;
+            }
+            self.flushed = next;
+        }
+    }
+
+    /// Puts a batch of `records` at the end of the log. Returns its entry.
+    pub(super) fn propose(&mut self, now_us: u64, records: u32, bytes: u32) -> Result<u64, Refusal> {
+        self.active_us = now_us;
+        let proposed = self.raft.propose(now_us, records, bytes);
+        proposed.map(|proposed| proposed.index).map_err(|error| (ErrorCode::NotLeader, error.to_string()))
+    }
+
+    /// Has a produce wait for the high watermark.
+    pub(super) fn wait(&mut self, pending: Pending) {
+        let at = self.waiting.partition_point(|other| other.next_offset() <= pending.next_offset());
+        self.waiting.insert(at, pending);
+    }
+
+    /// Notes how far the members have come.
+    pub(super) fn note_progress(&mut self, now_us: u64) {
+        let last = self.raft.last_index();
+        for (member, progress) in self.members.iter().zip(&mut self.progress) {
+            progress.note(self.raft.matched_of(member.node.0), last, now_us);
+        }
+    }
+
+    /// This replica leads now.
+    pub(super) fn begin_leading(&mut self, now_us: u64) {
+        self.progress = vec![Progress::begun(self.raft.last_index(), now_us); self.members.len()];
+    }
+
+    /// Forgets the entries before `index` that the segments hold. Followers that lack them begin at a snapshot.
+    pub(super) fn compact_below(&mut self, index: u64) {
+        let before = self.raft.start().index;
+        self.raft.compact(self.flushed.index.min(index.saturating_sub(1)));
+        let gone = self.raft.start().index.saturating_sub(before) as usize;
+        self.lsns.drain(..gone.min(self.lsns.len()));
+    }
+
+    /// The shard of the replica on `node`.
+    pub(super) fn member(&self, node: u32) -> Option<PeerId> {
+        self.members.iter().copied().find(|member| member.node.0 == node)
+    }
+}
+
+impl Replica {
+    /// The leader's epoch.
+    pub(super) fn epoch(&self) -> u32 {
+        match self {
+            Self::Single(single) => single.epoch(),
+            Self::Unplaced(unplaced) => unplaced.log.hard.term,
+            Self::Raft(replica) => replica.raft.term(),
+        }
+    }
+
+    /// Records below this are committed.
+    pub(super) fn high_watermark(&self) -> i64 {
+        match self {
+            Self::Single(single) => single.high_watermark(),
+            Self::Unplaced(unplaced) => unplaced.high_watermark(),
+            Self::Raft(replica) => replica.high_watermark,
+        }
+    }
+
+    /// This shard's journal holds the log below `log_end`. Several replicas are told by their outputs instead.
+    pub(super) fn persisted(&mut self, log_end: i64) {
+        if let Self::Single(single) = self {
+            single.persisted(log_end);
+        }
+    }
+
+    /// The oldest commit of the journal that the segments do not replace yet, on behalf of several replicas: an
+    /// entry may still be cut off, so it can't be in a segment.
+    pub(super) fn oldest_needed_lsn(&self) -> Option<u64> {
+        match self {
+            Self::Single(_) => None,
+            Self::Unplaced(unplaced) => unplaced.lsns.iter().min().copied(),
+            Self::Raft(replica) => {
+                let flushed = replica.flushed.index.saturating_sub(replica.raft.start().index);
+                replica.lsns.iter().skip(flushed as usize).min().copied()
+            }
+        }
+    }
+
+    /// Of several replicas: the offset behind the last entry that the segments hold.
+    pub(super) fn segments_end(&self) -> Option<i64> {
+        match self {
+            Self::Single(_) => None,
+            Self::Unplaced(unplaced) => Some(unplaced.log.start.offset),
+            Self::Raft(replica) => Some(replica.flushed.offset),
+        }
+    }
+
+    /// Of several replicas: the entries that are in no segment.
+    pub(super) fn unflushed_entries(&self) -> std::ops::Range<u64> {
+        match self {
+            Self::Single(_) => 0..0,
+            Self::Unplaced(unplaced) => unplaced.log.start.index + 1..unplaced.end().index + 1,
+            Self::Raft(replica) => replica.flushed.index + 1..replica.raft.last_index() + 1,
+        }
+    }
+
+    /// Of several replicas: an entry.
+    pub(super) fn header(&self, index: u64) -> Option<Header> {
+        match self {
+            Self::Single(_) => None,
+            Self::Unplaced(unplaced) => {
+                let at = usize::try_from(index.checked_sub(unplaced.log.start.index + 1)?).ok()?;
+                unplaced.log.headers.get(at).copied()
+            }
+            Self::Raft(replica) => replica.raft.header(index).copied(),
+        }
+    }
+
+    /// The entry `index` is laid into the commit `lsn` once more.
+    pub(super) fn note_laid_again(&mut self, index: u64, lsn: u64) {
+        let (start, lsns) = match self {
+            Self::Single(_) => return,
+            Self::Unplaced(unplaced) => (unplaced.log.start.index, &mut unplaced.lsns),
+            Self::Raft(replica) => (replica.raft.start().index, &mut replica.lsns),
+        };
+        if let Some(known) = lsns.get_mut(index.saturating_sub(start + 1) as usize) {
+            *known = lsn;
+        }
+    }
+
+    /// What a checkpoint holds of one of several.
+    pub(super) fn checkpoint(&self, entries_from_lsn: u64) -> Option<ReplicatedCheckpoint> {
+        let (vote, start) = match self {
+            Self::Single(_) => return None,
+            Self::Unplaced(unplaced) => (unplaced.log.hard.vote, unplaced.log.start),
+            Self::Raft(replica) => (replica.raft.vote(), replica.flushed),
+        };
+        let (start_index, start_term) = (start.index, start.term);
+        Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn })
+    }
+
+    /// As the disk has it; a group that was opened and never written to is empty.
+    pub(super) fn unplaced_mut(&mut self) -> Option<&mut Unplaced> {
+        if let Self::Single(_) = self {
+            *self = Self::Unplaced(Box::default());
+        }
+        match self {
+            Self::Unplaced(unplaced) => Some(unplaced),
+            Self::Single(_) | Self::Raft(_) => None,
+        }
+    }
+
+    /// The one of several.
+    pub(super) fn raft(&self) -> Option<&RaftReplica> {
+        match self {
+            Self::Raft(replica) => Some(replica),
+            Self::Single(_) | Self::Unplaced(_) => None,
+        }
+    }
+
+    /// The one of several.
+    pub(super) fn raft_mut(&mut self) -> Option<&mut RaftReplica> {
+        match self {
+            Self::Raft(replica) => Some(replica),
+            Self::Single(_) | Self::Unplaced(_) => None,
+        }
+    }
+}

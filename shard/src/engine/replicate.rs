@@ -1,0 +1,758 @@
+//! Groups with several replicas: what they make of events, what of it goes to the journal, and what to the other shards.
+//!
+//! The way of a batch on the leader: `append` proposes it and lays it into the journal; at the end of the pass
+//! [`Engine::pump`] takes the group's output, and the append leaves for the followers while the journal write is on its
+//! way. On a follower: [`Engine::peer_frame`] steps the append and lays down what is new; the answer leaves when that is
+//! durable. Back on the leader the commit moves, and with it the high watermark; who waited for it is answered.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+
+use pyralog_core::batch::BatchView;
+use pyralog_core::limits::CHUNK_BYTES;
+use pyralog_core::{ErrorCode, GroupId, NodeId, ShardId};
+use pyralog_replication::metadata::Catalog;
+use pyralog_replication::raft::{
+    EntryHead, EntryKind, GroupConfig, Header, Message, MessageKind, Output, RaftGroup, Refused,
+};
+
+use crate::format::journal::{FrameHeader, FrameKind};
+use crate::memory::ChunkSlice;
+
+use super::api::{IoToken, PeerId};
+use super::outbox::Outbox;
+use super::partition::Partition;
+use super::pending::Pending;
+use super::replica::{RaftReplica, Replica, Unplaced};
+use super::{Action, Engine, LogLevel, Mode};
+
+/// Room in the journal that is there before a group's output is taken: for its frames without batches.
+const SMALL_FRAMES_BYTES: usize = 4 << 10;
+/// What an entry takes in the journal besides its batch.
+const FRAME_BYTES: usize = 64;
+/// A group that took no batch for so long falls quiet, microseconds: its heartbeats stop.
+const QUIET_AFTER_US: u64 = 1_000_000;
+/// Bytes at the front of a batch that its leader wrote, and everything behind: laid down in two parts.
+const HEAD_BYTES: usize = 16;
+
+/// What the groups of a shard share.
+#[derive(Debug, Default)]
+pub(super) struct Replication {
+    /// Groups that may have something to do.
+    queue: Vec<u32>,
+    /// When groups want a tick; entries may be out of date, never too late.
+    timers: BinaryHeap<Reverse<(u64, u32)>>,
+    pub(super) outbox: Outbox,
+    /// Operations of catch-ups under way.
+    pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
+    /// Links that are up, and the life of the shard at their other end.
+    up: BTreeMap<PeerId, u64>,
+    /// The links that were asked for last.
+    wanted: Vec<PeerId>,
+    output: Output,
+    /// Produces that wait for a high watermark, in all groups.
+    waits: bool,
+}
+
+impl Engine {
+    /// Makes every group of which the catalogue names several replicas take part, and asks for the links it needs.
+    pub(super) fn place_groups(&mut self, catalog: &Arc<Catalog>, actions: &mut Vec<Action>) {
+        let mut wanted = Vec::new();
+        if self.controller.is_some() {
+            let others = self.config.metadata_replicas.iter().filter(|peer| peer.node != self.config.node);
+            wanted.extend(others.copied());
+        }
+        let groups: Vec<GroupId> = self.each_partition().map(|partition| partition.group).collect();
+        for group in groups {
+            let Some(topic) = catalog.topics.get(&group.topic.0) else { continue };
+            let replicas = topic.spec.assignment.replicas(group.partition);
+            let members: Vec<PeerId> = replicas
+                .map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) })
+                .collect();
+            if members.len() < 2 {
+                continue;
+            }
+            wanted.extend(members.iter().copied().filter(|member| member.node != self.config.node));
+            if let Err(refused) = self.place(group, members, usize::from(topic.spec.write_quorum)) {
+                let text = format!("partition {group} can't take part: {refused}");
+                actions.push(Action::Log { level: LogLevel::Error, text });
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted != self.replication.wanted {
+            self.replication.wanted.clone_from(&wanted);
+            actions.push(Action::WantPeers { peers: wanted });
+        }
+    }
+
+    /// A checkpoint is durable: replicas that waited for it take part.
+    pub(super) fn place_again(&mut self, actions: &mut Vec<Action>) {
+        let waits = |partition: &Partition| {
+            partition.place_after_seq > 0 && matches!(partition.replica, Replica::Unplaced(_))
+        };
+        if !self.each_partition().any(waits) {
+            return;
+        }
+        self.place_metadata(actions);
+        if let Some(catalog) = self.catalog.clone() {
+            self.place_groups(&catalog, actions);
+        }
+    }
+
+    /// Makes the metadata group one of several replicas, if the configuration names others. False: this node is alone.
+    pub(super) fn place_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
+        let members = self.config.metadata_replicas.clone();
+        if self.controller.is_none() || members.len() < 2 {
+            return false;
+        }
+        let majority = members.len() / 2 + 1;
+        if let Err(refused) = self.place(GroupId::METADATA, members, majority) {
+            let text = format!("this node can't take part in the metadata group: {refused}");
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+        let high_watermark = self.find(GroupId::METADATA).and_then(|index| self.at(index));
+        let high_watermark = high_watermark.map_or(0, |partition| partition.replica.high_watermark());
+        self.metadata_committed(high_watermark, actions);
+        self.publish_catalog(actions);
+        self.register_due_us = Some(self.now.monotonic_us);
+        true
+    }
+
+    /// Sends a command to the leader of the metadata group.
+    pub(super) fn send_command(&mut self, to: PeerId, term: u32, batch: &[u8]) {
+        let Some(chunk) = self.misc_pool.chunk(batch.len()) else { return };
+        chunk.append(batch);
+        let node = self.config.node.0;
+        let mut message = Message::new(MessageKind::Command, GroupId::METADATA, node, to.node.0, term);
+        message.entries = super::catch_up::heads(batch).collect();
+        let batches = [ChunkSlice::new(chunk, 0, batch.len())].into_iter().collect();
+        self.replication.outbox.add(to, message, batches);
+    }
+
+    fn place(&mut self, group: GroupId, members: Vec<PeerId>, write_quorum: usize) -> Result<(), Refused> {
+        let now_us = self.now.monotonic_us;
+        let (id, timing) = (self.config.node.0, self.config.election);
+        let life = self.journal.incarnation().rotate_left(32);
+        let Some(index) = self.find(group) else { return Ok(()) };
+        let newest_seq = self.flush.checkpoint_seq();
+        let Some(partition) =
+            self.at_mut(index).filter(|p| !p.end_unknown && p.place_after_seq <= newest_seq)
+        else {
+            return Ok(());
+        };
+        // The group was written to by nobody yet when nothing of it is on the disk.
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
+        let Unplaced { log, lsns, .. } = std::mem::take(unplaced);
+        let flushed = log.start;
+        let voters = members.iter().map(|member| member.node.0).collect();
+        let seed = u64::from(group.topic.0) << 32
+            ^ u64::from(group.partition)
+            ^ life
+            ^ u64::from(id).rotate_left(48);
+        let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
+        let mut raft = RaftGroup::new(config, log, now_us)?;
+        partition.replica = Replica::Raft(Box::new(RaftReplica {
+            high_watermark: raft.high_watermark(),
+            raft,
+            members,
+            progress: Vec::new(),
+            lsns,
+            flushed,
+            catch_up: None,
+            laid: Default::default(),
+            waiting: Default::default(),
+            led: false,
+            queued: false,
+            timer_us: u64::MAX,
+            active_us: now_us,
+        }));
+        let up: Vec<PeerId> = self.replication.up.keys().copied().collect();
+        if let Some(replica) = self.raft_mut(index) {
+            for peer in up.iter().filter(|peer| replica.members.contains(peer)) {
+                replica.raft.peer_restarted(peer.node.0, now_us);
+            }
+        }
+        self.queue_group(index);
+        Ok(())
+    }
+
+    /// Has the next [`Self::pump`] look at the group.
+    pub(super) fn queue_group(&mut self, index: u32) {
+        let slot = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
+        if let Some(replica) = slot.and_then(|partition| partition.replica.raft_mut())
+            && !std::mem::replace(&mut replica.queued, true)
+        {
+            self.replication.queue.push(index);
+        }
+    }
+
+    pub(super) fn replication_mut(&mut self) -> &mut Replication {
+        &mut self.replication
+    }
+
+    pub(super) fn raft_mut(&mut self, index: u32) -> Option<&mut RaftReplica> {
+        self.at_mut(index)?.replica.raft_mut()
+    }
+
+    // --- events ------------------------------------------------------------------------------------------
+
+    /// A frame of another shard: its messages one after the other, each with its batches.
+    pub(super) fn peer_frame(
+        &mut self,
+        from: PeerId,
+        control: &[u8],
+        payload: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            return;
+        }
+        let messages = match pyralog_replication::raft::frame::decode(control) {
+            Ok(messages) => messages,
+            Err(error) => return self.distrust(from, &error.to_string(), actions),
+        };
+        let mut rest = payload;
+        for message in &messages {
+            let Some((batches, later)) = rest.split_at_checked(message.payload_bytes() as usize) else {
+                return self.distrust(from, "the batches end before the messages do", actions);
+            };
+            rest = later;
+            if message.from != from.node.0 {
+                return self.distrust(from, "a message in the name of another node", actions);
+            }
+            if let Err(what) = self.peer_message(from, message, batches, actions) {
+                self.distrust(from, &what, actions);
+            }
+        }
+    }
+
+    /// Something came that no correct peer sends: it is left out, and told.
+    fn distrust(&mut self, from: PeerId, what: &str, actions: &mut Vec<Action>) {
+        let text = format!("node {} shard {} sent what is not taken: {what}", from.node.0, from.shard);
+        actions.push(Action::Log { level: LogLevel::Warn, text });
+    }
+
+    fn peer_message(
+        &mut self,
+        from: PeerId,
+        message: &Message,
+        batches: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        // A group that is not here yet, or takes no part now, will be told again.
+        let Some(index) = self.find(message.group()) else { return Ok(()) };
+        if self.raft_mut(index).is_none() {
+            return Ok(());
+        }
+        check_batches(message, batches)?;
+        match message.kind {
+            MessageKind::FetchBatches => {
+                self.peer_fetch(from, message, actions);
+                return Ok(());
+            }
+            MessageKind::Command => return self.command_came(from.node, batches),
+            MessageKind::Batches => return self.batches_came(index, from, message, batches, actions),
+            MessageKind::Snapshot if self.begin_catch_up(index, from, message) => return Ok(()),
+            _ => {}
+        }
+        let appends = !message.entries.is_empty();
+        if appends {
+            let need = batches.len() + message.entries.len() * FRAME_BYTES + SMALL_FRAMES_BYTES;
+            if !self.takes(need) {
+                // The leader sends again what is not answered.
+                return Ok(());
+            }
+        }
+        let now_us = self.now.monotonic_us;
+        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        let stepped = replica.raft.step(now_us, message).map_err(|refused| refused.to_string());
+        if appends {
+            replica.active_us = now_us;
+            self.take_output(index, Some((message, batches)), actions);
+        }
+        self.queue_group(index);
+        stepped
+    }
+
+    /// Whether so many bytes of frames find room.
+    fn takes(&mut self, bytes: usize) -> bool {
+        let room = match bytes <= CHUNK_BYTES / 2 {
+            true => self.journal.has_room(&self.pool, bytes),
+            false => self.journal.has_room_for_all(&self.pool, bytes),
+        };
+        if self.cached_batches >= self.config.cache_batches() || !room {
+            self.stall(super::journal::Full::Memory);
+        }
+        !self.stalled
+    }
+
+    pub(super) fn peer_up(&mut self, peer: PeerId, session: u64) {
+        self.replication.up.insert(peer, session);
+        let now_us = self.now.monotonic_us;
+        self.each_group_with(peer, |replica| replica.raft.peer_restarted(peer.node.0, now_us));
+    }
+
+    pub(super) fn peer_down(&mut self, peer: PeerId) {
+        self.replication.up.remove(&peer);
+        let now_us = self.now.monotonic_us;
+        self.each_group_with(peer, |replica| replica.raft.wake(now_us));
+    }
+
+    pub(super) fn peer_dropped(&mut self, peer: PeerId) {
+        self.each_group_with(peer, |replica| replica.raft.not_sent(peer.node.0));
+    }
+
+    fn each_group_with(&mut self, peer: PeerId, mut each: impl FnMut(&mut RaftReplica)) {
+        for index in 0..self.partitions.len() as u32 {
+            if let Some(replica) = self.raft_mut(index).filter(|replica| replica.members.contains(&peer)) {
+                each(replica);
+                self.queue_group(index);
+            }
+        }
+    }
+
+    /// When the next group wants a tick.
+    pub(super) fn groups_deadline_us(&self) -> Option<u64> {
+        self.replication.timers.peek().map(|Reverse((due_us, _))| *due_us)
+    }
+
+    /// Ticks the groups whose time has come.
+    pub(super) fn tick_groups(&mut self) {
+        let now_us = self.now.monotonic_us;
+        while let Some(Reverse((due_us, index))) = self.replication.timers.peek().copied() {
+            if due_us > now_us {
+                return;
+            }
+            self.replication.timers.pop();
+            self.tick_group(index);
+        }
+    }
+
+    fn tick_group(&mut self, index: u32) {
+        let now_us = self.now.monotonic_us;
+        let up: Vec<NodeId> = self.replication.up.keys().map(|peer| peer.node).collect();
+        let mut goodbyes = Vec::new();
+        let Some(replica) = self.raft_mut(index) else { return };
+        replica.timer_us = u64::MAX;
+        let idle = now_us.saturating_sub(replica.active_us) >= QUIET_AFTER_US;
+        let reachable = |node: u32| up.iter().any(|up| up.0 == node);
+        if !idle || !replica.raft.try_quiesce(reachable, &mut goodbyes) {
+            replica.raft.tick(now_us);
+        }
+        for message in goodbyes {
+            self.post(index, message);
+        }
+        self.queue_group(index);
+    }
+
+    /// The journal holds what a group laid down with the output of this number.
+    pub(super) fn group_persisted(&mut self, index: u32, number: u64, actions: &mut Vec<Action>) {
+        let Some(replica) = self.raft_mut(index) else { return };
+        let mut released = Vec::new();
+        while replica.laid.front().is_some_and(|(laid, _)| *laid <= number) {
+            released.extend(replica.laid.pop_front().into_iter().flat_map(|(_, messages)| messages));
+        }
+        if let Err(error) = replica.raft.persisted(number) {
+            return self.fence(&format!("a replica of the shard failed: {error}"), actions);
+        }
+        for message in released {
+            self.post(index, message);
+        }
+        self.queue_group(index);
+    }
+
+    // --- the end of a pass -------------------------------------------------------------------------------
+
+    /// Takes what the groups have to do, and sends what is to be sent.
+    pub(super) fn pump(&mut self, actions: &mut Vec<Action>) {
+        let mut left = Vec::new();
+        while let Some(index) = self.replication.queue.pop() {
+            if let Some(replica) = self.raft_mut(index) {
+                replica.queued = false;
+            }
+            if !self.take_output(index, None, actions) {
+                left.push(index);
+            }
+            self.rearm(index);
+            self.settle_catch_up(index, actions);
+        }
+        for index in left {
+            self.queue_group(index);
+        }
+        self.replication.outbox.send(actions);
+    }
+
+    /// Lays down what a group has put out so far: a leader's first entry comes before its first batch. False: there
+    /// is no room.
+    pub(super) fn settle(&mut self, index: u32, actions: &mut Vec<Action>) -> bool {
+        let waits = self.raft_mut(index).is_some_and(|replica| replica.queued);
+        !waits || self.take_output(index, None, actions)
+    }
+
+    /// Has the next tick of a group come when it wants it.
+    fn rearm(&mut self, index: u32) {
+        let Some(replica) = self.raft_mut(index) else { return };
+        let due_us = replica.raft.deadline_us();
+        if due_us < replica.timer_us {
+            replica.timer_us = due_us;
+            self.replication.timers.push(Reverse((due_us, index)));
+        }
+    }
+
+    /// Takes a group's output: lays its frames down, and sorts its messages by when they may leave. False: the
+    /// journal has no room, the group keeps it.
+    fn take_output(
+        &mut self,
+        index: u32,
+        incoming: Option<(&Message, &[u8])>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let mut out = std::mem::take(&mut self.replication.output);
+        let mut done = true;
+        loop {
+            // What just came in has its room already, and must be told apart from what is held at once.
+            if incoming.is_none() && !self.journal.has_room(&self.pool, SMALL_FRAMES_BYTES) {
+                done = false;
+                break;
+            }
+            let Some(replica) = self.raft_mut(index) else { break };
+            let laid = match replica.raft.output(&mut out) {
+                Ok(false) => break,
+                Ok(true) => self.lay_output(index, &mut out, incoming, actions),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(what) = laid {
+                self.fence(&format!("a replica of the shard failed: {what}"), actions);
+                break;
+            }
+            for message in out.messages.drain(..) {
+                self.post(index, message);
+            }
+        }
+        self.replication.output = out;
+        self.advance(index, actions);
+        done
+    }
+
+    /// Lays the frames of an output down and notes what leaves when they are durable.
+    fn lay_output(
+        &mut self,
+        index: u32,
+        out: &mut Output,
+        incoming: Option<(&Message, &[u8])>,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), String> {
+        let Some(group) = self.at(index).map(|partition| partition.group) else { return Ok(()) };
+        let mut laid_any = false;
+        if let Some(hard) = out.hard_state.filter(|_| out.must_sync) {
+            let mut frame = FrameHeader::bodyless(FrameKind::Vote, group, 0, hard.term);
+            (frame.record_count, frame.index) = (hard.vote, hard.commit);
+            self.lay_small(&frame)?;
+            laid_any = true;
+        }
+        for entry in out.first_entry..out.first_entry + out.entries {
+            laid_any = true;
+            let header = self.raft_mut(index).and_then(|replica| replica.raft.header(entry).copied());
+            let header = header.ok_or("a group wants an entry persisted that it does not hold")?;
+            let sent = incoming.and_then(|(message, batches)| batch_of(message, batches, entry));
+            match (header.kind, sent) {
+                (EntryKind::NewTerm, _) => {
+                    self.cut_entries(index, entry);
+                    let mut frame =
+                        FrameHeader::bodyless(FrameKind::NewTerm, group, header.base_offset, header.term);
+                    frame.index = entry;
+                    let lsn = self.lay_small(&frame)?;
+                    if let Some(replica) = self.raft_mut(index) {
+                        replica.note_laid(entry, lsn);
+                    }
+                }
+                (EntryKind::Batch, Some(batch)) => {
+                    self.cut_entries(index, entry);
+                    self.lay_batch(index, group, entry, &header, batch)?;
+                }
+                // Its own proposal: laid down when it was made.
+                (EntryKind::Batch, None) => {}
+            }
+        }
+        let (number, after) = (out.number, std::mem::take(&mut out.after_persist));
+        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        let nothing_before = replica.laid.is_empty();
+        replica.laid.push_back((number, after));
+        let pending = Pending::Group { partition: index, number };
+        if (nothing_before && !laid_any) || self.journal.attach(pending).is_err() {
+            self.group_persisted(index, number, actions);
+        }
+        Ok(())
+    }
+
+    /// Lays down a frame without a body. Returns its commit.
+    fn lay_small(&mut self, frame: &FrameHeader) -> Result<u64, String> {
+        let laid = self.journal.lay(&self.pool, frame, &[], &[]);
+        laid.map(|laid| laid.lsn)
+            .map_err(|full| format!("the journal has no room for a small frame: {full:?}"))
+    }
+
+    /// Lays down a batch that another replica made.
+    fn lay_batch(
+        &mut self,
+        index: u32,
+        group: GroupId,
+        entry: u64,
+        header: &Header,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        let batch = BatchView::parse_exact(bytes).map_err(|error| error.to_string())?;
+        let frame = FrameHeader {
+            kind: FrameKind::Batch,
+            body_len: bytes.len() as u32,
+            group,
+            base_offset: header.base_offset,
+            epoch: header.term,
+            record_count: batch.record_count(),
+            index: entry,
+            body_crc: batch.crc(),
+        };
+        let (head, rest) = bytes.split_at_checked(HEAD_BYTES).ok_or("a batch shorter than its head")?;
+        let laid = self.journal.lay(&self.pool, &frame, head, rest);
+        let laid = laid.map_err(|full| format!("the journal has no room for a batch: {full:?}"))?;
+        self.laid(index, &frame, &batch, laid);
+        Ok(())
+    }
+
+    /// Takes the entries from `entry` on back.
+    fn cut_entries(&mut self, index: u32, entry: u64) {
+        let Some(partition) = self.at_mut(index) else { return };
+        let cut = partition.cut_entries(entry);
+        self.cached_batches -= cut.batches;
+        self.producer_count -= cut.producers;
+        self.flush.note_cut(cut.bytes);
+    }
+
+    /// Lays entries down again that can't go to segments yet and hold back the place where a replay begins. Returns
+    /// the last commit that they are in: before it is done the old ones are still needed.
+    pub(super) fn lay_again(&mut self) -> Option<u64> {
+        let newest = self.journal.completed.generation;
+        let mut last = None;
+        for index in 0..self.partitions.len() as u32 {
+            let Some(partition) = self.at(index) else { continue };
+            let Some(lsn) = partition.replica.oldest_needed_lsn() else { continue };
+            if self.journal.point_at_or_before(lsn).generation < newest {
+                last = self.lay_entries_again(index).max(last);
+            }
+        }
+        last
+    }
+
+    fn lay_entries_again(&mut self, index: u32) -> Option<u64> {
+        let partition = self.at(index)?;
+        let (group, entries) = (partition.group, partition.replica.unflushed_entries());
+        // All or none: of those left where they were the first would hold the place back again.
+        let bytes: u64 = entries
+            .clone()
+            .filter_map(|entry| partition.replica.header(entry))
+            .map(|header| u64::from(header.bytes))
+            .sum();
+        let count = entries.clone().count();
+        if !self.journal.has_room_for_all(&self.pool, bytes as usize + count * FRAME_BYTES) {
+            return None;
+        }
+        let mut laid_again = Vec::with_capacity(count);
+        for entry in entries.clone() {
+            let partition = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)?;
+            let Some(header) = partition.replica.header(entry) else { break };
+            let mut frame = FrameHeader::bodyless(FrameKind::NewTerm, group, header.base_offset, header.term);
+            frame.index = entry;
+            let data = partition.tail_entry(entry).map(|batch| batch.data.clone());
+            let bytes = data.as_ref().map_or(&[][..], |data| data.bytes());
+            if header.kind == EntryKind::Batch {
+                let Ok(batch) = BatchView::parse_exact(bytes) else { break };
+                frame.kind = FrameKind::Batch;
+                frame.body_len = bytes.len() as u32;
+                frame.record_count = batch.record_count();
+                frame.body_crc = batch.crc();
+            }
+            let (head, rest) = bytes.split_at_checked(HEAD_BYTES).unwrap_or_default();
+            let Ok(laid) = self.journal.lay(&self.pool, &frame, head, rest) else { break };
+            if header.kind == EntryKind::Batch {
+                self.journal.note_cached(index);
+            }
+            laid_again.push((entry, header.kind, laid));
+        }
+        if laid_again.len() != count {
+            return None;
+        }
+        let last = laid_again.last().map(|(.., laid)| laid.lsn);
+        let partition = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)?;
+        for (entry, kind, laid) in laid_again {
+            partition.replica.note_laid_again(entry, laid.lsn);
+            if kind == EntryKind::Batch {
+                partition.replace_entry(entry, laid.lsn, laid.data);
+            }
+        }
+        last
+    }
+
+    /// Looks at what a group has become: answers those who waited for the high watermark, and those who can't any
+    /// more because it does not lead.
+    fn advance(&mut self, index: u32, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        let Some(replica) = self.raft_mut(index) else { return };
+        debug_assert_eq!(
+            replica.lsns.len() as u64,
+            replica.raft.last_index() - replica.raft.start().index,
+            "every entry is laid down"
+        );
+        let before = replica.high_watermark;
+        replica.high_watermark = replica.raft.high_watermark().max(before);
+        let after = replica.high_watermark;
+        let leads = replica.raft.is_leader();
+        let led = std::mem::replace(&mut replica.led, leads);
+        if leads && !led {
+            replica.begin_leading(now_us);
+        }
+        if leads {
+            replica.note_progress(now_us);
+        }
+        while let Some(replica) = self.raft_mut(index)
+            && let Some(first) = replica.waiting.front().copied()
+            && (first.next_offset() <= after || !leads)
+        {
+            replica.waiting.pop_front();
+            match first.next_offset() <= after {
+                true => self.answer(first, actions),
+                false => self.tell_unknown(first, ErrorCode::LeaderChanged, actions),
+            }
+        }
+        if after > before && self.at(index).is_some_and(|partition| !partition.waiting.is_empty()) {
+            self.wake_fetches(index, actions);
+        }
+        if self.at(index).is_some_and(|partition| partition.group == GroupId::METADATA) {
+            if led && !leads {
+                self.metadata_leadership_lost(actions);
+            }
+            if after > before {
+                self.metadata_committed(after, actions);
+            }
+        }
+    }
+
+    /// Refuses a produce that may have been appended.
+    fn tell_unknown(&mut self, pending: Pending, code: ErrorCode, actions: &mut Vec<Action>) {
+        if let Pending::Produce { conn, correlation_id, .. } = pending {
+            self.refuse(conn, correlation_id, code, String::new(), actions);
+        }
+    }
+
+    /// Answers produces that waited for a quorum for too long; the outcome is unknown.
+    pub(super) fn expire_replicated(&mut self, actions: &mut Vec<Action>) {
+        let now_us = self.now.monotonic_us;
+        let mut expired = Vec::new();
+        let mut waits = false;
+        for replica in self.partitions.iter_mut().flatten().filter_map(|p| p.replica.raft_mut()) {
+            replica.waiting.retain(|pending| match *pending {
+                Pending::Produce { deadline_us, .. } if deadline_us <= now_us => {
+                    expired.push(*pending);
+                    false
+                }
+                _ => true,
+            });
+            waits |= !replica.waiting.is_empty();
+        }
+        self.replication.waits = waits;
+        for pending in expired {
+            self.tell_unknown(pending, ErrorCode::RequestTimedOut, actions);
+        }
+    }
+
+    /// Whether produces may wait for a high watermark.
+    pub(super) fn produces_wait(&self) -> bool {
+        self.replication.waits
+    }
+
+    /// A produce waits for the high watermark of its group.
+    pub(super) fn wait_for_quorum(&mut self, index: u32, pending: Pending) {
+        self.replication.waits = true;
+        if let Some(replica) = self.raft_mut(index) {
+            replica.wait(pending);
+        }
+        self.queue_group(index);
+    }
+
+    /// Everybody who waits for a high watermark learns that this engine does not bring it.
+    pub(super) fn fail_replicated(&mut self, code: ErrorCode, actions: &mut Vec<Action>) {
+        let replicas = self.partitions.iter_mut().flatten().filter_map(|p| p.replica.raft_mut());
+        let waiting: Vec<Pending> =
+            replicas.flat_map(|replica| std::mem::take(&mut replica.waiting)).collect();
+        for pending in waiting {
+            self.tell_unknown(pending, code, actions);
+        }
+    }
+
+    /// The group is dropped: so is who waits for it.
+    pub(super) fn fail_group(&mut self, replica: &mut Replica, actions: &mut Vec<Action>) {
+        let waiting = replica.raft_mut().map(|replica| std::mem::take(&mut replica.waiting));
+        for pending in waiting.into_iter().flatten() {
+            self.tell_unknown(pending, ErrorCode::UnknownTopicOrPartition, actions);
+        }
+    }
+
+    /// Has a message leave at the end of the pass, with its batches.
+    fn post(&mut self, index: u32, message: Message) {
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let to = message.to;
+        let Some(peer) = partition.replica.raft().and_then(|replica| replica.member(to)) else { return };
+        if !self.replication.up.contains_key(&peer) {
+            return;
+        }
+        let batches = (message.index + 1..).zip(&message.entries).filter(|(_, entry)| entry.bytes > 0);
+        let batches = batches.map(|(entry, _)| partition.tail_entry(entry).map(|batch| batch.data.clone()));
+        match batches.collect::<Option<_>>() {
+            Some(batches) => self.replication.outbox.post(peer, message, batches),
+            // Not in the cache any more: the follower has to begin at a snapshot.
+            None => {
+                if let Some(replica) = partition.replica.raft_mut() {
+                    replica.raft.not_sent(to);
+                }
+            }
+        }
+    }
+}
+
+/// The batch of an entry of an append that just came.
+fn batch_of<'b>(message: &Message, batches: &'b [u8], entry: u64) -> Option<&'b [u8]> {
+    let nth = usize::try_from(entry.checked_sub(message.index + 1)?).ok()?;
+    let head = message.entries.get(nth)?;
+    let before: u64 = message.entries.get(..nth)?.iter().map(|head| u64::from(head.bytes)).sum();
+    let at = before as usize;
+    (head.bytes > 0).then(|| batches.get(at..at + head.bytes as usize)).flatten()
+}
+
+/// Every batch of an append is whole, undamaged, and what its entry says.
+fn check_batches(message: &Message, batches: &[u8]) -> Result<(), String> {
+    let mut rest = batches;
+    for EntryHead { term, base_offset, next_offset, bytes, .. } in &message.entries {
+        let Some((bytes, later)) = rest.split_at_checked(*bytes as usize) else {
+            return Err("an append with less batches than entries".into());
+        };
+        rest = later;
+        if bytes.is_empty() {
+            continue;
+        }
+        let batch = BatchView::parse_exact(bytes).map_err(|error| error.to_string())?;
+        let told = next_offset.checked_sub(*base_offset);
+        if batch.base_offset() != *base_offset
+            || told != Some(i64::from(batch.record_count()))
+            || batch.leader_epoch() != *term
+        {
+            return Err("a batch that is not the one its entry names".into());
+        }
+        if !batch.verify_crc() {
+            return Err("a batch whose checksum does not match its bytes".into());
+        }
+    }
+    Ok(())
+}
