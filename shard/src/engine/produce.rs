@@ -190,7 +190,8 @@ impl Engine {
             None => return Err((ErrorCode::InvalidBatch, "shorter than its header".into())),
         };
         // A group with several replicas takes an entry before it is laid down: that must not fail then.
-        let has_room = self.journal.has_room(&self.pool, bytes.len());
+        let replicated = self.at(index).is_some_and(|partition| partition.replica.raft().is_some());
+        let has_room = !replicated || self.journal.has_room(&self.pool, bytes.len());
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return Err((ErrorCode::Internal, "a partition went away while it was written".into()));
         };
