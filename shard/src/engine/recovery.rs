@@ -12,7 +12,7 @@ use pyralog_core::limits::{
 };
 use pyralog_core::{GroupId, ShardId};
 use pyralog_replication::SingleVoter;
-use pyralog_replication::metadata::{Catalog, Command};
+use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{EntryKind, HardState, Header, Position, RecoveredLog};
 use smallvec::SmallVec;
 
@@ -21,7 +21,7 @@ use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
 use crate::format::scan::{Damage, Lost, Place, ScanEnd, ScanError, ScanSink, scan};
 use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 
-use super::controller::Controller;
+use super::controller::{Controller, commands};
 use super::flush::Flusher;
 use super::journal::{CachedChunk, Journal, JournalFile};
 use super::partition::{Partition, Segment, TailBatch};
@@ -252,7 +252,6 @@ struct Replay<'a> {
     gaps: Vec<(GroupId, String)>,
     /// Files that only the older checkpoint names.
     removed_later: Vec<FileId>,
-    scratch: Vec<u8>,
 }
 
 impl<'a> Replay<'a> {
@@ -280,7 +279,6 @@ impl<'a> Replay<'a> {
             log: Vec::new(),
             gaps: Vec::new(),
             removed_later: Vec::new(),
-            scratch: Vec::new(),
         };
         for state in checkpoint.iter().flat_map(|checkpoint| &checkpoint.groups) {
             replay.checkpointed.insert(state.group, state.flushed_to);
@@ -405,7 +403,7 @@ impl<'a> Replay<'a> {
         note_producer(partition, &batch, base, self.now.monotonic_us);
         if frame.group == GroupId::METADATA
             && let Some(catalog) = &mut self.catalog
-            && let Err(text) = apply_commands(catalog, &batch, &mut self.scratch)
+            && let Err(text) = apply_commands(catalog, &batch)
         {
             self.log.push((LogLevel::Error, text));
             // No change of the metadata may build on a catalogue that is not the whole one.
@@ -927,23 +925,20 @@ fn note_producer(partition: &mut Partition, batch: &BatchView<'_>, base_offset: 
 }
 
 /// Applies the commands of a batch of the metadata group that the catalogue does not hold yet.
-fn apply_commands(catalog: &mut Catalog, batch: &BatchView<'_>, scratch: &mut Vec<u8>) -> Result<(), String> {
-    let records = batch.records(scratch).map_err(|error| format!("the metadata log is damaged: {error}"))?;
-    for record in records {
-        let record = record.map_err(|error| format!("the metadata log is damaged: {error}"))?;
-        match record.offset.cmp(&(catalog.version as i64)) {
+fn apply_commands(catalog: &mut Catalog, batch: &BatchView<'_>) -> Result<(), String> {
+    let damaged = |what| format!("the metadata log is damaged: {what}");
+    for (offset, command) in commands(batch).map_err(damaged)? {
+        match offset.cmp(&(catalog.version as i64)) {
             Ordering::Less => continue,
-            Ordering::Equal => {}
+            Ordering::Equal => catalog.apply(&command),
             // Ids follow from the order of the commands: behind a gap every one of them would be guessed.
             Ordering::Greater => {
                 return Err(format!(
-                    "the metadata log misses offsets {} to {}: the catalogue stays as it was before",
-                    catalog.version, record.offset
+                    "the metadata log misses offsets {} to {offset}: the catalogue stays as it was before",
+                    catalog.version
                 ));
             }
         }
-        let command = Command::decode(record.value.unwrap_or_default());
-        catalog.apply(&command.map_err(|error| format!("the metadata log is damaged: {error}"))?);
     }
     Ok(())
 }
