@@ -67,6 +67,10 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 pub const CHUNKS_AHEAD_PER_SHARD: usize = 2;
 /// Dropped chunks whose memory a shard keeps for the next ones; more goes back to the kernel.
 pub const SPARE_CHUNKS_PER_SHARD: usize = 4;
+/// Bytes of batches that a recovery keeps in memory, per shard; what is beyond stays in the journal until it is used.
+pub const REPLAY_MEMORY_BYTES_PER_SHARD: usize = 64 << 20;
+/// Chunks left in the journal that a shard reads back at once.
+pub const RELOADS_PER_SHARD: usize = 4;
 /// A group commit takes no further batch once it has reached this size, bytes.
 pub const COMMIT_TARGET_BYTES: usize = 256 << 10;
 /// Fewest chunks of a shard's tail cache.
@@ -235,6 +239,7 @@ pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> Memo
             // One more is on its way from the thread that makes them.
             times(CHUNKS_AHEAD_PER_SHARD + SPARE_CHUNKS_PER_SHARD + 1, CHUNK_BYTES),
         ),
+        per_shard("chunks being read back", times(RELOADS_PER_SHARD, CHUNK_BYTES)),
         per_shard("cache held by slow readers", PINNED_BYTES_PER_SHARD as u64),
         per_shard("receive buffers", times(RECV_BUFFERS_PER_SHARD, RECV_BUFFER_BYTES)),
         per_shard("frames being put together", ASSEMBLY_BYTES_PER_SHARD as u64),

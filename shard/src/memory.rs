@@ -3,7 +3,7 @@
 //!
 //! Owner: the shard's thread. Chunks are `Rc`, never sent to another thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -13,8 +13,14 @@ use pyralog_core::limits::{CHUNK_BYTES, SPARE_CHUNKS_PER_SHARD};
 use crate::pages::Pages;
 
 /// One region of memory of a fixed size, filled from the front, aligned for direct I/O.
+///
+/// A chunk may be *absent*: its content is known and lies in the journal, and its memory comes later, once
+/// ([`Chunk::provide`]). Until then its bytes must not be asked for.
 pub struct Chunk {
-    memory: Pages,
+    memory: OnceCell<Pages>,
+    capacity: usize,
+    /// What the pool counts for it.
+    counted_bytes: usize,
     /// Bytes below this are written and never change again while the chunk is shared.
     filled: Cell<usize>,
     /// The pool's books, told when the chunk is dropped.
@@ -80,20 +86,38 @@ impl ChunkSupply {
 }
 
 impl Chunk {
-    fn new(capacity: usize, books: Rc<Books>) -> Self {
-        let spare = if capacity == CHUNK_BYTES { books.spare.borrow_mut().pop() } else { None };
-        let supplied = || match &*books.supply.borrow() {
-            Some(supply) if capacity == CHUNK_BYTES => supply.take(),
-            _ => None,
-        };
-        let memory = spare.or_else(supplied).unwrap_or_else(|| Pages::zeroed(capacity));
-        books.live.set(books.live.get() + capacity);
-        Self { memory, filled: Cell::new(0), books }
+    fn new(memory: Option<Pages>, capacity: usize, counted_bytes: usize, books: Rc<Books>) -> Self {
+        books.live.set(books.live.get() + counted_bytes);
+        let memory = memory.map_or_else(OnceCell::new, OnceCell::from);
+        Self { memory, capacity, counted_bytes, filled: Cell::new(0), books }
     }
 
     /// Size in bytes.
     pub fn capacity(&self) -> usize {
-        self.memory.len()
+        self.capacity
+    }
+
+    /// Whether its bytes are not in memory yet.
+    pub fn is_absent(&self) -> bool {
+        self.memory.get().is_none()
+    }
+
+    /// Gives an absent chunk its bytes: the memory of `read`, into which they were read and which nobody else refers
+    /// to. Without effect on a chunk that has its bytes.
+    pub fn provide(&self, mut read: Rc<Chunk>) {
+        assert_eq!(read.capacity, self.capacity, "a chunk's memory has its size");
+        assert!(read.filled() >= self.filled(), "all that is referred to is there");
+        let only = Rc::get_mut(&mut read).and_then(|read| read.memory.take());
+        if let Some(memory) = only {
+            let _ = self.memory.set(memory);
+        }
+    }
+
+    fn pages(&self) -> &Pages {
+        match self.memory.get() {
+            Some(memory) => memory,
+            None => unreachable!("an absent chunk's bytes are provided before they are used"),
+        }
     }
 
     /// Bytes filled so far.
@@ -103,7 +127,7 @@ impl Chunk {
 
     /// Start of the memory, for I/O on filled ranges.
     pub fn as_ptr(&self) -> *const u8 {
-        self.memory.as_ptr()
+        self.pages().as_ptr()
     }
 
     /// Appends `parts` at the fill mark and moves it. The caller has checked that they fit.
@@ -116,7 +140,7 @@ impl Chunk {
             self.capacity()
         );
         // SAFETY: `at + len <= capacity`, and nobody reads at or above the fill mark: `slice` refuses to.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(at), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages().as_ptr().add(at), bytes.len()) };
         self.filled.set(at + bytes.len());
         at
     }
@@ -126,7 +150,7 @@ impl Chunk {
         let at = self.filled.get();
         assert!(to >= at && to <= self.capacity(), "a chunk's fill mark moves forward, inside the chunk");
         // SAFETY: in bounds by the assertion, and above the fill mark, where nobody reads.
-        unsafe { std::ptr::write_bytes(self.memory.as_ptr().add(at), 0, to - at) };
+        unsafe { std::ptr::write_bytes(self.pages().as_ptr().add(at), 0, to - at) };
         self.filled.set(to);
     }
 
@@ -145,7 +169,7 @@ impl Chunk {
         assert!(offset + len <= self.filled.get(), "read above a chunk's fill mark");
         // SAFETY: the range is below the fill mark; those bytes are initialised and not written again while
         // `self` is borrowed (`overwrite` needs a range that no slice was handed out for).
-        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(offset), len) }
+        unsafe { std::slice::from_raw_parts(self.pages().as_ptr().add(offset), len) }
     }
 
     /// Fills in a reserved range below the fill mark (a header whose content is known only when its commit is
@@ -157,20 +181,19 @@ impl Chunk {
         assert!(offset + bytes.len() <= self.filled.get(), "overwrite above a chunk's fill mark");
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.as_ptr().add(offset), bytes.len())
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages().as_ptr().add(offset), bytes.len())
         };
     }
 
     /// The whole memory, for a read to fill. Only while this is the one reference to the chunk.
     pub fn unfilled_mut(self: &mut Rc<Self>) -> Option<&mut [u8]> {
-        let chunk = Rc::get_mut(self)?;
-        Some(chunk.memory.bytes_mut())
+        Some(self.pages_mut()?.bytes_mut())
     }
 
     /// The memory itself, for a read that exchanges it for memory already filled. Only while this is the one
     /// reference to the chunk; the size must stay what it is.
     pub(crate) fn pages_mut(self: &mut Rc<Self>) -> Option<&mut Pages> {
-        Some(&mut Rc::get_mut(self)?.memory)
+        Rc::get_mut(self)?.memory.get_mut()
     }
 
     /// Declares the first `filled` bytes written (after a read into [`Self::unfilled_mut`]).
@@ -182,17 +205,20 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.books.live.set(self.books.live.get() - self.capacity());
+        self.books.live.set(self.books.live.get() - self.counted_bytes);
         let mut spare = self.books.spare.borrow_mut();
-        if self.capacity() == CHUNK_BYTES && spare.len() < SPARE_CHUNKS_PER_SHARD {
-            spare.push(std::mem::take(&mut self.memory));
+        if self.capacity == CHUNK_BYTES
+            && spare.len() < SPARE_CHUNKS_PER_SHARD
+            && let Some(memory) = self.memory.take()
+        {
+            spare.push(memory);
         }
     }
 }
 
 impl fmt::Debug for Chunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Chunk({:?}, filled {})", self.memory, self.filled.get())
+        write!(f, "Chunk({:?}, filled {})", self.memory.get(), self.filled.get())
     }
 }
 
@@ -271,7 +297,30 @@ impl ChunkPool {
         if capacity == 0 || !self.has_room_for(capacity) {
             return None;
         }
-        Some(Rc::new(Chunk::new(capacity, Rc::clone(&self.books))))
+        let memory = Some(self.memory(capacity));
+        Some(Rc::new(Chunk::new(memory, capacity, capacity, Rc::clone(&self.books))))
+    }
+
+    /// An absent chunk of [`CHUNK_BYTES`], which the budget counts as if it were there; `None` when the budget is used
+    /// up.
+    pub fn absent_chunk(&self) -> Option<Rc<Chunk>> {
+        let chunk = || Chunk::new(None, CHUNK_BYTES, CHUNK_BYTES, Rc::clone(&self.books));
+        self.has_room_for(CHUNK_BYTES).then(|| Rc::new(chunk()))
+    }
+
+    /// A chunk to read an absent one's bytes into. The budget has them in it already.
+    pub fn chunk_to_provide(&self) -> Rc<Chunk> {
+        let memory = Some(self.memory(CHUNK_BYTES));
+        Rc::new(Chunk::new(memory, CHUNK_BYTES, 0, Rc::clone(&self.books)))
+    }
+
+    fn memory(&self, capacity: usize) -> Pages {
+        if capacity != CHUNK_BYTES {
+            return Pages::zeroed(capacity);
+        }
+        let spare = self.books.spare.borrow_mut().pop();
+        let supplied = || self.books.supply.borrow().as_ref().and_then(ChunkSupply::take);
+        spare.or_else(supplied).unwrap_or_else(|| Pages::zeroed(capacity))
     }
 
     /// Whether a chunk of `capacity` bytes is within the budget now.

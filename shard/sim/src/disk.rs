@@ -126,7 +126,7 @@ pub(crate) fn describe(op: &IoOp) -> String {
         IoOp::Write { file, offset, data } => {
             format!("write {file:?} {offset}+{}", data.iter().map(|slice| slice.len()).sum::<usize>())
         }
-        IoOp::Read { file, offset, into } => format!("read {file:?} {offset}+{}", into.capacity()),
+        IoOp::Read { file, offset, len, .. } => format!("read {file:?} {offset}+{len}"),
         other => format!("{other:?}"),
     }
 }
@@ -316,12 +316,13 @@ impl SimDisk {
             IoOp::Truncate { file, len } => self.cut(file, len, &fate)?,
             IoOp::Delete { file } => self.remove(file),
             IoOp::DeleteGroup { group } => self.remove_group(group),
-            IoOp::Read { file, offset, mut into } => {
+            IoOp::Read { file, offset, len, mut into } => {
                 if let Fate::Fails(kind) = fate {
                     return Err(error(kind, "read", file));
                 }
-                let Some(buffer) = into.unfilled_mut() else {
-                    self.broken_promise = Some(format!("the chunk of a read of {file:?} is shared"));
+                let Some(buffer) = into.unfilled_mut().and_then(|memory| memory.get_mut(..len)) else {
+                    self.broken_promise =
+                        Some(format!("the chunk of a read of {file:?} is shared or too small"));
                     return Err(error(IoErrorKind::Other, "read", file));
                 };
                 let len = self.read(file, offset, buffer)?;

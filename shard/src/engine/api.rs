@@ -102,7 +102,9 @@ pub enum IoOp {
         file: FileId,
         /// Position in the file.
         offset: u64,
-        /// Most bytes to read.
+        /// Most bytes to read, not more than the chunk's capacity.
+        len: usize,
+        /// Where to: nobody else refers to it.
         into: Rc<Chunk>,
     },
     /// Cut the file to `len` bytes. Durable after a later [`IoOp::Sync`].

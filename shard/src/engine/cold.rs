@@ -363,7 +363,7 @@ impl Engine {
         let Some(into) = self.misc_pool.chunk(len as usize) else { return Err(job) };
         let token = self.next_token();
         self.cold.active.insert(token, job);
-        actions.push(Action::Io { token, op: IoOp::Read { file, offset, into } });
+        actions.push(Action::Io { token, op: IoOp::Read { file, offset, len: len as usize, into } });
         Ok(())
     }
 

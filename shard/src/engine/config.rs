@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub journal_id: u64,
     /// Tail cache, bytes (rounded up to whole chunks, at least four).
     pub cache_bytes: usize,
+    /// Bytes of batches that a recovery keeps in memory; what is beyond stays in the journal until it is used.
+    pub replay_memory_bytes: usize,
     /// Whether batches stay in the cache after they were written to segments.
     pub cache_enabled: bool,
     /// Longest time a committed batch stays out of the segments, microseconds.

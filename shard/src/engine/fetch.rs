@@ -245,10 +245,11 @@ impl Engine {
             }
         }
         self.cold.forget_connection(conn);
+        self.reloads.forget_connection(conn);
     }
 
     /// Answers with committed batches from the one that holds `offset` on.
-    fn answer_fetch(
+    pub(super) fn answer_fetch(
         &mut self,
         conn: ConnId,
         correlation_id: u64,
@@ -273,6 +274,13 @@ impl Engine {
         let cached = partition
             .tail_index(offset)
             .filter(|at| partition.tail.get(*at).is_some_and(|batch| batch.base_offset <= offset));
+        let left =
+            cached.and_then(|at| partition.tail.get(at)).filter(|batch| batch.data.chunk().is_absent());
+        if let Some(lsn) = left.map(|batch| batch.lsn) {
+            let group = partition.group;
+            self.counters.cache_misses += 1;
+            return self.fetch_reloaded((conn, correlation_id), group, (offset, max_bytes), lsn, actions);
+        }
         match cached {
             Some(at) => {
                 let slices = cached_batches(partition, at, high_watermark, max_bytes);
@@ -377,8 +385,9 @@ fn cached_batches(partition: &Partition, at: usize, high_watermark: i64, max_byt
     let mut expected = None;
     for batch in partition.tail.range(at..) {
         let gap = expected.is_some_and(|expected| batch.base_offset != expected);
+        let absent = batch.data.chunk().is_absent();
         let full = !slices.is_empty() && (bytes + batch.data.len() > max_bytes || slices.len() >= MAX_SLICES);
-        if batch.next_offset > high_watermark || gap || full {
+        if batch.next_offset > high_watermark || gap || full || absent {
             break;
         }
         bytes += batch.data.len();

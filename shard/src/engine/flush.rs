@@ -57,6 +57,8 @@ struct Prepared {
 #[derive(Debug)]
 enum Stage {
     Idle,
+    /// What the run is to write out is read back from the journal.
+    Reloading,
     /// Partitions are written out.
     Segments {
         cut: ReplayPoint,
@@ -155,6 +157,11 @@ impl Flusher {
             stop_with_journal: false,
             shutdown_done: false,
         }
+    }
+
+    /// All commits up to this one are in segments.
+    pub(super) fn flushed_lsn(&self) -> u64 {
+        self.flushed_lsn
     }
 
     pub(super) fn disk_full(&self) -> bool {
@@ -339,7 +346,7 @@ impl Engine {
     }
 
     /// Drops the oldest chunk of the cache if everything in it is in segments.
-    fn evict_oldest(&mut self) -> bool {
+    pub(super) fn evict_oldest(&mut self) -> bool {
         let Some(oldest) = self.journal.chunks.front() else { return false };
         if self.journal.chunks.len() < 2 || oldest.last_lsn > self.flush.flushed_lsn {
             return false;
@@ -384,10 +391,13 @@ impl Engine {
         if self.mode == Mode::Starting {
             return;
         }
+        if matches!(self.flush.stage, Stage::Reloading) && !self.reloads.busy() {
+            self.flush.stage = Stage::Idle;
+        }
         if matches!(self.flush.stage, Stage::Idle) && self.run_is_due() {
             match self.flush.stop_with_journal {
                 true => return self.flush_journal(None, actions),
-                false => self.begin_run(),
+                false => self.begin_run(actions),
             }
         }
         self.start_jobs(actions);
@@ -413,7 +423,11 @@ impl Engine {
         progress && (flush.wanted || flush.oldest_unflushed_us.is_some_and(old))
     }
 
-    fn begin_run(&mut self) {
+    fn begin_run(&mut self, actions: &mut Vec<Action>) {
+        let Some(cut) = self.reload_for_run(actions) else {
+            self.flush.stage = Stage::Reloading;
+            return;
+        };
         if self.flush.waits_for_lsn == 0
             && let Some(lsn) = self.lay_again()
         {
@@ -425,7 +439,6 @@ impl Engine {
         self.flush.waits_for_lsn = 0;
         self.apply_retention();
         let flush = &mut self.flush;
-        flush.wanted = false;
         flush.oldest_unflushed_us = None;
         let queue = std::mem::take(&mut flush.dirty);
         for index in &queue {
@@ -433,7 +446,8 @@ impl Engine {
                 partition.dirty = false;
             }
         }
-        let cut = self.journal.completed;
+        // What was left in the journal is written out a part at a time, one after the other.
+        self.flush.wanted = cut.lsn < self.journal.completed.lsn;
         self.flush.stage = Stage::Segments { cut, queue: queue.into(), jobs: Vec::new(), failed: None };
     }
 
@@ -584,6 +598,7 @@ impl Engine {
         if !self.config.cache_enabled {
             while self.evict_oldest() {}
         }
+        self.drop_flushed_reloads();
         let Some(checkpoint) = self.prepare_checkpoint(cut) else {
             self.flush.stage = Stage::Idle;
             return self.fence(

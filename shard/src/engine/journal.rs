@@ -79,6 +79,15 @@ pub(super) struct CachedChunk {
     pub(super) chunk: Rc<Chunk>,
     pub(super) last_lsn: u64,
     pub(super) partitions: Vec<u32>,
+    /// Of a chunk that the replay left in the journal (`super::reload`): its first commit, with which it begins.
+    pub(super) left_at: Option<ReplayPoint>,
+}
+
+impl CachedChunk {
+    /// A chunk without batches so far.
+    pub(super) fn new(chunk: Rc<Chunk>, lsn: u64) -> Self {
+        Self { chunk, last_lsn: lsn, partitions: Vec::new(), left_at: None }
+    }
 }
 
 /// Why nothing more can be laid down now.
@@ -351,7 +360,7 @@ impl Journal {
         }
         chunk.skip_to((self.next.position - self.region_base) as usize);
         let last_lsn = self.next.lsn;
-        self.chunks.push_back(CachedChunk { chunk: Rc::clone(&chunk), last_lsn, partitions: Vec::new() });
+        self.chunks.push_back(CachedChunk::new(Rc::clone(&chunk), last_lsn));
         self.chunk = Some(chunk);
         Ok(())
     }

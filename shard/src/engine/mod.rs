@@ -14,7 +14,8 @@
 //! | `catch_up` | a follower gets what its leader has in segments only |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
-//! | `recovery` | makes an engine from what is on the disk |
+//! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
+//! | `reload` | what recovery left in the journal is read back when it is used |
 
 pub mod api;
 mod catch_up;
@@ -34,8 +35,10 @@ pub mod planted;
 mod produce;
 mod producers;
 mod recovery;
+mod reload;
 mod replica;
 mod replicate;
+mod slots;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -116,6 +119,7 @@ pub struct Engine {
     strangers: BTreeSet<GroupId>,
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
+    reloads: reload::Reloads,
     flush: flush::Flusher,
     replication: replicate::Replication,
     tokens: u64,
@@ -491,6 +495,8 @@ impl Engine {
             }
         } else if self.catch_up_io_done(token, &result, actions) {
             // Taken.
+        } else if self.reloads.owns(token) {
+            self.reload_done(token, result, actions);
         } else if self.cold.owns(token) {
             self.cold_read_done(token, result, actions);
         } else {
@@ -515,6 +521,7 @@ impl Engine {
             }
         }
         self.fail_metadata_waiters(ErrorCode::StorageFailed, actions);
+        self.fail_reloads(ErrorCode::StorageFailed, actions);
         self.fail_replicated(ErrorCode::StorageFailed, actions);
         let text = format!(
             "shard {}: {reason}. The shard takes no writes until it has re-read its disk; check the disk's health (dmesg, smartctl)",

@@ -27,7 +27,9 @@ use super::journal::{CachedChunk, Journal, JournalFile};
 use super::partition::{Partition, Segment, TailBatch};
 use super::plan::FlushPlan;
 use super::producers::{Appended, Producer};
+use super::reload::verify;
 use super::replica::{Replica, Unplaced};
+use super::slots::{Slots, load_checkpoints};
 use super::{
     Action, Counters, Engine, EngineConfig, FileId, IntervalSync, IoError, IoOp, LogLevel, Mode, Now,
     RecoveryDisk,
@@ -73,78 +75,6 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
         disk.sync(FileId::Journal(*number))?;
     }
     replay.finish(disk, end, &slots, files)
-}
-
-/// The two checkpoint slots.
-struct Slots {
-    slots: [Option<Checkpoint>; 2],
-    bytes: [Vec<u8>; 2],
-    notes: Vec<String>,
-}
-
-impl Slots {
-    /// The generation from which each slot's replay begins; 0 = no valid one.
-    fn generations(&self) -> [u64; 2] {
-        self.slots.each_ref().map(|slot| slot.as_ref().map_or(0, |slot| slot.replay_from.generation))
-    }
-
-    /// Journal files below this generation are needed by neither slot.
-    fn keep_from(&self) -> u64 {
-        self.generations().into_iter().min().unwrap_or(0)
-    }
-
-    fn newest(&self) -> Option<&Checkpoint> {
-        self.slots.iter().flatten().max_by_key(|checkpoint| checkpoint.seq)
-    }
-
-    /// The one before the newest.
-    fn older(&self) -> Option<&Checkpoint> {
-        let [Some(first), Some(second)] = &self.slots else { return None };
-        Some(if first.seq < second.seq { first } else { second })
-    }
-
-    /// Writes the newest checkpoint once more, byte for byte, and flushes it. What was read may be in the page
-    /// cache only, after a flush of it failed, and a flush alone would not write it again; but from now on
-    /// files that it does not name are removed.
-    fn make_durable(&self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
-        let Some(newest) = self.newest() else { return Ok(()) };
-        let slot = (newest.seq % 2) as u8;
-        let Some(bytes) = self.bytes.get(usize::from(slot)).filter(|bytes| !bytes.is_empty()) else {
-            return Ok(());
-        };
-        disk.write(FileId::Checkpoint(slot), 0, bytes)?;
-        disk.sync(FileId::Checkpoint(slot))
-    }
-}
-
-fn load_checkpoints(
-    config: &EngineConfig,
-    disk: &mut dyn RecoveryDisk,
-    listing: &[(FileId, u64)],
-) -> Result<Slots, RecoveryError> {
-    let mut found = Slots { slots: [None, None], bytes: [Vec::new(), Vec::new()], notes: Vec::new() };
-    for (file, len) in listing {
-        let FileId::Checkpoint(slot) = *file else { continue };
-        let Some(place) = found.slots.get_mut(usize::from(slot)) else { continue };
-        let mut bytes = vec![0; (*len).min(MAX_CHECKPOINT_BYTES as u64 * 2) as usize];
-        let read = disk.read(*file, 0, &mut bytes)?;
-        match Checkpoint::decode(bytes.get(..read).unwrap_or_default()) {
-            Ok(checkpoint) if checkpoint.journal_id == config.journal_id => {
-                *place = Some(checkpoint);
-                bytes.truncate(read);
-                if let Some(kept) = found.bytes.get_mut(usize::from(slot)) {
-                    *kept = bytes;
-                }
-            }
-            Ok(_) => {
-                found.notes.push(format!("checkpoint slot {slot} belongs to another journal; it is not used"))
-            }
-            Err(error) => {
-                found.notes.push(format!("checkpoint slot {slot} is not valid ({error}); it is not used"))
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// The journal files. One that was being created when the node died is too short and holds no commit: it goes. One
@@ -226,6 +156,12 @@ fn check_beginning(
     )))
 }
 
+/// The body of a frame: as it was read, and as it is kept.
+struct Body<'c> {
+    bytes: &'c [u8],
+    data: ChunkSlice,
+}
+
 /// The state that the replay builds up.
 struct Replay<'a> {
     config: &'a EngineConfig,
@@ -235,6 +171,8 @@ struct Replay<'a> {
     partitions: Vec<Option<Box<Partition>>>,
     by_group: HashMap<GroupId, u32, RandomState>,
     chunks: VecDeque<CachedChunk>,
+    /// Generation and place of the region that the last of `chunks` is the image of.
+    region: (u64, u64),
     /// What the checkpoint names, for cleaning up.
     checkpointed: HashMap<GroupId, i64, RandomState>,
     catalog: Option<Catalog>,
@@ -269,6 +207,7 @@ impl<'a> Replay<'a> {
             partitions: Vec::new(),
             by_group: HashMap::with_hasher(RandomState::with_seeds(17, 18, 19, 20)),
             chunks: VecDeque::new(),
+            region: (0, 0),
             checkpointed: HashMap::with_hasher(RandomState::with_seeds(21, 22, 23, 24)),
             catalog: None,
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
@@ -376,7 +315,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Notes one batch of the journal.
-    fn batch(&mut self, chunk: &Rc<Chunk>, lsn: u64, frame: &FrameHeader, body_at: usize) {
+    fn batch(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
         let index = match self.by_group.get(&frame.group) {
             Some(index) => *index,
             // Its opening was in damage, or it is dropped further on.
@@ -398,8 +337,7 @@ impl<'a> Replay<'a> {
             partition.note_damage(partition.log_end, base);
             self.gaps.push((frame.group, text));
         }
-        let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
-        let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
+        let Ok(batch) = BatchView::parse_exact(body.bytes) else { return };
         note_producer(partition, &batch, base, self.now.monotonic_us);
         if frame.group == GroupId::METADATA
             && let Some(catalog) = &mut self.catalog
@@ -417,7 +355,7 @@ impl<'a> Replay<'a> {
             index: 0,
             lsn,
             bytes_before: 0,
-            data,
+            data: body.data,
         });
         if let Some(cached) = self.chunks.back_mut() {
             cached.partitions.push(index);
@@ -426,7 +364,7 @@ impl<'a> Replay<'a> {
 
     /// Notes one entry of a group with several replicas. One that is held already, of the same term, was laid down
     /// again; any other takes the place of what was there and behind.
-    fn entry(&mut self, chunk: &Rc<Chunk>, lsn: u64, frame: &FrameHeader, body_at: usize) {
+    fn entry(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
         let index = match self.by_group.get(&frame.group) {
             Some(index) => *index,
             None => self.insert(Partition::empty(frame.group, 0, 0)),
@@ -475,15 +413,14 @@ impl<'a> Replay<'a> {
         if frame.kind != FrameKind::Batch {
             return;
         }
-        let data = ChunkSlice::new(Rc::clone(chunk), body_at, frame.body_len as usize);
         if let Some(cached) = self.chunks.back_mut() {
             cached.partitions.push(index);
         }
         if again {
-            partition.replace_entry(frame.index, lsn, data);
+            partition.replace_entry(frame.index, lsn, body.data);
             return;
         }
-        let Ok(batch) = BatchView::parse_exact(data.bytes()) else { return };
+        let Ok(batch) = BatchView::parse_exact(body.bytes) else { return };
         note_producer(partition, &batch, frame.base_offset, self.now.monotonic_us);
         let max_timestamp = batch.max_timestamp();
         partition.push_tail(TailBatch {
@@ -493,7 +430,7 @@ impl<'a> Replay<'a> {
             index: frame.index,
             lsn,
             bytes_before: 0,
-            data,
+            data: body.data,
         });
     }
 
@@ -542,8 +479,76 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// The chunk that batches of this commit are slices of: the region that was read, or, when enough is in memory and
+    /// the bytes need not be, an absent one in its place, so that the next region is read into the same memory. Touching
+    /// memory for the first time costs more than everything else of a replay where a host has to find it first
+    /// (docs/decisions/0005). With it, how many bytes at the region's beginning it leaves out.
+    fn keep(&mut self, header: &CommitHeader, chunk: &Rc<Chunk>, whole: bool) -> (Rc<Chunk>, usize) {
+        let in_region = (header.position % CHUNK_BYTES as u64) as usize;
+        let region = (header.generation, header.position - in_region as u64);
+        let same = self.region == region;
+        if let Some(cached) = self.chunks.back_mut()
+            && same
+            && (cached.left_at.is_some() || Rc::ptr_eq(&cached.chunk, chunk))
+        {
+            cached.last_lsn = header.lsn;
+            let mut skipped = 0;
+            if let Some(first) = &cached.left_at {
+                skipped = (first.position % CHUNK_BYTES as u64) as usize;
+                let end = in_region + header.padded_len();
+                cached.chunk.set_filled(end - skipped);
+                if whole {
+                    let copy = self.pool.chunk_to_provide();
+                    copy.append(chunk.bytes(skipped, end - skipped));
+                    cached.chunk.provide(copy);
+                    cached.left_at = None;
+                }
+            }
+            return (Rc::clone(&cached.chunk), skipped);
+        }
+        self.region = region;
+        let mut cached = CachedChunk::new(Rc::clone(chunk), header.lsn);
+        let mut skipped = 0;
+        let enough = (self.chunks.len() + 1) * CHUNK_BYTES > self.config.replay_memory_bytes;
+        if enough
+            && !whole
+            && let Some(absent) = self.pool.absent_chunk()
+        {
+            absent.set_filled(header.padded_len());
+            cached.chunk = absent;
+            skipped = in_region;
+            cached.left_at = Some(ReplayPoint {
+                lsn: header.lsn,
+                file: header.file,
+                generation: header.generation,
+                position: header.position,
+                prev_crc: header.prev_crc,
+                incarnation: header.incarnation,
+            });
+        }
+        let kept = Rc::clone(&cached.chunk);
+        self.chunks.push_back(cached);
+        (kept, skipped)
+    }
+
+    /// Reads what was left in the journal back.
+    fn reload(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
+        for cached in &mut self.chunks {
+            let Some(first) = cached.left_at.take() else { continue };
+            let mut read = self.pool.chunk_to_provide();
+            let buffer = read.unfilled_mut().and_then(|memory| memory.get_mut(..cached.chunk.filled()));
+            let filled =
+                disk.read(FileId::Journal(first.file), first.position, buffer.unwrap_or_default())?;
+            read.set_filled(filled);
+            verify(&read, self.config.journal_id, &first, cached.last_lsn)?;
+            cached.chunk.provide(read);
+        }
+        Ok(())
+    }
+
     /// Writes everything replayed so far to segments and drops it from the cache.
     fn make_room(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
+        self.reload(disk)?;
         let mut buffer = Vec::new();
         for partition in self.partitions.iter_mut().flatten() {
             if partition.group == GroupId::METADATA && matches!(partition.replica, Replica::Unplaced(_)) {
@@ -760,6 +765,7 @@ impl<'a> Replay<'a> {
             fetches: Default::default(),
             replication: Default::default(),
             cold: Default::default(),
+            reloads: Default::default(),
             flush,
             tokens: 0,
             marker_due_us: None,
@@ -792,12 +798,17 @@ impl ScanSink for Replay<'_> {
         self.config.planted == Some(super::planted::PlantedBug::TruncateOnBadChecksum)
     }
 
-    fn chunk(&mut self, disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
+    fn chunk(
+        &mut self,
+        disk: &mut dyn RecoveryDisk,
+        last: Option<Rc<Chunk>>,
+    ) -> Result<Rc<Chunk>, ScanError> {
         let cache = self.config.cache_bound();
+        let reused = last.filter(|chunk| Rc::strong_count(chunk) == 1);
         if (self.chunks.len() + 2) * CHUNK_BYTES > cache {
             self.make_room(disk)?;
         }
-        match self.pool.journal_chunk() {
+        match reused.or_else(|| self.pool.journal_chunk()) {
             Some(chunk) => Ok(chunk),
             None => Err(ScanError::Sink(
                 "the replay needs more memory than the cache has; raise storage.cache_config.max_size".into(),
@@ -811,24 +822,23 @@ impl ScanSink for Replay<'_> {
         chunk: &Rc<Chunk>,
         frames: &[(FrameHeader, usize)],
     ) -> Result<(), ScanError> {
-        if self.chunks.back().is_none_or(|cached| !Rc::ptr_eq(&cached.chunk, chunk)) {
-            let cached =
-                CachedChunk { chunk: Rc::clone(chunk), last_lsn: header.lsn, partitions: Vec::new() };
-            self.chunks.push_back(cached);
-        }
-        if let Some(cached) = self.chunks.back_mut() {
-            cached.last_lsn = header.lsn;
-        }
+        // A commit with damage could not be checked again, and what several replicas have not committed is needed at once.
+        let whole = self.damaged || frames.iter().any(|(frame, _)| frame.index > 0);
+        let (kept, skipped) = self.keep(header, chunk, whole);
         self.incarnation = self.incarnation.max(header.incarnation);
         for (frame, body_at) in frames {
+            let body = || Body {
+                bytes: chunk.bytes(*body_at, frame.body_len as usize),
+                data: ChunkSlice::new(Rc::clone(&kept), *body_at - skipped, frame.body_len as usize),
+            };
             match frame.kind {
                 FrameKind::Batch if frame.index == 0 => {
                     self.note_broken(|other| {
                         other.group == frame.group && other.base_offset < frame.base_offset
                     });
-                    self.batch(chunk, header.lsn, frame, *body_at);
+                    self.batch(header.lsn, frame, body());
                 }
-                FrameKind::Batch | FrameKind::NewTerm => self.entry(chunk, header.lsn, frame, *body_at),
+                FrameKind::Batch | FrameKind::NewTerm => self.entry(header.lsn, frame, body()),
                 FrameKind::Vote => self.vote(frame),
                 FrameKind::OpenGroup => {
                     if !self.by_group.contains_key(&frame.group) {

@@ -357,8 +357,13 @@ impl JournalCheck {
 }
 
 impl ScanSink for JournalCheck {
-    fn chunk(&mut self, _disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
-        self.pool.journal_chunk().ok_or_else(|| ScanError::Sink("the check keeps no chunks".into()))
+    fn chunk(
+        &mut self,
+        _disk: &mut dyn RecoveryDisk,
+        last: Option<Rc<Chunk>>,
+    ) -> Result<Rc<Chunk>, ScanError> {
+        last.or_else(|| self.pool.journal_chunk())
+            .ok_or_else(|| ScanError::Sink("the check keeps no chunks".into()))
     }
 
     fn commit(

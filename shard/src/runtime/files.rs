@@ -43,7 +43,7 @@ pub struct FileIo {
 enum Kind {
     Journal { data: ChunkSlice, durable: bool },
     Write { data: Vec<ChunkSlice>, total: usize, iovecs: Vec<libc::iovec> },
-    Read { chunk: Rc<Chunk> },
+    Read { chunk: Rc<Chunk>, len: usize },
     Sync,
 }
 
@@ -131,9 +131,10 @@ impl Files {
                 self.syncs += 1;
                 (file, Waiting { token, offset: 0, started_us, kind: Kind::Sync }, false)
             }
-            IoOp::Read { file, offset, into } => {
+            IoOp::Read { file, offset, len, into } => {
                 into.set_filled(0);
-                (file, Waiting { token, offset, started_us, kind: Kind::Read { chunk: into } }, false)
+                let len = len.min(into.capacity());
+                (file, Waiting { token, offset, started_us, kind: Kind::Read { chunk: into, len } }, false)
             }
             IoOp::CreateZeroed { file, len } => {
                 let close = self.forget(file);
@@ -256,7 +257,7 @@ impl Files {
         }
         let FileIo { token, done, kind, .. } = *io;
         let result = outcome.map(|()| match kind {
-            Kind::Read { chunk } => {
+            Kind::Read { chunk, .. } => {
                 chunk.set_filled(done);
                 Some(chunk)
             }
@@ -408,9 +409,10 @@ impl FileIo {
                 gather(data, self.done, iovecs);
                 opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32).offset(offset).build()
             }
-            Kind::Read { chunk } => {
-                let rest = chunk.capacity().saturating_sub(self.done);
-                // SAFETY: `done` is at most the capacity: the kernel fills no more than it is given.
+            Kind::Read { chunk, len } => {
+                let rest = len.saturating_sub(self.done);
+                // SAFETY: `done` is at most `len`, and that is at most the capacity: the kernel fills no more than it is
+                // given.
                 let start = unsafe { chunk.as_ptr().cast_mut().add(self.done) };
                 opcode::Read::new(fd, start, rest as u32).offset(offset).build()
             }
@@ -426,7 +428,7 @@ impl FileIo {
         let total = match &self.kind {
             Kind::Journal { data, .. } => data.len(),
             Kind::Write { total, .. } => *total,
-            Kind::Read { chunk } => chunk.capacity(),
+            Kind::Read { len, .. } => *len,
             Kind::Sync => return Step::Done,
         };
         self.done = (self.done + count).min(total);

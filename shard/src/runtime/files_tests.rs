@@ -64,7 +64,7 @@ impl Rig {
 
     fn read(&mut self, file: FileId, offset: u64, capacity: usize) -> Result<Vec<u8>, IoError> {
         let into = self.pool.chunk(capacity).unwrap();
-        let chunk = self.one(IoOp::Read { file, offset, into })?.unwrap();
+        let chunk = self.one(IoOp::Read { file, offset, len: capacity, into })?.unwrap();
         Ok(chunk.bytes(0, chunk.filled()).to_vec())
     }
 }
@@ -117,7 +117,7 @@ fn a_write_behind_a_read_of_a_missing_file_still_creates_it() {
     let file = FileId::Index(GroupId::new(1, 0), 7);
     let into = rig.pool.chunk(4096).unwrap();
     let chunk = rig.chunk(b"entry");
-    rig.start(IoOp::Read { file, offset: 0, into });
+    rig.start(IoOp::Read { file, offset: 0, len: 4096, into });
     let write = rig.start(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 5)] });
     assert!(rig.finish().remove(&write).unwrap().is_ok());
     assert_eq!(rig.read(file, 0, 4096).unwrap(), b"entry");
@@ -142,7 +142,7 @@ fn a_removed_file_is_not_written_through_an_old_handle() {
     // The same while an open is under way.
     rig.files.close_all();
     let into = rig.pool.chunk(4096).unwrap();
-    rig.start(IoOp::Read { file, offset: 0, into });
+    rig.start(IoOp::Read { file, offset: 0, len: 4096, into });
     rig.start(IoOp::Delete { file });
     rig.finish();
     assert_eq!(rig.read(file, 0, 4096).unwrap_err().kind, IoErrorKind::NotFound);
@@ -150,7 +150,7 @@ fn a_removed_file_is_not_written_through_an_old_handle() {
     rig.one(write(0, 5)).unwrap();
     rig.files.close_all();
     let into = rig.pool.chunk(4096).unwrap();
-    rig.start(IoOp::Read { file, offset: 0, into });
+    rig.start(IoOp::Read { file, offset: 0, len: 4096, into });
     rig.start(IoOp::Delete { file });
     rig.start(write(6, 6));
     rig.finish();

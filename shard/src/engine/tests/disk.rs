@@ -14,6 +14,8 @@ pub(super) struct MemDisk {
     pub(super) space: Option<usize>,
     /// The next operation on a file of this kind fails.
     pub(super) fail_next_journal_write: bool,
+    /// The block of a file, by its first byte, that can't be read.
+    pub(super) unreadable: Option<(FileId, u64)>,
 }
 
 fn missing(file: FileId) -> IoError {
@@ -41,6 +43,18 @@ impl MemDisk {
         Ok(())
     }
 
+    fn check_readable(&self, file: FileId, offset: u64, len: usize) -> Result<(), IoError> {
+        match self.unreadable {
+            Some((bad, at)) if bad == file && at < offset + len as u64 && at + 4096 > offset => {
+                Err(IoError {
+                    kind: IoErrorKind::Other,
+                    detail: format!("{file:?}: input/output error at {at}"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Runs one operation of the engine.
     pub(super) fn run(&mut self, op: IoOp) -> IoResult {
         match op {
@@ -65,10 +79,11 @@ impl MemDisk {
             }
             IoOp::Sync { .. } => {}
             IoOp::CreateZeroed { file, len } => self.put(file, 0, &vec![0; len as usize])?,
-            IoOp::Read { file, offset, mut into } => {
+            IoOp::Read { file, offset, len, mut into } => {
+                self.check_readable(file, offset, len)?;
                 let content = self.files.get(&file).ok_or_else(|| missing(file))?;
                 let from = (offset as usize).min(content.len());
-                let to = (from + into.capacity()).min(content.len());
+                let to = (from + len).min(content.len());
                 into.unfilled_mut().unwrap()[..to - from].copy_from_slice(&content[from..to]);
                 into.set_filled(to - from);
                 return Ok(Some(into));
@@ -98,6 +113,7 @@ impl RecoveryDisk for MemDisk {
     }
 
     fn read(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> Result<usize, IoError> {
+        self.check_readable(file, offset, buffer.len())?;
         let content = self.files.get(&file).ok_or_else(|| missing(file))?;
         let from = (offset as usize).min(content.len());
         let to = (from + buffer.len()).min(content.len());

@@ -42,7 +42,7 @@ pub(super) struct Shard {
     /// Operations of this kind are kept back instead of run.
     pub(super) hold_only: Option<fn(&IoOp) -> bool>,
     pub(super) held: Vec<Action>,
-    config: EngineConfig,
+    pub(super) config: EngineConfig,
     correlation: u64,
 }
 
@@ -59,6 +59,7 @@ pub(super) fn config() -> EngineConfig {
         server_version: "test".into(),
         journal_id: 77,
         cache_bytes: 32 << 20,
+        replay_memory_bytes: 0,
         cache_enabled: true,
         max_buffer_time_us: 10_000_000,
         fsync: FsyncPolicy::EveryWrite,

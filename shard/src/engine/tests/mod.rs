@@ -8,4 +8,5 @@ mod durability;
 mod harness;
 mod life;
 mod memory;
+mod reload;
 mod topics;

@@ -63,8 +63,10 @@ pub enum Lost {
 
 /// Takes what the scan finds, in the order of the log.
 pub trait ScanSink {
-    /// A chunk of at least one region to read into. May make room first, by writing to segments on `disk`.
-    fn chunk(&mut self, disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError>;
+    /// A chunk of at least one region to read into: the `last` one if nobody else refers to it. May make room first, by
+    /// writing to segments on `disk`.
+    fn chunk(&mut self, disk: &mut dyn RecoveryDisk, last: Option<Rc<Chunk>>)
+    -> Result<Rc<Chunk>, ScanError>;
     /// A commit: its intact frames with the position of their bodies in `chunk`, which the sink may keep slices
     /// of. When some of its frames are damaged, [`Self::damage`] was called for these just before.
     fn commit(
@@ -448,8 +450,7 @@ impl Walk<'_> {
         self.sink.damage(damage)
     }
 
-    /// Makes `self.region` the region at `start` of `file`: one read into a fresh chunk, or into the last one when
-    /// the sink kept nothing of it.
+    /// Makes `self.region` the region at `start` of `file`: one read into a chunk of the sink's.
     fn load(&mut self, file: u32, start: u64) -> Result<(), ScanError> {
         let old = match self.region.take() {
             Some(region) if (region.file, region.start) == (file, start) => {
@@ -461,13 +462,7 @@ impl Walk<'_> {
         if old.as_ref().is_none_or(|region| region.file != file) {
             self.disk.will_read_sequentially(FileId::Journal(file), start);
         }
-        let mut chunk = match old.map(|region| region.chunk) {
-            Some(chunk) if Rc::strong_count(&chunk) == 1 => chunk,
-            old => {
-                drop(old);
-                self.sink.chunk(self.disk)?
-            }
-        };
+        let mut chunk = self.sink.chunk(self.disk, old.map(|region| region.chunk))?;
         let len = self.files.get(&file).copied().unwrap_or(0);
         let want = len.saturating_sub(start).min(self.region_bytes as u64) as usize;
         let unreadable = &mut self.survey.unreadable;

@@ -35,8 +35,13 @@ impl Found {
 }
 
 impl ScanSink for Found {
-    fn chunk(&mut self, _disk: &mut dyn RecoveryDisk) -> Result<Rc<Chunk>, ScanError> {
-        self.pool.chunk(REGION).ok_or_else(|| ScanError::Sink("no memory".into()))
+    fn chunk(
+        &mut self,
+        _disk: &mut dyn RecoveryDisk,
+        last: Option<Rc<Chunk>>,
+    ) -> Result<Rc<Chunk>, ScanError> {
+        let reused = last.filter(|chunk| Rc::strong_count(chunk) == 1);
+        reused.or_else(|| self.pool.chunk(REGION)).ok_or_else(|| ScanError::Sink("no memory".into()))
     }
 
     fn commit(
