@@ -15,13 +15,16 @@ use pyralog_replication::raft::{
     EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
 };
 
+use smallvec::SmallVec;
+
 use crate::memory::ChunkSlice;
 
 use super::api::{ConnId, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, PeerId};
 use super::controller::commands;
 use super::fetch::Slices;
+use super::outbox::ENTRIES_PER_MESSAGE;
 use super::partition::Segment;
-use super::producers::{Appended, Producers};
+use super::producers::Producers;
 use super::replica::{Replica, Unplaced};
 use super::{Action, Engine};
 
@@ -101,10 +104,19 @@ impl Engine {
         let mut message = Message::new(kind, group, node, peer.node.0, replica.raft.term());
         message.offset = partition.log_start;
         message.reject = slices.is_none();
-        let heads = slices.into_iter().flatten().flat_map(|slice| heads(slice.bytes()));
-        message.entries = heads.collect();
-        let batches = slices.into_iter().flatten().cloned().collect();
-        self.replication_mut().outbox.add(peer, message, batches);
+        let mut batches = SmallVec::new();
+        for slice in slices.into_iter().flatten() {
+            // As many as one message may name; the follower asks for the rest.
+            let room = ENTRIES_PER_MESSAGE - message.entries.len();
+            let entries: Vec<EntryHead> = heads(slice.bytes()).take(room).collect();
+            let bytes: usize = entries.iter().map(|entry| entry.bytes as usize).sum();
+            message.entries.extend(entries);
+            batches.push(slice.slice(0, bytes));
+            if bytes < slice.len() {
+                break;
+            }
+        }
+        self.replication.outbox.add(peer, message, batches);
         true
     }
 
@@ -158,7 +170,7 @@ impl Engine {
         let mut message = Message::new(MessageKind::FetchBatches, group, node, catch_up.leader.node.0, term);
         message.offset = catch_up.next;
         let to = catch_up.leader;
-        self.replication_mut().outbox.add(to, message, Default::default());
+        self.replication.outbox.add(to, message, Default::default());
     }
 
     fn give_up(&mut self, index: u32, why: &str, actions: &mut Vec<Action>) {
@@ -254,7 +266,7 @@ impl Engine {
         segment.end = end;
         segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
         (catch_up.stage, catch_up.changed_us) = (Stage::Writing { next: end }, now.monotonic_us);
-        self.replication_mut().catch_up_io.insert(token, group);
+        self.replication.catch_up_io.insert(token, group);
         actions.push(Action::Io { token, op: IoOp::Write { file, offset, data } });
     }
 
@@ -265,7 +277,7 @@ impl Engine {
         result: &IoResult,
         actions: &mut Vec<Action>,
     ) -> bool {
-        let Some(group) = self.replication_mut().catch_up_io.remove(&token) else { return false };
+        let Some(group) = self.replication.catch_up_io.remove(&token) else { return false };
         let Some(index) = self.find(group) else { return true };
         match result {
             Ok(_) => {}
@@ -309,7 +321,7 @@ impl Engine {
             catch_up.segments.iter().map(|segment| FileId::Segment(group, segment.base)).collect();
         for file in files {
             let token = self.next_token();
-            self.replication_mut().catch_up_io.insert(token, group);
+            self.replication.catch_up_io.insert(token, group);
             actions.push(Action::Io { token, op: IoOp::Sync { file } });
         }
     }
@@ -380,15 +392,7 @@ impl CatchUp {
             if metadata {
                 self.commands.extend(commands(&batch)?);
             }
-            if batch.producer_id() >= 0 {
-                let appended = Appended {
-                    first_sequence: batch.base_sequence(),
-                    last_sequence: batch.last_sequence(),
-                    base_offset: batch.base_offset(),
-                };
-                let (id, epoch) = (batch.producer_id(), batch.producer_epoch());
-                self.producers.note(id, epoch, now_us, i64::MAX, appended);
-            }
+            self.producers.note_batch(&batch, batch.base_offset(), now_us, i64::MAX);
         }
         Ok(max_timestamp)
     }

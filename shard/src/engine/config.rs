@@ -62,6 +62,11 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// Whether several nodes hold the metadata.
+    pub(super) fn is_clustered(&self) -> bool {
+        self.metadata_replicas.len() > 1
+    }
+
     /// The tail cache in bytes, at least the smallest that works.
     pub(super) fn cache_bound(&self) -> usize {
         self.cache_bytes.max(MIN_CACHE_CHUNKS * CHUNK_BYTES)

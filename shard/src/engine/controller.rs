@@ -526,7 +526,7 @@ impl Engine {
         let mut drops = Vec::new();
         let mut unknown = 0;
         // Of several replicas of the metadata this one may know less than it knew before a restart: it will be told.
-        let behind = self.config.metadata_replicas.len() > 1;
+        let behind = self.config.is_clustered();
         for group in self.by_group.keys().copied().filter(|group| *group != GroupId::METADATA) {
             if group.topic.0 >= catalog.next_topic_id && behind {
                 continue;

@@ -122,6 +122,8 @@ pub struct Engine {
     reloads: reload::Reloads,
     flush: flush::Flusher,
     replication: replicate::Replication,
+    /// Why this engine can't be trusted any more; it is fenced at the end of the pass.
+    must_fence: Option<String>,
     tokens: u64,
     /// When the journal fell idle with its durable point not yet on disk.
     marker_due_us: Option<u64>,
@@ -197,6 +199,9 @@ impl Engine {
         self.now = now;
         if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
             return;
+        }
+        if let Some(reason) = self.must_fence.take() {
+            return self.fence(&reason, actions);
         }
         self.keep_memory_free(actions);
         let durable = self.writes_are_durable();

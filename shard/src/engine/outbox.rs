@@ -15,7 +15,7 @@ use super::Action;
 use super::api::PeerId;
 
 /// Entries in one message; more go as several.
-const ENTRIES_PER_MESSAGE: usize = MAX_PEER_ENTRIES_PER_FRAME / 2;
+pub(super) const ENTRIES_PER_MESSAGE: usize = MAX_PEER_ENTRIES_PER_FRAME / 2;
 /// Batch bytes in one message, the largest batch included; more go as several.
 const PAYLOAD_PER_MESSAGE: usize = MAX_PEER_PAYLOAD_BYTES / 4;
 const _: () = assert!(PAYLOAD_PER_MESSAGE >= MAX_BATCH_BYTES);

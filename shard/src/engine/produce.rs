@@ -14,7 +14,7 @@ use crate::format::journal::{FrameHeader, FrameKind};
 use super::journal::{Full, Laid};
 use super::partition::{Partition, TailBatch};
 use super::pending::Pending;
-use super::producers::{Appended, Verdict};
+use super::producers::Verdict;
 use super::replica::Replica;
 use super::{Action, ConnId, Engine, FsyncPolicy, Mode, reply};
 
@@ -223,7 +223,10 @@ impl Engine {
         let laid = match self.journal.lay(&self.pool, &frame, &head, rest) {
             Ok(laid) => laid,
             Err(full) => {
-                debug_assert_eq!(entry, 0, "there was room before the entry was taken");
+                if entry > 0 {
+                    // The group holds an entry now that has no batch.
+                    self.must_fence = Some(format!("the journal had no room for entry {entry}: {full:?}"));
+                }
                 self.stall(full);
                 return Err(self.no_room());
             }
@@ -255,17 +258,9 @@ impl Engine {
             Replica::Raft(replica) => replica.note_laid(frame.index, laid.lsn),
             Replica::Unplaced(_) => {}
         }
-        if batch.producer_id() >= 0 {
-            let appended = Appended {
-                first_sequence: batch.base_sequence(),
-                last_sequence: batch.last_sequence(),
-                base_offset,
-            };
-            let committed = partition.replica.high_watermark();
-            let (id, epoch) = (batch.producer_id(), batch.producer_epoch());
-            let new = partition.producers.note(id, epoch, now_us, committed, appended);
-            self.producer_count += usize::from(new);
-        }
+        let committed = partition.replica.high_watermark();
+        let new = partition.producers.note_batch(batch, base_offset, now_us, committed);
+        self.producer_count += usize::from(new);
         self.flush.note_unflushed(now_us, partition, index, u64::from(frame.body_len));
         self.counters.batches += 1;
         self.counters.records += u64::from(frame.record_count);

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 use std::collections::HashMap;
 
 use pyralog_core::ErrorCode;
+use pyralog_core::batch::BatchView;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_PRODUCERS_PER_PARTITION};
 
 /// A producer idle for this long may be forgotten to make room, microseconds.
@@ -98,16 +99,24 @@ impl Producers {
         count - self.map.len()
     }
 
-    /// Notes an appended batch, where everything below `committed` is committed. Returns whether the producer is new
-    /// here.
-    pub(super) fn note(
+    /// Notes an appended batch with offsets from `base_offset` on, if it has a producer, where everything below
+    /// `committed` is committed. Returns whether the producer is new here.
+    pub(super) fn note_batch(
         &mut self,
-        producer_id: i64,
-        epoch: i16,
+        batch: &BatchView<'_>,
+        base_offset: i64,
         now_us: u64,
         committed: i64,
-        batch: Appended,
     ) -> bool {
+        if batch.producer_id() < 0 {
+            return false;
+        }
+        let (first_sequence, last_sequence) = (batch.base_sequence(), batch.last_sequence());
+        let appended = Appended { first_sequence, last_sequence, base_offset };
+        self.note(batch.producer_id(), batch.producer_epoch(), now_us, committed, appended)
+    }
+
+    fn note(&mut self, producer_id: i64, epoch: i16, now_us: u64, committed: i64, batch: Appended) -> bool {
         let mut new = false;
         let producer = self.map.entry(producer_id).or_insert_with(|| {
             new = true;

@@ -619,7 +619,7 @@ impl<'a> Replay<'a> {
                 self.gaps.push((partition.group, text));
             }
             if let Replica::Single(_) = partition.replica {
-                let clustered = self.config.metadata_replicas.len() > 1;
+                let clustered = self.config.is_clustered();
                 partition.unconfirmed = clustered && partition.group != GroupId::METADATA;
                 let single = SingleVoter::recovered(incarnation as u32, partition.log_end);
                 partition.replica = Replica::Single(single);
@@ -767,6 +767,7 @@ impl<'a> Replay<'a> {
             cold: Default::default(),
             reloads: Default::default(),
             flush,
+            must_fence: None,
             tokens: 0,
             marker_due_us: None,
             interval_sync: IntervalSync::default(),
@@ -922,16 +923,11 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
 
 /// Notes a batch with its producer. What is committed is not known yet, so that nothing of it is forgotten.
 fn note_producer(partition: &mut Partition, batch: &BatchView<'_>, base_offset: i64, now_us: u64) {
-    if batch.producer_id() < 0 {
-        return;
-    }
-    let appended =
-        Appended { first_sequence: batch.base_sequence(), last_sequence: batch.last_sequence(), base_offset };
     let committed = match &partition.replica {
         Replica::Single(_) => base_offset,
         replica => replica.high_watermark(),
     };
-    partition.producers.note(batch.producer_id(), batch.producer_epoch(), now_us, committed, appended);
+    partition.producers.note_batch(batch, base_offset, now_us, committed);
 }
 
 /// Applies the commands of a batch of the metadata group that the catalogue does not hold yet.

@@ -103,10 +103,10 @@ impl Engine {
 
     /// Makes the metadata group one of several replicas, if the configuration names others. False: this node is alone.
     pub(super) fn place_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
-        let members = self.config.metadata_replicas.clone();
-        if self.controller.is_none() || members.len() < 2 {
+        if self.controller.is_none() || !self.config.is_clustered() {
             return false;
         }
+        let members = self.config.metadata_replicas.clone();
         let majority = members.len() / 2 + 1;
         if let Err(refused) = self.place(GroupId::METADATA, members, majority) {
             let text = format!("this node can't take part in the metadata group: {refused}");
@@ -186,10 +186,6 @@ impl Engine {
         {
             self.replication.queue.push(index);
         }
-    }
-
-    pub(super) fn replication_mut(&mut self) -> &mut Replication {
-        &mut self.replication
     }
 
     pub(super) fn raft_mut(&mut self, index: u32) -> Option<&mut RaftReplica> {
