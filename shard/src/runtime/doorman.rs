@@ -17,6 +17,9 @@ use super::threads;
 const MAX_WAITING: usize = 1_024;
 /// Pause after a connection that could not be accepted, milliseconds.
 const ACCEPT_PAUSE_MS: i32 = 100;
+/// Pause between looks at those who have said too little to tell what they speak, milliseconds: their sockets are
+/// readable all the time.
+const LOOK_AGAIN_MS: i32 = 10;
 /// Bytes of a method with its space: what it takes to know HTTP.
 const LOOK_BYTES: usize = 8;
 
@@ -30,8 +33,17 @@ pub(super) struct Doorman {
 /// Somebody who came.
 struct Guest {
     socket: OwnedFd,
-    /// What has come so far is no HTTP: it is for the shard.
-    client: bool,
+    said: Said,
+}
+
+/// What a guest has said so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    /// What may become an HTTP method.
+    TooLittle,
+    /// Something else: it is for the shard.
+    NoHttp,
 }
 
 impl Doorman {
@@ -73,8 +85,14 @@ fn attend(listener: &TcpListener, stopped: &OwnedFd, control: &flume::Sender<Con
         polled.clear();
         polled.push(wanted(stopped.as_raw_fd(), true));
         polled.push(wanted(listener.as_raw_fd(), !pause && guests.len() < MAX_WAITING));
-        polled.extend(guests.iter().map(|guest| wanted(guest.socket.as_raw_fd(), !guest.client)));
-        let timeout_ms = if pause { ACCEPT_PAUSE_MS } else { -1 };
+        polled
+            .extend(guests.iter().map(|guest| wanted(guest.socket.as_raw_fd(), guest.said == Said::Nothing)));
+        let look_again = guests.iter().any(|guest| guest.said == Said::TooLittle);
+        let timeout_ms = match (look_again, pause) {
+            (true, _) => LOOK_AGAIN_MS,
+            (false, true) => ACCEPT_PAUSE_MS,
+            (false, false) => -1,
+        };
         // SAFETY: the entries are ours, as many as told.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout_ms) };
         pause = false;
@@ -87,13 +105,13 @@ fn attend(listener: &TcpListener, stopped: &OwnedFd, control: &flume::Sender<Con
         let spoke: Vec<bool> = polled.iter().skip(2).map(|entry| entry.revents != 0).collect();
         let mut at = 0;
         guests.retain_mut(|guest| {
-            let spoke = spoke.get(at).copied().unwrap_or(false);
+            let spoke = spoke.get(at).copied().unwrap_or(false) || guest.said == Said::TooLittle;
             at += 1;
             !spoke || stays(guest, control)
         });
         if polled.get(1).is_some_and(|listener| listener.revents != 0) {
             match accept(listener) {
-                Ok(socket) => guests.push(Guest { socket, client: false }),
+                Ok(socket) => guests.push(Guest { socket, said: Said::Nothing }),
                 Err(error) => pause = error.kind() != io::ErrorKind::WouldBlock,
             }
         }
@@ -115,9 +133,13 @@ fn stays(guest: &mut Guest, control: &flume::Sender<ControlEvent>) -> bool {
             }
             false
         }
-        // Gone, or half a method and no more: the shard finds out which.
+        Protocol::NeedMore if seen > 0 => {
+            guest.said = Said::TooLittle;
+            true
+        }
+        // Gone, or no HTTP: the shard finds out which.
         _ => {
-            guest.client = true;
+            guest.said = Said::NoHttp;
             true
         }
     }
@@ -139,6 +161,26 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
+
+    #[test]
+    fn a_request_that_comes_in_pieces_is_brought_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (control, events) = flume::unbounded();
+        let doorman = Doorman::start(&listener, control).unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        slow.write_all(b"GE").unwrap();
+        // Who comes later and is served first shows that the doorman has looked at the first one.
+        for _ in 0..2 {
+            let mut quick = TcpStream::connect(address).unwrap();
+            quick.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+            events.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        }
+        slow.write_all(b"T /health HTTP/1.1\r\n").unwrap();
+        let event = events.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        assert!(matches!(event, ControlEvent::HttpSocket { .. }));
+        assert!(doorman.end().is_empty());
+    }
 
     #[test]
     fn http_is_brought_to_the_control_thread_and_the_others_wait_in_order() {
