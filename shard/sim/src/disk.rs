@@ -272,7 +272,10 @@ impl SimDisk {
         };
         if self.rng.one_in(error_rate) {
             self.strike(kind, || describe(op));
-            if let (IoOp::Read { file, offset, .. }, true) = (op, self.plan.read_error_lasts) {
+            // In the journal what lasts is damage, which a disk that does not lie has not: bit rot stands for it.
+            if let (IoOp::Read { file, offset, .. }, true) = (op, self.plan.read_error_lasts)
+                && !matches!(file, FileId::Journal(_))
+            {
                 let start = offset / PAGE as u64 * PAGE as u64;
                 self.unreadable.push((*file, start..start + PAGE as u64));
             }
