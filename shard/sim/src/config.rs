@@ -55,7 +55,7 @@ impl LifeConfig {
         // Large batches fill journal files, so that they are left, recycled and left again in a short life.
         let heavy = rng.percent(25);
         let (value_bytes, produce_budget) = match rng.below(10) {
-            _ if heavy => ((rng.pick(&[8, 300 << 10]), 1_040_000), rng.magnitude(30, 150)),
+            _ if heavy => ((rng.pick(&[8, 300 << 10]), 1_040_000), rng.magnitude(60, 200)),
             0..3 => ((8, 200), rng.magnitude(200, 1600)),
             3..6 => ((8, 8 << 10), rng.magnitude(150, 1200)),
             6..8 => ((1 << 10, 128 << 10), rng.magnitude(80, 500)),
@@ -75,7 +75,7 @@ impl LifeConfig {
                     6..9 => Ending::CleanStop,
                     _ => Ending::GoOn,
                 };
-                (rng.magnitude(60, 4000), ending)
+                (rng.magnitude(if heavy { 600 } else { 60 }, 4000), ending)
             })
             .collect();
         let topics: Vec<_> = (0..rng.range(1, 3))
@@ -93,7 +93,7 @@ impl LifeConfig {
             engine,
             value_bytes,
             produce_budget,
-            byte_budget: if heavy { 32 << 20 } else { 12 << 20 },
+            byte_budget: if heavy { 64 << 20 } else { 12 << 20 },
             phases,
             clients: [rng.range(1, 4), rng.below(3), rng.range(1, 3), rng.below(2)],
             topics,
