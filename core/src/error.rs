@@ -72,7 +72,7 @@ error_codes! {
     NotLeader = 4, true, NotAccepted,
         "this shard does not lead the partition; refresh the metadata and connect to the shard it names";
     /// An administrative request reached a shard that is not the controller.
-    NotController = 5, true, NotAccepted, "administrative requests go to shard 0; connect naming shard 0";
+    NotController = 5, true, NotAccepted, "administrative requests go to shard 0 of the node that leads the metadata; refresh the metadata and go to its controller";
     /// The record batch is malformed.
     InvalidBatch = 6, false, NotAccepted, "the record batch is malformed; the producer's encoder is at fault";
     /// The record batch's checksum does not match its bytes.

@@ -1,15 +1,16 @@
 //! `consume`: fetching and printing overlap, in threads of their own.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchError, BatchView};
 use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION};
-use pyralog_net::client::{Client, ClientError};
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::client::{Client, ClientError, Place};
 use pyralog_net::message::{FetchRequest, OffsetSpec, Request, Response, TopicMetadata};
 
 use super::cli::{Consume, From, PartitionArg};
@@ -23,6 +24,9 @@ const FOLLOW_WAIT_MS: u32 = 5_000;
 const FOLLOW_FETCH_BYTES: u32 = 1 << 20;
 /// How long a follower tries to get a lost connection back.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// Pause before a follower looks again for who leads.
+const LEADER_POLL: Duration = Duration::from_millis(50);
 
 /// Where one partition is read.
 #[derive(Clone, Copy, Debug)]
@@ -157,71 +161,123 @@ fn next_offset(mut batches: &[u8]) -> Result<Option<i64>, BatchError> {
     Ok(next)
 }
 
-/// One thread and connection per shard; each partition has one fetch waiting there at all times.
+/// One thread and connection per shard that leads; each partition has one fetch waiting there at all times.
 fn follow_all(
     cluster: &[String],
     topic: &TopicMetadata,
     ranges: Vec<Range>,
     sender: &Sender,
 ) -> Result<(), Failure> {
-    let mut shards = std::collections::BTreeMap::<u16, Vec<Range>>::new();
-    for range in ranges {
-        let shard = topic.partitions.get(range.partition as usize).map_or(0, |place| place.shard);
-        shards.entry(shard).or_default().push(range);
-    }
+    let (mut client, name) = (super::client(cluster, RETRY_FOR), topic.name.clone());
+    let places = leaders(&mut client, &name, ranges).map_err(|error| explain(error, Some(&name)))?;
     if let Some(most) =
-        shards.values().map(Vec::len).find(|count| *count > MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION)
+        places.values().map(Vec::len).find(|count| *count > MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION)
     {
         return Err(Failure::usage(format!(
-            "one shard holds {most} partitions of this topic and {MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION} can be \
+            "one shard leads {most} partitions of this topic and {MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION} can be \
              followed at once; name one with --partition"
         )));
     }
-    for (shard, ranges) in shards {
-        let (client, sender) = (super::client(cluster, RETRY_FOR), sender.clone());
-        let (id, name) = (topic.id, topic.name.clone());
-        thread::spawn(move || {
-            let mut follower = Follower { client, shard, topic: id, ranges, sender };
-            let failure = follower.run(&name);
-            let _ = follower.sender.send(Err(failure));
-        });
+    let follow = Follow { cluster: cluster.to_vec(), name, topic: topic.id, sender: sender.clone() };
+    for (place, ranges) in places {
+        follow.start(place, ranges);
     }
     Ok(())
 }
 
-struct Follower {
-    client: Client,
-    shard: u16,
-    topic: u32,
+/// Where each of the partitions is led, waiting a while for those that nobody leads now.
+fn leaders(
+    client: &mut Client,
+    topic: &str,
     ranges: Vec<Range>,
+) -> Result<BTreeMap<Place, Vec<Range>>, ClientError> {
+    let deadline = Instant::now() + RETRY_FOR;
+    loop {
+        let metadata = client.topic_afresh(topic)?;
+        let mut places = BTreeMap::<Place, Vec<Range>>::new();
+        let mut unled = None;
+        for range in &ranges {
+            match metadata.partitions.get(range.partition as usize).and_then(Place::leader_of) {
+                Some(place) => places.entry(place).or_default().push(*range),
+                None => unled = Some(range.partition),
+            }
+        }
+        match unled {
+            None => return Ok(places),
+            Some(partition) if Instant::now() >= deadline => {
+                let detail = format!("partition {partition} has no leader");
+                return Err(ClientError::Server { code: ErrorCode::NotLeader, detail });
+            }
+            Some(_) => thread::sleep(LEADER_POLL),
+        }
+    }
+}
+
+/// What the threads that follow partitions have in common.
+#[derive(Clone)]
+struct Follow {
+    cluster: Vec<String>,
+    name: String,
+    topic: u32,
     sender: Sender,
 }
 
-impl Follower {
-    /// Goes on until something cannot be mended.
-    fn run(&mut self, topic: &str) -> Failure {
-        loop {
-            match self.poll_all() {
-                Err(Stop::Error(error)) if error.retriable() => {
-                    // A ping on a fresh connection, tried again for a minute: the shard is back or it is not.
-                    if let Err(error) = self.client.ping(self.shard) {
-                        return explain(error, Some(topic));
-                    }
-                }
-                Err(Stop::Error(error)) => return explain(error, Some(topic)),
-                Err(Stop::Batch(error)) => return Failure::failed(error.to_string()),
-                Err(Stop::Done) => return Failure::failed("nobody reads the records any more"),
-                Ok(never) => match never {},
+struct Follower {
+    client: Client,
+    place: Place,
+    ranges: Vec<Range>,
+    follow: Follow,
+}
+
+impl Follow {
+    fn start(&self, place: Place, ranges: Vec<Range>) {
+        let client = super::client(&self.cluster, RETRY_FOR);
+        let mut follower = Follower { client, place, ranges, follow: self.clone() };
+        thread::spawn(move || {
+            if let Some(failure) = follower.run() {
+                let _ = follower.follow.sender.send(Err(failure));
             }
+        });
+    }
+}
+
+impl Follower {
+    /// Goes on until something cannot be mended (`Some`), or until nobody leads its partitions where it looks any more:
+    /// then others have taken over.
+    fn run(&mut self) -> Option<Failure> {
+        loop {
+            let error = match self.poll_all() {
+                Err(Stop::Error(error)) if error.retriable() => error,
+                Err(Stop::Error(error)) => return Some(explain(error, Some(&self.follow.name))),
+                Err(Stop::Batch(error)) => return Some(Failure::failed(error.to_string())),
+                Err(Stop::Done) => return Some(Failure::failed("nobody reads the records any more")),
+                Ok(never) => match never {},
+            };
+            // Metadata first: the connection of a node that is gone can't be had again.
+            let places = leaders(&mut self.client, &self.follow.name, std::mem::take(&mut self.ranges));
+            let places = match places {
+                Ok(places) => places,
+                Err(_) => return Some(explain(error, Some(&self.follow.name))),
+            };
+            let mut own = None;
+            for (place, ranges) in places {
+                match own {
+                    None => own = Some((place, ranges)),
+                    Some(_) => self.follow.start(place, ranges),
+                }
+            }
+            (self.place, self.ranges) = own?;
+            // One that is up for its metadata may not take fetches yet.
+            thread::sleep(LEADER_POLL);
         }
     }
 
     fn poll_all(&mut self) -> Result<std::convert::Infallible, Stop> {
-        let mut connection = self.client.open(self.shard)?;
+        let mut connection = self.client.open(self.place)?;
         connection.set_timeout(Duration::from_millis(u64::from(FOLLOW_WAIT_MS)) + Duration::from_secs(30));
         let mut waiting = std::collections::HashMap::new();
         for (index, range) in self.ranges.iter().enumerate() {
-            let group = GroupId::new(self.topic, range.partition);
+            let group = GroupId::new(self.follow.topic, range.partition);
             let request = fetch_request(group, range.from, FOLLOW_FETCH_BYTES, FOLLOW_WAIT_MS);
             waiting.insert(connection.send(&Request::Fetch(request))?, index);
         }
@@ -234,10 +290,10 @@ impl Follower {
             }
             if let Some(next) = next_offset(received.batches).map_err(Stop::Batch)? {
                 let fetched = Fetched { range: *range, batches: received.batches.to_vec() };
-                self.sender.send(Ok(fetched)).map_err(|_| Stop::Done)?;
+                self.follow.sender.send(Ok(fetched)).map_err(|_| Stop::Done)?;
                 range.from = next;
             }
-            let group = GroupId::new(self.topic, range.partition);
+            let group = GroupId::new(self.follow.topic, range.partition);
             let request = fetch_request(group, range.from, FOLLOW_FETCH_BYTES, FOLLOW_WAIT_MS);
             waiting.insert(connection.send(&Request::Fetch(request))?, index.unwrap_or_default());
         }

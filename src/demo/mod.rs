@@ -14,7 +14,7 @@ use pyralog_core::GroupId;
 use pyralog_core::batch::BatchView;
 use pyralog_core::limits::MAX_FETCH_BYTES;
 use pyralog_net::client::{
-    Client, ClientConfig, ClientError, IdempotentProducer, ProducerConfig, ProducerStats,
+    Client, ClientConfig, ClientError, IdempotentProducer, Place, ProducerConfig, ProducerStats,
 };
 use pyralog_net::message::FetchRequest;
 
@@ -313,8 +313,8 @@ fn measure(address: &str, time: Duration) -> Result<(), Failure> {
     println!("records of 256 bytes, each in a batch of its own, acknowledged when it is on stable storage");
     let mut client = client(address);
     let topic = checked(client.topic(LATENCY_TOPIC))?;
-    let shard = topic.partitions.first().map_or(0, |place| place.shard);
-    let mut connection = checked(client.open(shard))?;
+    let place = topic.partitions.first().and_then(Place::leader_of).unwrap_or(Place::ANY);
+    let mut connection = checked(client.open(place))?;
     let group = GroupId::new(topic.id, 0);
     let runs = [
         latency::run(&mut connection, group, "one at a time", 1, time)?,

@@ -1,7 +1,6 @@
-//! Topics, offsets and fetches of a node, with one connection per shard.
+//! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
@@ -9,6 +8,7 @@ use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 use super::backoff::Backoff;
 use super::connection::{Connection, Received};
 use super::error::ClientError;
+use super::place::Place;
 use crate::codec::MAX_DESCRIBED_PARTITIONS;
 use crate::message::{
     CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
@@ -16,8 +16,8 @@ use crate::message::{
     OffsetSpec, PartitionState, Request, Response, TopicMetadata,
 };
 
-/// The shard that answers administrative requests.
-const CONTROLLER: u16 = 0;
+/// A page of metadata behind all topics: the nodes, and nothing else.
+const NO_TOPICS: u32 = u32::MAX - 1;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -69,24 +69,36 @@ enum Kind {
     Question,
     /// Changes something: sent again only after errors that say that it was not accepted.
     Change,
-    /// A question about a partition: when the shard does not own it any more, the caller has to look for who does.
+    /// A question about a partition: when the shard does not lead it any more, the caller has to look for who does.
     OfPartition,
 }
 
-/// A client of one node. Blocking; one request at a time.
+/// A client of a cluster. Blocking; one request at a time.
 #[derive(Debug)]
 pub struct Client {
     addresses: Vec<String>,
     config: ClientConfig,
-    connections: BTreeMap<u16, Connection>,
+    connections: BTreeMap<Place, Connection>,
     topics: HashMap<String, TopicMetadata>,
+    /// Client addresses of the nodes, as any of them told last.
+    nodes: BTreeMap<u32, String>,
+    /// Who takes administrative requests; 0 when nobody is known to.
+    controller: u32,
 }
 
 impl Client {
-    /// A client of the node at the first of `addresses` (`host:port`) that answers. Connects when it has to.
+    /// A client of the cluster that the nodes at `addresses` (`host:port`) belong to; one that answers is enough.
+    /// Connects when it has to.
     pub fn new(addresses: &[impl AsRef<str>], config: ClientConfig) -> Self {
         let addresses = addresses.iter().map(|address| address.as_ref().to_owned()).collect();
-        Self { addresses, config, connections: BTreeMap::new(), topics: HashMap::new() }
+        Self {
+            addresses,
+            config,
+            connections: BTreeMap::new(),
+            topics: HashMap::new(),
+            nodes: BTreeMap::new(),
+            controller: 0,
+        }
     }
 
     /// Its settings.
@@ -94,9 +106,46 @@ impl Client {
         &self.config
     }
 
-    /// A new connection to `shard` of the node, which the caller owns.
-    pub fn open(&self, shard: u16) -> Result<Connection, ClientError> {
-        open(&self.addresses, &self.config, shard)
+    /// A new connection to a shard, which the caller owns.
+    pub fn open(&self, place: Place) -> Result<Connection, ClientError> {
+        let connect = |address: &String| {
+            let timeout = self.config.connect_timeout;
+            let mut connection =
+                Connection::connect_as(&self.config.name, address, Some(place.shard), timeout)?;
+            connection.set_timeout(self.config.request_timeout);
+            Ok(connection)
+        };
+        // A node that is alone is reached where it was found, whatever it calls itself.
+        if let Some(address) = self.nodes.get(&place.node).filter(|_| self.nodes.len() > 1) {
+            return connect(address);
+        }
+        let mut last = ClientError::Usage("no address of a node was given".into());
+        let learnt = self.nodes.values().filter(|address| !self.addresses.contains(address));
+        for address in self.addresses.iter().chain(learnt) {
+            match connect(address) {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Asks another node first the next time that any of them will do.
+    fn turn_elsewhere(&mut self) {
+        self.connections.remove(&Place::ANY);
+        let learnt: Vec<String> =
+            self.nodes.values().filter(|address| !self.addresses.contains(address)).cloned().collect();
+        self.addresses.extend(learnt);
+        if !self.addresses.is_empty() {
+            self.addresses.rotate_left(1);
+        }
+    }
+
+    fn learn(&mut self, reply: &MetadataReply) {
+        self.nodes = reply.nodes.iter().map(|node| (node.id, node.address.clone())).collect();
+        self.controller = reply.controller;
+        let nodes = &self.nodes;
+        self.connections.retain(|place, _| place.node == 0 || nodes.contains_key(&place.node));
     }
 
     /// The node and all topics, in the order of their ids.
@@ -129,6 +178,16 @@ impl Client {
         Ok(topic)
     }
 
+    /// One topic, asked of another node than the last time: after an error that says that things have moved.
+    ///
+    /// # Errors
+    /// As [`Self::topic`].
+    pub fn topic_afresh(&mut self, name: &str) -> Result<TopicMetadata, ClientError> {
+        self.forget_topic(name);
+        self.turn_elsewhere();
+        self.topic(name)
+    }
+
     /// Drops what is remembered of a topic.
     pub fn forget_topic(&mut self, name: &str) {
         self.topics.remove(name);
@@ -152,7 +211,7 @@ impl Client {
     pub fn create_topic_with(&mut self, request: CreateTopicRequest<'_>) -> Result<u32, ClientError> {
         self.forget_topic(request.name);
         let request = Request::CreateTopic(request);
-        self.call(CONTROLLER, &request, Kind::Change, |received| match received.response {
+        self.call_controller(&request, Kind::Change, |received| match received.response {
             Response::CreateTopic(reply) => Some(reply.id),
             _ => None,
         })
@@ -162,7 +221,7 @@ impl Client {
     pub fn delete_topic(&mut self, name: &str) -> Result<(), ClientError> {
         self.forget_topic(name);
         let request = Request::DeleteTopic(DeleteTopicRequest { name });
-        self.call(CONTROLLER, &request, Kind::Change, |received| match received.response {
+        self.call_controller(&request, Kind::Change, |received| match received.response {
             Response::DeleteTopic => Some(()),
             _ => None,
         })
@@ -170,7 +229,8 @@ impl Client {
 
     /// A new producer id.
     pub fn init_producer_id(&mut self) -> Result<InitProducerIdReply, ClientError> {
-        self.call(CONTROLLER, &Request::InitProducerId, Kind::Question, |received| match received.response {
+        let request = Request::InitProducerId;
+        self.call_controller(&request, Kind::Question, |received| match received.response {
             Response::InitProducerId(reply) => Some(reply),
             _ => None,
         })
@@ -217,29 +277,34 @@ impl Client {
         )
     }
 
-    /// State of all partitions of a topic, in the order of their indexes.
+    /// State of all partitions of a topic as their leaders see it, in the order of their indexes; of one without a
+    /// leader, as the first of its replicas does.
     pub fn describe_topic(&mut self, topic: &str) -> Result<Vec<PartitionState>, ClientError> {
         self.forget_topic(topic);
         let metadata = self.topic(topic)?;
         let total = metadata.partitions.len() as u32;
-        let mut shards: Vec<u16> = metadata.partitions.iter().map(|partition| partition.shard).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut states = Vec::new();
-        for shard in shards {
+        let places: Vec<Place> = metadata
+            .partitions
+            .iter()
+            .map(|partition| {
+                let first = partition.replicas.iter().next();
+                let first = first.map(|replica| Place { node: replica.node, shard: replica.shard });
+                Place::leader_of(partition).or(first).unwrap_or(Place::ANY)
+            })
+            .collect();
+        let mut states: Vec<PartitionState> = Vec::new();
+        for place in places.iter().copied().collect::<BTreeSet<_>>() {
             for first in (0..total).step_by(MAX_DESCRIBED_PARTITIONS as usize) {
                 let count = MAX_DESCRIBED_PARTITIONS.min(total - first);
                 let request = DescribePartitionsRequest { topic: metadata.id, first, count };
                 let request = Request::DescribePartitions(request);
-                states.extend(self.call(
-                    shard,
-                    &request,
-                    Kind::Question,
-                    |received| match received.response {
+                let told =
+                    self.call(place, &request, Kind::Question, |received| match received.response {
                         Response::DescribePartitions(states) => Some(states),
                         _ => None,
-                    },
-                )?);
+                    })?;
+                let asked = |state: &PartitionState| places.get(state.partition as usize) == Some(&place);
+                states.extend(told.into_iter().filter(asked));
             }
         }
         states.sort_unstable_by_key(|state| state.partition);
@@ -247,18 +312,55 @@ impl Client {
     }
 
     /// A round trip to a shard.
-    pub fn ping(&mut self, shard: u16) -> Result<(), ClientError> {
-        self.call(shard, &Request::Ping, Kind::Question, |received| {
+    pub fn ping(&mut self, place: Place) -> Result<(), ClientError> {
+        self.call(place, &Request::Ping, Kind::Question, |received| {
             matches!(received.response, Response::Pong).then_some(())
         })
     }
 
     fn metadata_page(&mut self, topic: Option<&str>, start_after: u32) -> Result<MetadataReply, ClientError> {
         let request = Request::Metadata(MetadataRequest { topic, start_after });
-        self.call(CONTROLLER, &request, Kind::Question, |received| match received.response {
-            Response::Metadata(reply) => Some(*reply),
-            _ => None,
-        })
+        let page = self.call(Place::ANY, &request, Kind::Question, metadata_reply)?;
+        self.learn(&page);
+        Ok(page)
+    }
+
+    /// A request to the node that takes administrative requests, whichever that is by then.
+    fn call_controller<T>(
+        &mut self,
+        request: &Request<'_>,
+        kind: Kind,
+        mut parse: impl FnMut(Received<'_>) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let deadline = Instant::now() + self.config.retry_for;
+        let mut backoff = Backoff::new();
+        loop {
+            let place = Place { node: self.controller, shard: 0 };
+            if kind == Kind::Change {
+                // One that the node has closed meanwhile would leave the outcome unknown.
+                self.connections.remove(&place);
+            }
+            let error = match self.call_once(place, request, &mut parse) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            if error.breaks_connection() {
+                self.connections.remove(&place);
+            }
+            let unknown = kind == Kind::Change && error.outcome() == Outcome::Unknown;
+            let wait = backoff.step();
+            if !error.retriable() || unknown || Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(wait);
+            self.turn_elsewhere();
+            let nodes = Request::Metadata(MetadataRequest { topic: None, start_after: NO_TOPICS });
+            // Without an answer: whoever is found next.
+            self.controller = 0;
+            if let Ok(page) = self.call_once(Place::ANY, &nodes, &mut metadata_reply) {
+                self.learn(&page);
+            }
+        }
     }
 
     /// A request about one partition, to the shard that owns it; asks for the metadata again when it has moved.
@@ -278,9 +380,14 @@ impl Client {
                 return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
             };
             let group = GroupId::new(metadata.id, partition);
-            match self.call(place.shard, &request(group), Kind::OfPartition, &mut parse) {
-                Err(error) if error.asks_for_metadata() && Instant::now() < deadline => {
+            let result = match Place::leader_of(place) {
+                Some(place) => self.call(place, &request(group), Kind::OfPartition, &mut parse),
+                None => Err(nobody_leads(group)),
+            };
+            match result {
+                Err(error) if error.asks_elsewhere() && Instant::now() < deadline => {
                     self.forget_topic(topic);
+                    self.turn_elsewhere();
                     std::thread::sleep(backoff.step());
                 }
                 result => return result,
@@ -291,29 +398,28 @@ impl Client {
     /// A request to a shard, tried again after retriable errors as its kind allows.
     fn call<T>(
         &mut self,
-        shard: u16,
+        place: Place,
         request: &Request<'_>,
         kind: Kind,
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
         let deadline = Instant::now() + self.config.retry_for;
         let mut backoff = Backoff::new();
-        if kind == Kind::Change {
-            // One that the node has closed meanwhile would leave the outcome unknown.
-            self.connections.remove(&shard);
-        }
         loop {
-            let error = match self.call_once(shard, request, &mut parse) {
+            let error = match self.call_once(place, request, &mut parse) {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
             if error.breaks_connection() {
-                self.connections.remove(&shard);
+                self.connections.remove(&place);
+                if place == Place::ANY {
+                    self.turn_elsewhere();
+                }
             }
             let final_for_kind = match kind {
                 Kind::Question => false,
                 Kind::Change => error.outcome() == Outcome::Unknown,
-                Kind::OfPartition => error.asks_for_metadata(),
+                Kind::OfPartition => error.asks_elsewhere(),
             };
             let wait = backoff.step();
             if !error.retriable() || final_for_kind || Instant::now() + wait >= deadline {
@@ -325,13 +431,16 @@ impl Client {
 
     fn call_once<T>(
         &mut self,
-        shard: u16,
+        place: Place,
         request: &Request<'_>,
         parse: &mut impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        let connection = match self.connections.entry(shard) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(open(&self.addresses, &self.config, shard)?),
+        if !self.connections.contains_key(&place) {
+            let connection = self.open(place)?;
+            self.connections.insert(place, connection);
+        }
+        let Some(connection) = self.connections.get_mut(&place) else {
+            return Err(ClientError::Usage(format!("no connection to {place}")));
         };
         let parsed = parse(connection.call(request)?);
         parsed.ok_or_else(|| connection.protocol("the reply is of another kind than the request"))
@@ -353,24 +462,22 @@ impl From<MetadataReply> for NodeInfo {
     }
 }
 
-/// A connection to `shard` at the first address that answers.
-fn open(addresses: &[String], config: &ClientConfig, shard: u16) -> Result<Connection, ClientError> {
-    let mut last = ClientError::Usage("no address of a node was given".into());
-    for address in addresses {
-        match Connection::connect_as(&config.name, address, Some(shard), config.connect_timeout) {
-            Ok(mut connection) => {
-                connection.set_timeout(config.request_timeout);
-                return Ok(connection);
-            }
-            Err(error) => last = error,
-        }
+fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {
+    match received.response {
+        Response::Metadata(reply) => Some(*reply),
+        _ => None,
     }
-    Err(last)
+}
+
+/// A partition has no leader now.
+pub(super) fn nobody_leads(group: GroupId) -> ClientError {
+    let detail = format!("partition {group} has no leader now");
+    ClientError::Server { code: ErrorCode::NotLeader, detail }
 }
 
 fn unknown_topic(name: &str) -> ClientError {
     ClientError::Server {
         code: ErrorCode::UnknownTopicOrPartition,
-        detail: format!("topic {name:?} does not exist on this node"),
+        detail: format!("topic {name:?} does not exist"),
     }
 }

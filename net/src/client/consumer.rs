@@ -6,10 +6,11 @@ use pyralog_core::batch::{BatchView, Record};
 use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS};
 use pyralog_core::{ErrorCode, GroupId};
 
-use super::api::Client;
+use super::api::{Client, nobody_leads};
 use super::backoff::Backoff;
 use super::connection::Connection;
 use super::error::ClientError;
+use super::place::Place;
 use crate::message::{FetchReplyHead, FetchRequest, OffsetSpec, Request, Response};
 
 /// Where to begin.
@@ -137,8 +138,9 @@ impl Consumer {
         if !error.retriable() || Instant::now() + wait >= deadline {
             return Err(error);
         }
-        if error.asks_for_metadata() {
-            self.client.forget_topic(&self.topic);
+        if error.asks_elsewhere() {
+            // Whatever is wrong with that is met again by the next fetch.
+            let _ = self.client.topic_afresh(&self.topic);
         }
         std::thread::sleep(wait);
         Ok(())
@@ -152,7 +154,8 @@ impl Consumer {
                 return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
             };
             let group = GroupId::new(metadata.id, self.partition);
-            self.connection = Some((group, self.client.open(place.shard)?));
+            let place = Place::leader_of(place).ok_or_else(|| nobody_leads(group))?;
+            self.connection = Some((group, self.client.open(place)?));
         }
         let Some((group, connection)) = &mut self.connection else { return Err(not_connected()) };
         let max_wait_ms = max_wait.as_millis().min(u128::from(MAX_FETCH_WAIT_MS)) as u32;

@@ -115,6 +115,12 @@ impl ClientError {
         }
     }
 
+    /// Whether another node may answer: this one is not there, or does not lead any more.
+    pub(crate) fn asks_elsewhere(&self) -> bool {
+        self.asks_for_metadata()
+            || matches!(self, Self::Connect { .. } | Self::Lost { .. } | Self::TimedOut { .. })
+    }
+
     /// Whether the topology that the client remembers may be out of date.
     pub(crate) fn asks_for_metadata(&self) -> bool {
         matches!(

@@ -1,7 +1,8 @@
 //! A plain blocking client over `std::net`: what the admin tool, the demo, the tests and the bench need.
 //!
 //! - [`Connection`]: one socket, pipelined requests, replies borrowed from its buffer.
-//! - [`Client`]: topics, offsets and fetches, with one connection per shard and retries.
+//! - [`Client`]: topics, offsets and fetches, with one connection per shard of each node and retries. It learns the
+//!   cluster from any node, and goes to whoever leads.
 //! - [`IdempotentProducer`]: every record exactly once and in order, whatever happens to the connections.
 //! - [`Consumer`]: the records of one partition, checked and decompressed.
 //!
@@ -12,11 +13,13 @@ mod backoff;
 mod connection;
 mod consumer;
 mod error;
+mod place;
 mod producer;
 
 pub use api::{Client, ClientConfig, NodeInfo};
 pub use connection::{Connection, Received};
 pub use consumer::{Consumer, ConsumerConfig, Polled, StartAt};
 pub use error::ClientError;
+pub use place::Place;
 pub use producer::{Ack, IdempotentProducer, OnAck, ProducerConfig, ProducerStats};
 pub use pyralog_core::murmur2::partition_for_key;

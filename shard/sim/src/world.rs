@@ -436,7 +436,7 @@ impl World {
                     self.shed(shard);
                 }
                 // One node: there is nobody to link to.
-                Action::SendPeer { .. } | Action::WantPeers { .. } => {}
+                Action::SendPeer { .. } | Action::WantPeers { .. } | Action::TellLeaders { .. } => {}
                 Action::Log { level, text } => self.note(|| format!("s{shard} log {level:?} {text}")),
                 Action::Stopped => {
                     self.note(|| format!("s{shard} stopped"));

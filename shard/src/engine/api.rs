@@ -185,6 +185,11 @@ pub enum Event<'a> {
         /// The version.
         version: u64,
     },
+    /// Who leads groups of this node that have several replicas, for clients that ask any of its shards.
+    LeadersTold {
+        /// What changed, or everything.
+        leaders: Vec<Leadership>,
+    },
     /// A frame arrived from another node's shard. Only between its [`Self::PeerUp`] and [`Self::PeerDown`], once, and in
     /// the order in which it was sent there. The bytes stay valid for this call only.
     PeerFrame {
@@ -293,6 +298,11 @@ pub enum Action {
         /// The set.
         peers: Vec<PeerId>,
     },
+    /// Tell every shard of the node, this one included ([`Event::LeadersTold`]).
+    TellLeaders {
+        /// What changed, or everything.
+        leaders: Vec<Leadership>,
+    },
     /// A line for the operator's log.
     Log {
         /// How bad.
@@ -303,6 +313,17 @@ pub enum Action {
     /// After [`Event::Shutdown`]: everything is on stable storage. From a shard that had fenced itself only what was
     /// answered as durable is.
     Stopped,
+}
+
+/// Who leads a group, as one of its replicas knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// The group.
+    pub group: GroupId,
+    /// The leader's node; 0 while nobody leads.
+    pub node: u32,
+    /// The epoch (Raft's term) of that leadership, or of the election.
+    pub epoch: u32,
 }
 
 /// Severity of [`Action::Log`].

@@ -510,6 +510,8 @@ impl Engine {
             }
         }
         self.place_groups(&catalog, actions);
+        self.leaders
+            .retain(|group, _| *group == GroupId::METADATA || catalog.topics.contains_key(&group.topic.0));
         let version = catalog.version;
         self.catalog = Some(catalog);
         if self.journal.attach(Pending::Catalog { version }).is_err() {

@@ -12,6 +12,7 @@
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
 //! | `catch_up` | a follower gets what its leader has in segments only |
+//! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
 //! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
@@ -26,6 +27,7 @@ mod default;
 mod fetch;
 mod flush;
 mod journal;
+mod metadata;
 mod outbox;
 mod partition;
 mod pending;
@@ -48,10 +50,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::{
-    ErrorReply, MetadataReply, MetadataRequest, NodeMetadata, PartitionMetadata, PartitionState,
-    ReplicaMetadata, Request, Response, TopicMetadata,
-};
+use pyralog_net::message::{ErrorReply, PartitionState, Request, Response};
 use pyralog_replication::metadata::Catalog;
 
 use crate::memory::{ChunkPool, ChunkSupply};
@@ -75,8 +74,6 @@ const STALL_CHECK_US: u64 = 10_000;
 const SHED_EVERY_US: u64 = 100_000;
 /// Pause between attempts to write while the disk is full, microseconds.
 const DISK_FULL_RETRY_US: u64 = 1_000_000;
-/// Topics in one page of a metadata reply; fewer when they have many partitions.
-const METADATA_PAGE_PARTITIONS: usize = 16_384;
 
 /// What the shard can do at present.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +114,8 @@ pub struct Engine {
     opens_are_suspect: bool,
     /// Groups on the disk that are newer than the catalogue: a topic that gets one of their ids later is not theirs.
     strangers: BTreeSet<GroupId>,
+    /// Who leads the groups of all of this node's shards.
+    leaders: HashMap<GroupId, Leadership, RandomState>,
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
     reloads: reload::Reloads,
@@ -179,6 +178,9 @@ impl Engine {
             Event::ConnectionClosed { conn } => self.connection_closed(conn),
             Event::IoDone { token, result } => self.io_done(token, result, actions),
             Event::CatalogPublished { catalog } => self.catalog_published(catalog, actions),
+            Event::LeadersTold { leaders } => {
+                self.leaders.extend(leaders.iter().map(|told| (told.group, *told)));
+            }
             Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
             Event::PeerFrame { from, control, payload } => self.peer_frame(from, control, payload, actions),
             Event::PeerUp { peer, session } => self.peer_up(peer, session),
@@ -388,91 +390,6 @@ impl Engine {
             *count += 1;
         }
         reply(conn, correlation_id, Response::Error(ErrorReply { code, detail }), actions);
-    }
-
-    fn metadata(
-        &mut self,
-        conn: ConnId,
-        correlation_id: u64,
-        request: &MetadataRequest<'_>,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(catalog) = self.catalog.clone() else {
-            let detail = "the catalogue is not loaded yet".into();
-            return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
-        };
-        let describe = |topic: &pyralog_replication::metadata::Topic| TopicMetadata {
-            id: topic.id,
-            name: topic.spec.name.clone(),
-            quorums: topic.spec.quorums(),
-            retention_bytes: topic.spec.retention_bytes,
-            retention_ms: topic.spec.retention_ms,
-            partitions: (0..topic.partitions())
-                .filter_map(|partition| {
-                    let leader = topic.spec.assignment.preferred_leader(partition)?;
-                    let replicas = topic.spec.assignment.replicas(partition).map(|replica| ReplicaMetadata {
-                        node: replica.node,
-                        shard: replica.shard,
-                        in_sync: replica == leader,
-                    });
-                    let (leader, shard) = (leader.node, leader.shard);
-                    Some(PartitionMetadata { leader, epoch: 0, shard, replicas: replicas.collect() })
-                })
-                .collect(),
-        };
-        let mut more = false;
-        let mut topics = Vec::new();
-        if let Some(name) = request.topic {
-            let Some(topic) = catalog.topic_by_name(name) else {
-                let detail = format!("no topic {name:?}");
-                return self.refuse(
-                    conn,
-                    correlation_id,
-                    ErrorCode::UnknownTopicOrPartition,
-                    detail,
-                    actions,
-                );
-            };
-            topics.push(describe(topic));
-        } else {
-            let mut partitions = 0;
-            for topic in catalog.topics.range(request.start_after.saturating_add(1)..).map(|(_, topic)| topic)
-            {
-                if !topics.is_empty()
-                    && (partitions + topic.partitions() as usize > METADATA_PAGE_PARTITIONS
-                        || topics.len() >= 1_000)
-                {
-                    more = true;
-                    break;
-                }
-                partitions += topic.partitions() as usize;
-                topics.push(describe(topic));
-            }
-        }
-        let own = NodeMetadata {
-            id: self.config.node.0,
-            shards: self.config.shards,
-            address: self.config.advertised_address.clone(),
-        };
-        // What this node knows of itself is newer than what it registered.
-        let others = catalog.nodes.values().filter(|node| node.id != own.id).map(|node| NodeMetadata {
-            id: node.id,
-            shards: node.shards,
-            address: node.client_address.clone(),
-        });
-        let mut nodes: Vec<NodeMetadata> = others.collect();
-        nodes.push(own);
-        nodes.sort_by_key(|node| node.id);
-        let answer = MetadataReply {
-            node: self.config.node.0,
-            controller: self.config.node.0,
-            nodes,
-            version: catalog.version,
-            server: self.config.server_version.clone(),
-            more,
-            topics,
-        };
-        reply(conn, correlation_id, Response::Metadata(Box::new(answer)), actions);
     }
 
     fn io_done(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {

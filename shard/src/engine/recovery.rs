@@ -762,6 +762,7 @@ impl<'a> Replay<'a> {
             controller: self.catalog.map(|catalog| Controller::new(catalog, config.shards)),
             opens_are_suspect: self.unknown_damage,
             strangers: BTreeSet::new(),
+            leaders: HashMap::with_hasher(RandomState::with_seeds(25, 26, 27, 28)),
             fetches: Default::default(),
             replication: Default::default(),
             cold: Default::default(),

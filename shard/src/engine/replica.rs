@@ -81,6 +81,8 @@ pub(super) struct RaftReplica {
     pub(super) high_watermark: i64,
     /// Whether it led when that was last looked at.
     pub(super) led: bool,
+    /// Leader and term as they were last told.
+    pub(super) told: (u32, u32),
     /// It gets batches from its leader's segments.
     pub(super) catch_up: Option<Box<CatchUp>>,
     /// On the engine's list of groups that may have something to do.

@@ -20,7 +20,7 @@ use pyralog_replication::raft::{
 use crate::format::journal::{FrameHeader, FrameKind};
 use crate::memory::ChunkSlice;
 
-use super::api::{IoToken, PeerId};
+use super::api::{IoToken, Leadership, PeerId};
 use super::outbox::Outbox;
 use super::partition::Partition;
 use super::pending::Pending;
@@ -53,6 +53,8 @@ pub(super) struct Replication {
     output: Output,
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,
+    /// Leaders that the node's shards have to be told.
+    leaders: Vec<Leadership>,
 }
 
 impl Engine {
@@ -79,6 +81,12 @@ impl Engine {
                 actions.push(Action::Log { level: LogLevel::Error, text });
             }
         }
+        // All of them: another shard may have begun anew.
+        let known = self.each_partition().filter_map(|partition| {
+            let (node, epoch) = partition.replica.raft()?.told;
+            Some(Leadership { group: partition.group, node, epoch })
+        });
+        self.replication.leaders = known.collect();
         wanted.sort_unstable();
         wanted.dedup();
         if wanted != self.replication.wanted {
@@ -164,6 +172,7 @@ impl Engine {
             laid: Default::default(),
             waiting: Default::default(),
             led: false,
+            told: (0, 0),
             queued: false,
             timer_us: u64::MAX,
             active_us: now_us,
@@ -378,6 +387,10 @@ impl Engine {
             self.queue_group(index);
         }
         self.replication.outbox.send(actions);
+        let leaders = std::mem::take(&mut self.replication.leaders);
+        if !leaders.is_empty() {
+            actions.push(Action::TellLeaders { leaders });
+        }
     }
 
     /// Lays down what a group has put out so far: a leader's first entry comes before its first batch. False: there
@@ -610,6 +623,12 @@ impl Engine {
         }
         if leads {
             replica.note_progress(now_us);
+        }
+        let seen = (replica.raft.leader().unwrap_or(0), replica.raft.term());
+        if std::mem::replace(&mut replica.told, seen) != seen
+            && let Some(group) = self.at(index).map(|partition| partition.group)
+        {
+            self.replication.leaders.push(Leadership { group, node: seen.0, epoch: seen.1 });
         }
         while let Some(replica) = self.raft_mut(index)
             && let Some(first) = replica.waiting.front().copied()

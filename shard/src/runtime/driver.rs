@@ -25,7 +25,7 @@ use super::recovery_disk::RealDisk;
 use super::report::ShardReport;
 use super::ring::{Completion, Ring};
 use super::wake::Waker;
-use crate::engine::{Action, Engine, EngineConfig, Event, LogLevel, Now, ShardStatus, recover};
+use crate::engine::{Action, Engine, EngineConfig, Event, Leadership, LogLevel, Now, ShardStatus, recover};
 
 /// Completions handled in one pass; then the engine seals and the actions go out.
 const COMPLETIONS_PER_PASS: usize = 256;
@@ -51,6 +51,8 @@ pub(super) enum ShardMessage {
     Catalog(Arc<Catalog>),
     /// To shard 0: a shard serves that version.
     CatalogApplied(ShardId, u64),
+    /// Who leads groups of a shard.
+    Leaders(Vec<Leadership>),
     /// Tell how you are.
     Report(flume::Sender<ShardReport>),
     /// Tell the state of your partitions, of one topic or of all.
@@ -319,6 +321,7 @@ impl Driver {
                 ShardMessage::CatalogApplied(shard, version) => {
                     self.event(now, Event::CatalogApplied { shard, version });
                 }
+                ShardMessage::Leaders(leaders) => self.event(now, Event::LeadersTold { leaders }),
                 ShardMessage::Report(to) => {
                     let _ = to.try_send(self.report());
                 }
@@ -383,6 +386,11 @@ impl Driver {
                     Action::WantPeers { peers } => {
                         if let Some(links) = &mut self.links {
                             links.want(&peers);
+                        }
+                    }
+                    Action::TellLeaders { leaders } => {
+                        for shard in &self.shards {
+                            shard.send(ShardMessage::Leaders(leaders.clone()));
                         }
                     }
                     Action::Log { level, text } => self.log(level, text),

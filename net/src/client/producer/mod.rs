@@ -9,15 +9,17 @@
 mod link;
 mod queue;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pyralog_core::batch::{BatchBuilder, BatchError, Compression, Header};
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_BATCH_BYTES};
 use pyralog_core::{ErrorCode, GroupId};
 
-use super::api::Client;
+use super::api::{Client, nobody_leads};
 use super::backoff::Backoff;
 use super::error::ClientError;
+use super::place::Place;
 use crate::message::{Acks, Durability, InitProducerIdReply, ProduceReply, Response};
 use link::Link;
 use queue::Queue;
@@ -101,7 +103,7 @@ pub struct IdempotentProducer {
     config: ProducerConfig,
     session: InitProducerIdReply,
     partitions: Vec<Queue>,
-    links: Vec<Link>,
+    links: BTreeMap<Place, Link>,
     unacknowledged_bytes: usize,
     backoff: Backoff,
     failed: Option<(ErrorCode, String)>,
@@ -134,8 +136,12 @@ impl IdempotentProducer {
             topic_id: metadata.id,
             config,
             session,
-            partitions: metadata.partitions.iter().map(|partition| Queue::new(partition.shard)).collect(),
-            links: Vec::new(),
+            partitions: metadata
+                .partitions
+                .iter()
+                .map(|partition| Queue::new(Place::leader_of(partition)))
+                .collect(),
+            links: BTreeMap::new(),
             unacknowledged_bytes: 0,
             backoff: Backoff::new(),
             failed: None,
@@ -248,24 +254,22 @@ impl IdempotentProducer {
         loop {
             let done = self.pump(partition)?;
             let queue = self.queue(partition);
-            let (batches, shard) = (queue.batches(), queue.shard);
+            let (batches, place) = (queue.batches(), queue.place);
             let room = batches < self.config.max_in_flight_per_partition
                 && self.unacknowledged_bytes < self.config.max_unacknowledged_bytes;
             if done && (room || batches == 0) {
                 return Ok(());
             }
-            if self.link(shard).in_flight() > 0 {
-                self.receive_one(shard)?;
+            if let Some(place) = place
+                && self.link(place).in_flight() > 0
+            {
+                self.receive_one(place)?;
             }
         }
     }
 
-    fn link(&mut self, shard: u16) -> &mut Link {
-        let index = usize::from(shard);
-        if self.links.len() <= index {
-            self.links.resize_with(index + 1, Link::default);
-        }
-        &mut self.links[index]
+    fn link(&mut self, place: Place) -> &mut Link {
+        self.links.entry(place).or_default()
     }
 
     /// Sends what the partition's bounds allow; `true` when nothing is left that could be sent.
@@ -273,8 +277,8 @@ impl IdempotentProducer {
         match self.try_pump(partition) {
             Ok(done) => Ok(done),
             Err(error) => {
-                let shard = self.queue(partition).shard;
-                self.recover(shard, error)?;
+                let place = self.queue(partition).place;
+                self.recover(place, error)?;
                 Ok(false)
             }
         }
@@ -283,19 +287,18 @@ impl IdempotentProducer {
     fn try_pump(&mut self, partition: u32) -> Result<bool, ClientError> {
         let group = GroupId::new(self.topic_id, partition);
         let (acks, window) = (self.config.acks, self.config.max_in_flight_per_partition);
-        let shard = self.queue(partition).shard;
         if self.queue(partition).unsent(window).is_none() {
             return Ok(true);
         }
-        if !self.link(shard).is_connected() {
-            let connection = self.client.open(shard)?;
-            if self.link(shard).connect(connection) {
+        let place = self.queue(partition).place.ok_or_else(|| nobody_leads(group))?;
+        if !self.link(place).is_connected() {
+            let connection = self.client.open(place)?;
+            if self.link(place).connect(connection) {
                 self.stats.reconnects += 1;
             }
         }
-        self.link(shard);
         let (Some(link), Some(queue)) =
-            (self.links.get_mut(usize::from(shard)), self.partitions.get_mut(partition as usize))
+            (self.links.get_mut(&place), self.partitions.get_mut(partition as usize))
         else {
             return Ok(true);
         };
@@ -315,8 +318,8 @@ impl IdempotentProducer {
     fn pump_all(&mut self) -> Result<bool, ClientError> {
         for partition in 0..self.partitions() {
             if let Err(error) = self.try_pump(partition) {
-                let shard = self.queue(partition).shard;
-                self.recover(shard, error)?;
+                let place = self.queue(partition).place;
+                self.recover(place, error)?;
                 return Ok(false);
             }
         }
@@ -324,30 +327,31 @@ impl IdempotentProducer {
     }
 
     fn receive_all(&mut self) -> Result<(), ClientError> {
-        for shard in 0..self.links.len() as u16 {
-            while self.link(shard).in_flight() > 0 {
-                self.receive_one(shard)?;
+        let places: Vec<Place> = self.links.keys().copied().collect();
+        for place in places {
+            while self.link(place).in_flight() > 0 {
+                self.receive_one(place)?;
             }
         }
         Ok(())
     }
 
     /// Takes one reply from a shard, or repairs what keeps it from coming.
-    fn receive_one(&mut self, shard: u16) -> Result<(), ClientError> {
+    fn receive_one(&mut self, place: Place) -> Result<(), ClientError> {
         let timeout = self.client.config().request_timeout.min(self.config.delivery_timeout);
-        let (partition, correlation_id, response) = match self.link(shard).receive(timeout) {
+        let (partition, correlation_id, response) = match self.link(place).receive(timeout) {
             Ok(received) => received,
-            Err(error) => return self.recover(shard, error),
+            Err(error) => return self.recover(Some(place), error),
         };
         match response {
-            Response::Produce(reply) => self.acknowledged(shard, partition, correlation_id, reply),
+            Response::Produce(reply) => self.acknowledged(place, partition, correlation_id, reply),
             Response::Error(error) => {
                 let error = ClientError::Server { code: error.code, detail: error.detail };
-                self.recover(shard, error)
+                self.recover(Some(place), error)
             }
             other => {
                 let detail = format!("a produce was answered with {other:?}");
-                let error = ClientError::Protocol { address: format!("shard {shard}"), detail };
+                let error = ClientError::Protocol { address: place.to_string(), detail };
                 Err(self.fail(error))
             }
         }
@@ -355,7 +359,7 @@ impl IdempotentProducer {
 
     fn acknowledged(
         &mut self,
-        shard: u16,
+        place: Place,
         partition: u32,
         correlation_id: u64,
         reply: ProduceReply,
@@ -363,7 +367,7 @@ impl IdempotentProducer {
         let Some(batch) = self.queue(partition).acknowledge(correlation_id) else {
             // A batch behind one that has failed: both are sent again, and the node answers with what it has.
             let detail = format!("replies to partition {partition} came out of order");
-            return self.recover(shard, ClientError::Protocol { address: format!("shard {shard}"), detail });
+            return self.recover(Some(place), ClientError::Protocol { address: place.to_string(), detail });
         };
         self.unacknowledged_bytes -= batch.bytes;
         self.backoff.reset();
@@ -384,16 +388,18 @@ impl IdempotentProducer {
         Ok(())
     }
 
-    /// After a failure on `shard`: forget what was under way there, wait, and send it again in its order. Returns
+    /// After a failure at `place`: forget what was under way there, wait, and send it again in its order. Returns
     /// when everything was sent; the replies are still to come.
-    fn recover(&mut self, shard: u16, error: ClientError) -> Result<(), ClientError> {
-        let (mut shard, mut error) = (shard, error);
+    fn recover(&mut self, place: Option<Place>, error: ClientError) -> Result<(), ClientError> {
+        let (mut place, mut error) = (place, error);
         loop {
             if !repairable(&error) {
                 return Err(self.fail(error));
             }
             self.stats.retries += 1;
-            self.forget_in_flight(shard, &error);
+            if let Some(place) = place {
+                self.forget_in_flight(place, &error);
+            }
             let oldest = self.partitions.iter().filter_map(Queue::oldest).min();
             let tried = oldest.map(|oldest| oldest.elapsed()).unwrap_or_default();
             if tried >= self.config.delivery_timeout {
@@ -406,59 +412,60 @@ impl IdempotentProducer {
                 }));
             }
             std::thread::sleep(self.backoff.step());
-            if let Err(next) = self.refresh_shards(&error) {
+            if let Err(next) = self.refresh_places(&error) {
                 error = next;
                 continue;
             }
             match self.resend() {
                 Ok(()) => return Ok(()),
-                Err((at, next)) => (shard, error) = (at, next),
+                Err((at, next)) => (place, error) = (at, next),
             }
         }
     }
 
-    fn resend(&mut self) -> Result<(), (u16, ClientError)> {
+    fn resend(&mut self) -> Result<(), (Option<Place>, ClientError)> {
         for partition in 0..self.partitions() {
-            self.try_pump(partition).map_err(|error| (self.queue(partition).shard, error))?;
+            self.try_pump(partition).map_err(|error| (self.queue(partition).place, error))?;
         }
         Ok(())
     }
 
-    /// Nothing is under way on `shard` any more. Where the connection is sound, its replies are taken first, so that
+    /// Nothing is under way at `place` any more. Where the connection is sound, its replies are taken first, so that
     /// a busy node is not burdened with new connections; they say nothing that sending again does not tell.
-    fn forget_in_flight(&mut self, shard: u16, error: &ClientError) {
+    fn forget_in_flight(&mut self, place: Place, error: &ClientError) {
         let busy = matches!(
             error,
             ClientError::Server { code: ErrorCode::Overloaded | ErrorCode::DiskFull | ErrorCode::Fenced, .. }
         );
         let timeout = self.client.config().request_timeout.min(self.config.delivery_timeout);
-        let link = self.link(shard);
+        let link = self.link(place);
         if !busy || !link.drain(timeout) {
             link.disconnect();
         }
-        self.partitions.iter_mut().filter(|queue| queue.shard == shard).for_each(Queue::nothing_sent);
+        self.partitions.iter_mut().filter(|queue| queue.place == Some(place)).for_each(Queue::nothing_sent);
     }
 
-    /// Learns where the partitions are when `error` says that they are elsewhere.
-    fn refresh_shards(&mut self, error: &ClientError) -> Result<(), ClientError> {
-        if !error.asks_for_metadata() {
+    /// Learns where the partitions are when `error` says that they may be elsewhere. A topic that is not there yet on a
+    /// node that lags behind is asked for again.
+    fn refresh_places(&mut self, error: &ClientError) -> Result<(), ClientError> {
+        if !error.asks_elsewhere() {
             return Ok(());
         }
-        self.client.forget_topic(&self.topic);
-        let metadata = match self.client.topic(&self.topic) {
-            Ok(metadata) if metadata.id == self.topic_id => metadata,
-            Ok(_) => {
-                return Err(ClientError::Usage(format!("topic {} was deleted and created anew", self.topic)));
-            }
-            Err(error) => return Err(error),
-        };
-        for (index, place) in metadata.partitions.iter().enumerate() {
+        let metadata = self.client.topic_afresh(&self.topic)?;
+        if metadata.id != self.topic_id {
+            return Err(ClientError::Usage(format!("topic {} was deleted and created anew", self.topic)));
+        }
+        for (index, partition) in metadata.partitions.iter().enumerate() {
+            let place = Place::leader_of(partition);
             let Some(queue) = self.partitions.get_mut(index) else { break };
-            if queue.shard != place.shard {
-                queue.nothing_sent();
-                let old = std::mem::replace(&mut queue.shard, place.shard);
+            if queue.place == place {
+                continue;
+            }
+            queue.nothing_sent();
+            if let Some(old) = std::mem::replace(&mut queue.place, place) {
                 self.link(old).disconnect();
-                self.partitions.iter_mut().filter(|queue| queue.shard == old).for_each(Queue::nothing_sent);
+                let there = self.partitions.iter_mut().filter(|queue| queue.place == Some(old));
+                there.for_each(Queue::nothing_sent);
             }
         }
         Ok(())
@@ -466,7 +473,7 @@ impl IdempotentProducer {
 
     fn fail(&mut self, error: ClientError) -> ClientError {
         self.failed = Some((error.code(), error.to_string()));
-        self.links.iter_mut().for_each(Link::disconnect);
+        self.links.values_mut().for_each(Link::disconnect);
         error
     }
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use pyralog_core::batch::{BatchBuilder, BatchError, Compression, sequence_after};
 
+use crate::client::place::Place;
 use crate::message::InitProducerIdReply;
 
 /// The unacknowledged batches of one partition: `batches[..sent]` are in flight, the others wait.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// The shard that owns the partition.
-    pub(super) shard: u16,
+    /// Where the partition is led, as far as that is known.
+    pub(super) place: Option<Place>,
     open: Option<Box<BatchBuilder>>,
     next_sequence: i32,
     batches: VecDeque<Pending>,
@@ -36,8 +37,8 @@ pub(super) struct Acknowledged {
 }
 
 impl Queue {
-    pub(super) fn new(shard: u16) -> Self {
-        Self { shard, open: None, next_sequence: 0, batches: VecDeque::new(), sent: 0 }
+    pub(super) fn new(place: Option<Place>) -> Self {
+        Self { place, open: None, next_sequence: 0, batches: VecDeque::new(), sent: 0 }
     }
 
     pub(super) fn open_batch(&mut self) -> &mut BatchBuilder {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use pyralog_core::batch::BatchView;
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, ProduceRequest, Request, Response,
+    Acks, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, MetadataRequest, ProduceRequest,
+    Request, Response,
 };
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{MessageKind, frame};
@@ -324,6 +325,7 @@ impl World {
                 Action::CatalogApplied { version } => {
                     self.event(id, Event::CatalogApplied { shard: SHARD, version });
                 }
+                Action::TellLeaders { leaders } => self.event(id, Event::LeadersTold { leaders }),
                 Action::Log { text, .. } => panic!("node {id}: {text}"),
                 other => panic!("node {id}: {other:?}"),
             }
@@ -627,6 +629,9 @@ impl World {
         for node in &self.nodes {
             assert_eq!(node.catalog.as_ref().unwrap().encode(), first.encode(), "the catalogues differ");
         }
+        for id in self.ids() {
+            self.check_metadata(id);
+        }
         for group in self.groups.clone() {
             let first = self.read(1, group);
             let once: BTreeSet<_> = first.values().collect();
@@ -638,6 +643,25 @@ impl World {
             for ((_, offset), value) in acknowledged {
                 assert_eq!(first.get(offset), Some(value), "acknowledged offset {offset} of {group}");
             }
+        }
+    }
+}
+
+impl World {
+    /// What a client is told by any node is so.
+    fn check_metadata(&mut self, id: u32) {
+        self.admin += 1;
+        let (correlation_id, page) = (self.admin, MetadataRequest { topic: None, start_after: 0 });
+        self.event(id, Event::Request { conn: ConnId(1), correlation_id, request: Request::Metadata(page) });
+        let Some(Response::Metadata(told)) = self.answer.take() else { panic!("{:?}", self.answer) };
+        assert_eq!(Some(told.controller), self.leader(GroupId::METADATA));
+        for group in self.groups.clone() {
+            let topic = told.topics.iter().find(|topic| topic.id == group.topic.0).unwrap();
+            let partition = topic.partitions[group.partition as usize];
+            assert_eq!(Some(partition.leader), self.leader(group), "node {id} on {group}");
+            assert_eq!((partition.shard, partition.replicas.iter().count()), (SHARD.0, self.nodes.len()));
+            let state = self.nodes[id as usize - 1].engine.as_ref().unwrap().partition(group).unwrap();
+            assert_eq!(partition.epoch, state.epoch);
         }
     }
 }

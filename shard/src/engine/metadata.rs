@@ -1,0 +1,118 @@
+//! What clients are told of the cluster: nodes, topics, where each partition is and who leads it.
+
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::message::{
+    MetadataReply, MetadataRequest, NodeMetadata, PartitionMetadata, ReplicaMetadata, Response, TopicMetadata,
+};
+use pyralog_replication::metadata::{Assignment, Topic};
+
+use super::{Action, ConnId, Engine, reply};
+
+/// Partitions in one page of metadata; a single topic with more is a page of its own.
+const PAGE_PARTITIONS: usize = 16_384;
+
+impl Engine {
+    /// The node whose shard 0 takes administrative requests; 0 while nobody is known to.
+    fn metadata_leader(&self) -> u32 {
+        if !self.config.is_clustered() {
+            return self.config.node.0;
+        }
+        self.leaders.get(&GroupId::METADATA).map_or(0, |told| told.node)
+    }
+
+    /// Where a partition is. Its leader is known where one of its replicas is; elsewhere the preferred one stands for it,
+    /// which knows better.
+    fn partition_metadata(&self, assignment: &Assignment, topic: u32, partition: u32) -> PartitionMetadata {
+        let group = GroupId::new(topic, partition);
+        let replicas: Vec<_> = assignment.replicas(partition).collect();
+        let preferred = replicas.first().map_or(0, |replica| replica.node);
+        let (leader, epoch) = match self.leaders.get(&group) {
+            _ if replicas.len() < 2 => (preferred, 0),
+            Some(told) => (told.node, told.epoch),
+            None if replicas.iter().any(|replica| replica.node == self.config.node.0) => (0, 0),
+            None => (preferred, 0),
+        };
+        let shard = replicas.iter().find(|replica| replica.node == leader).map_or(0, |replica| replica.shard);
+        let replicas = replicas.iter().map(|replica| ReplicaMetadata {
+            node: replica.node,
+            shard: replica.shard,
+            in_sync: replica.node == leader,
+        });
+        PartitionMetadata { leader, epoch, shard, replicas: replicas.collect() }
+    }
+
+    pub(super) fn metadata(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &MetadataRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(catalog) = self.catalog.clone() else {
+            let detail = "the catalogue is not loaded yet".into();
+            return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
+        };
+        let describe = |topic: &Topic| TopicMetadata {
+            id: topic.id,
+            name: topic.spec.name.clone(),
+            quorums: topic.spec.quorums(),
+            retention_bytes: topic.spec.retention_bytes,
+            retention_ms: topic.spec.retention_ms,
+            partitions: (0..topic.partitions())
+                .map(|partition| self.partition_metadata(&topic.spec.assignment, topic.id, partition))
+                .collect(),
+        };
+        let mut more = false;
+        let mut topics = Vec::new();
+        if let Some(name) = request.topic {
+            let Some(topic) = catalog.topic_by_name(name) else {
+                let detail = format!("no topic {name:?}");
+                return self.refuse(
+                    conn,
+                    correlation_id,
+                    ErrorCode::UnknownTopicOrPartition,
+                    detail,
+                    actions,
+                );
+            };
+            topics.push(describe(topic));
+        } else {
+            let mut partitions = 0;
+            for topic in catalog.topics.range(request.start_after.saturating_add(1)..).map(|(_, topic)| topic)
+            {
+                if !topics.is_empty()
+                    && (partitions + topic.partitions() as usize > PAGE_PARTITIONS || topics.len() >= 1_000)
+                {
+                    more = true;
+                    break;
+                }
+                partitions += topic.partitions() as usize;
+                topics.push(describe(topic));
+            }
+        }
+        let own = NodeMetadata {
+            id: self.config.node.0,
+            shards: self.config.shards,
+            address: self.config.advertised_address.clone(),
+        };
+        // What this node knows of itself is newer than what it registered.
+        let others = catalog.nodes.values().filter(|node| node.id != own.id).map(|node| NodeMetadata {
+            id: node.id,
+            shards: node.shards,
+            address: node.client_address.clone(),
+        });
+        let mut nodes: Vec<NodeMetadata> = others.collect();
+        nodes.push(own);
+        nodes.sort_by_key(|node| node.id);
+        let answer = MetadataReply {
+            node: self.config.node.0,
+            controller: self.metadata_leader(),
+            nodes,
+            version: catalog.version,
+            server: self.config.server_version.clone(),
+            more,
+            topics,
+        };
+        reply(conn, correlation_id, Response::Metadata(Box::new(answer)), actions);
+    }
+}
