@@ -67,6 +67,8 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 pub const CHUNKS_AHEAD_PER_SHARD: usize = 2;
 /// Dropped chunks whose memory a shard keeps for the next ones; more goes back to the kernel.
 pub const SPARE_CHUNKS_PER_SHARD: usize = 4;
+/// Nodes that hold the cluster's metadata, at most.
+pub const MAX_METADATA_REPLICAS: usize = 5;
 /// Bytes of batches that a recovery keeps in memory, per shard; what is beyond stays in the journal until it is used.
 pub const REPLAY_MEMORY_BYTES_PER_SHARD: usize = 64 << 20;
 /// Chunks left in the journal that a shard reads back at once.

@@ -84,6 +84,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("node.node_id", "7"),
     ("node.data_dir", "/var/lib/pyralog"),
     ("node.journal_dir", "/fast"),
+    ("node.cluster_name", "east-1"),
     ("node.cluster_nodes", "127.0.0.1:9092"),
     ("network.listen_address", "10.0.0.1:9093"),
     ("network.advertised_address", "log1.example.org:9092"),
@@ -116,6 +117,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
 
 #[test]
 fn every_key_takes_a_value_from_every_layer() {
+    // Refused without other nodes, and with a value of its own kind.
     let refused_keys = ["network.internal_address", "storage.segment_config.use_mmap"];
     assert_eq!(OTHER_VALUES.len() + refused_keys.len(), KEYS.len());
     for (path, value) in OTHER_VALUES {
@@ -302,12 +304,24 @@ fn what_can_not_work_is_refused_with_the_reason() {
     ok(&yaml("storage: {segment_config: {use_mmap: false}}"));
     refused_with(
         &yaml("network: {internal_address: \"0.0.0.0:9093\"}"),
-        &["internal_address", "does not replicate"],
+        &["internal_address", "no other node is named"],
     );
     refused_with(
         &env(&[("PYRALOG_CLUSTER_NODES", "127.0.0.1:9092,b:9092")]),
-        &["cluster_nodes", "does not replicate"],
+        &["internal_address", "needed with several nodes"],
     );
+    refused_with(
+        &env(&[
+            ("PYRALOG_CLUSTER_NODES", "a:1,b:1,c:1,d:1,e:1,f:1"),
+            ("PYRALOG__NETWORK__INTERNAL_ADDRESS", "0.0.0.0:1"),
+        ]),
+        &["cluster_nodes", "6 nodes", "up to 5"],
+    );
+    ok(&env(&[
+        ("PYRALOG_CLUSTER_NODES", "a:1,b:1,c:1"),
+        ("PYRALOG__NETWORK__INTERNAL_ADDRESS", "0.0.0.0:1"),
+    ]));
+    refused_with(&yaml("node: {cluster_name: \"a b\"}"), &["cluster_name", "letters"]);
     refused_with(&env(&[("PYRALOG_CLUSTER_NODES", "b:9092")]), &["cluster_nodes", "127.0.0.1:9092"]);
     ok(&env(&[("PYRALOG_CLUSTER_NODES", "")]));
     let open = env(&[("PYRALOG_LISTEN_ADDRESS", "0.0.0.0:9092")]);
@@ -327,12 +341,12 @@ fn what_can_not_work_is_refused_with_the_reason() {
     );
 }
 
-/// What is wrong with a list of nodes, told beside the refusal of a second node.
+/// What is wrong with a list of nodes.
 #[test]
 fn the_list_of_nodes_is_checked() {
     let refused_as = |more: &[(&str, &str)], parts: &[&str]| {
-        let errors = refused(&env(more));
-        assert!(errors.to_string().contains("does not replicate"), "{errors}");
+        let internal = [("PYRALOG__NETWORK__INTERNAL_ADDRESS", "0.0.0.0:1")];
+        let errors = refused(&env(&[more, &internal].concat()));
         let told =
             |part: &&str| errors.0.iter().any(|e| e.key == "node.cluster_nodes" && e.message.contains(part));
         assert!(parts.iter().all(told), "{parts:?}: {errors}");
@@ -347,9 +361,11 @@ fn the_list_of_nodes_is_checked() {
         &["this node is 3", "not among the nodes 1, 2"],
     );
     let many: Vec<String> = (1..=65).map(|n| format!("h{n}:1")).collect();
-    refused_as(&[(nodes, &many.join(","))], &["64 is the bound"]);
-    let errors = refused(&env(&[(nodes, "7@a:1,1@b:2")]));
-    assert_eq!(errors.0.len(), 1, "ids in any order are fine, only the second node is refused: {errors}");
+    refused_as(&[(nodes, &many.join(","))], &["65 nodes", "up to 5"]);
+    refused_as(&[(nodes, "b:9092")], &["only node", "127.0.0.1:9092"]);
+    let internal = ("PYRALOG__NETWORK__INTERNAL_ADDRESS", "0.0.0.0:1");
+    let any_order = ok(&env(&[(nodes, "7@a:1,1@b:2"), internal]));
+    assert_eq!(any_order.config.cluster_nodes().collect::<Vec<_>>(), [(7, "a:1"), (1, "b:2")]);
     // One entry is this node, as ever: by any id when it names none.
     let own = ok(&env(&[(nodes, "127.0.0.1:9092"), ("PYRALOG_NODE_ID", "7")]));
     assert_eq!(own.config.cluster_nodes().collect::<Vec<_>>(), [(1, "127.0.0.1:9092")]);
@@ -367,6 +383,10 @@ fn copies_and_quorums_fit_each_other_and_the_nodes() {
         config.node.cluster_nodes = vec![node; nodes];
         assert_eq!(config.topic_quorums(), Quorums::of(copies), "{nodes} nodes");
     }
+    assert_ne!(Config::default().cluster_id(), {
+        config.node.cluster_name = "other".to_owned();
+        config.cluster_id()
+    });
     config.replication.write_quorum = Some(3);
     assert_eq!(config.topic_quorums().write_quorum, 3);
     refused_with(&yaml("replication: {factor: 3}"), &["replication.factor", "3 copies", "this one only"]);

@@ -66,6 +66,32 @@ pub(crate) enum Command {
 pub(crate) enum ClusterCommand {
     /// Who answers, with which version, shards and topics.
     Info,
+    /// Start a cluster on this machine, for trying things out; go on with one that was stopped.
+    StartLocal(StartLocal),
+    /// Stop such a cluster. Its data stays.
+    StopLocal(StopLocal),
+}
+
+/// Options of `cluster start-local`.
+#[derive(Debug, Args)]
+pub(crate) struct StartLocal {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=5))]
+    pub(crate) nodes: u16,
+    /// Folder of the nodes' data, logs and configurations.
+    #[arg(long, default_value = "./pyralog-local")]
+    pub(crate) dir: PathBuf,
+    /// Client port of the first node; the others follow, and their internal ports are 100 above.
+    #[arg(long, default_value_t = 9092, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+}
+
+/// Options of `cluster stop-local`.
+#[derive(Debug, Args)]
+pub(crate) struct StopLocal {
+    /// The folder that it was started with.
+    #[arg(long, default_value = "./pyralog-local")]
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

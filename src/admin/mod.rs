@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod consume;
 mod lines;
+mod local;
 mod offline;
 mod output;
 mod produce;
@@ -33,6 +34,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let mut client = client(&cli.cluster, Duration::from_secs(5));
     match cli.command {
         Command::Cluster(ClusterCommand::Info) => cluster::info(&mut client, cli.output),
+        Command::Cluster(ClusterCommand::StartLocal(arguments)) => local::start(&arguments, cli.output),
+        Command::Cluster(ClusterCommand::StopLocal(arguments)) => local::stop(&arguments, cli.output),
         Command::Topic(command) => cluster::topic(&mut client, cli.output, command),
         Command::Produce(arguments) => produce::run(&cli.cluster, client, cli.output, &arguments),
         Command::Consume(arguments) => consume::run(&cli.cluster, client, &arguments),

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use pyralog_core::NodeId;
 use pyralog_core::config::{Config, Hugepages};
-use pyralog_shard::engine::{EngineConfig, election};
-use pyralog_shard::runtime::NodeOptions;
+use pyralog_core::{NodeId, ShardId};
+use pyralog_shard::engine::{EngineConfig, PeerId, election};
+use pyralog_shard::runtime::peers::LinkTiming;
+use pyralog_shard::runtime::{InternalOptions, NodeOptions};
 
 use crate::failure::{Exit, Failure};
 use crate::kernel_checks::Needs;
@@ -73,13 +74,42 @@ pub(crate) fn node(config: &Config, shards: Vec<Option<usize>>) -> Result<NodeOp
         data_dir: config.node.data_dir.clone(),
         journal_dir: config.journal_dir(),
         listen: config.network.listen_address,
-        internal: None,
+        internal: internal(config),
         max_connections: config.network.max_connections as usize,
         request_timeout: Duration::from_millis(config.network.request_timeout_ms),
         spin_us: config.runtime.spin_us,
         transparent_hugepages: config.runtime.hugepages == Hugepages::Transparent,
         engine,
     })
+}
+
+/// How the node speaks with the others, if there are any.
+fn internal(config: &Config) -> Option<InternalOptions> {
+    let listen = config.network.internal_address.filter(|_| config.is_clustered())?;
+    let others = config.cluster_nodes().filter(|(id, _)| *id != config.node.node_id);
+    Some(InternalOptions {
+        listen,
+        cluster_id: config.cluster_id(),
+        peers: others.map(|(id, address)| (NodeId(id), address.to_owned())).collect(),
+        timing: LinkTiming::default(),
+    })
+}
+
+/// Where the others find this node: its own entry in the list that all have.
+fn own_internal_address(config: &Config) -> String {
+    let own = config.cluster_nodes().find(|(id, _)| config.is_clustered() && *id == config.node.node_id);
+    own.map(|(_, address)| address.to_owned()).unwrap_or_default()
+}
+
+/// Shard 0 of every node, when there are several.
+fn metadata_replicas(config: &Config) -> Vec<PeerId> {
+    if !config.is_clustered() {
+        return Vec::new();
+    }
+    let mut replicas: Vec<PeerId> =
+        config.cluster_nodes().map(|(id, _)| PeerId { node: NodeId(id), shard: ShardId(0) }).collect();
+    replicas.sort_unstable();
+    replicas
 }
 
 /// The template of every shard's settings; the node fills in what differs.
@@ -93,7 +123,8 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         advertised_address: config.network.advertised_address.clone().unwrap_or_default(),
         topic_quorums: config.topic_quorums(),
         election: election(config),
-        metadata_replicas: Vec::new(),
+        internal_address: own_internal_address(config),
+        metadata_replicas: metadata_replicas(config),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
         cache_bytes: config.cache_bytes_per_shard(shards) as usize,
         cache_enabled: storage.cache_config.enabled,

@@ -73,6 +73,17 @@ impl Default for ReplicationConfig {
 const DEFAULT_REPLICATION_FACTOR: usize = 3;
 
 impl Config {
+    /// What the name of the cluster is on the wire: FNV-1a of its bytes, 64 bits.
+    pub fn cluster_id(&self) -> u64 {
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.node.cluster_name.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+    }
+
+    /// Whether there are other nodes.
+    pub fn is_clustered(&self) -> bool {
+        self.node.cluster_nodes.len() > 1
+    }
+
     /// The nodes of the cluster: id and internal address, in the order of `node.cluster_nodes`; none when the node is
     /// alone.
     pub fn cluster_nodes(&self) -> impl Iterator<Item = (u32, &str)> {

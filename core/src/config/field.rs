@@ -44,6 +44,9 @@ impl Unit {
     }
 }
 
+/// Longest name, bytes.
+const MAX_NAME_BYTES: usize = 64;
+
 /// A setting of a [`super::Config`] and its bounds.
 pub(super) enum Field<'a> {
     Number(&'a mut u32, u32, u32),
@@ -54,6 +57,8 @@ pub(super) enum Field<'a> {
     Duration(&'a mut u64, Unit, u64, u64),
     OptDuration(&'a mut Option<u64>, Unit, u64, u64, &'static str),
     Bool(&'a mut bool),
+    /// A name of letters, digits and `.`, `_`, `-`.
+    Name(&'a mut String),
     Path(&'a mut PathBuf),
     /// A path; the text says what holds without one.
     OptPath(&'a mut Option<PathBuf>, &'static str),
@@ -90,6 +95,7 @@ impl Field<'_> {
                 **out = value;
             }
             Self::Bool(out) => **out = boolean(node).ok_or(usage)?,
+            Self::Name(out) => **out = text(node).and_then(name).ok_or(usage)?,
             Self::Path(out) => **out = PathBuf::from(path(node).ok_or(usage)?),
             Self::OptPath(out, _) => **out = Some(PathBuf::from(path(node).ok_or(usage)?)),
             Self::Socket(out) => **out = text(node).and_then(socket).ok_or(usage)?,
@@ -115,6 +121,7 @@ impl Field<'_> {
             Self::Duration(v, ..) => v.to_string(),
             Self::OptDuration(v, .., word) => v.map_or((*word).to_owned(), |v| v.to_string()),
             Self::Bool(v) => v.to_string(),
+            Self::Name(v) => (*v).clone(),
             Self::Path(v) => v.display().to_string(),
             Self::OptPath(v, unset) => v.as_ref().map_or(format!("({unset})"), |v| v.display().to_string()),
             Self::Socket(v) => v.to_string(),
@@ -144,6 +151,7 @@ impl Field<'_> {
             Self::Size(v, _) | Self::Duration(v, ..) => json!(v),
             Self::OptSize(v, ..) | Self::OptDuration(v, ..) => json!(v),
             Self::Bool(v) => json!(v),
+            Self::Name(v) => json!(v),
             Self::OptPath(v, _) => json!(v.as_ref().map(|v| v.display().to_string())),
             Self::OptSocket(v, _) => json!(v),
             Self::OptHostPort(v, _) => json!(v),
@@ -160,6 +168,7 @@ impl Field<'_> {
             Self::Size(..) | Self::OptSize(..) => "size",
             Self::Duration(..) | Self::OptDuration(..) => "duration",
             Self::Bool(_) => "true or false",
+            Self::Name(_) => "name",
             Self::Path(_) | Self::OptPath(..) => "path",
             Self::Socket(_) | Self::OptSocket(..) => "IP:PORT",
             Self::OptHostPort(..) => "HOST:PORT",
@@ -181,6 +190,7 @@ impl Field<'_> {
                 format!("{}, or {word}", duration_usage(*unit, *min, *max))
             }
             Self::Bool(_) => "true or false".to_owned(),
+            Self::Name(_) => format!("1 to {MAX_NAME_BYTES} letters, digits, '.', '_' or '-'"),
             Self::Path(_) | Self::OptPath(..) => "a path".to_owned(),
             Self::Socket(_) | Self::OptSocket(..) => {
                 "an IP address and a port, like 0.0.0.0:9092, [::1]:9092 or localhost:9092".to_owned()
@@ -291,6 +301,11 @@ fn nodes(node: &Node) -> Option<Vec<ClusterNode>> {
         Node::Text(text) => text.split(',').map(|t| cluster_node(t.trim())).collect(),
         _ => None,
     }
+}
+
+fn name(text: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    ((1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 fn cluster_node(text: &str) -> Option<ClusterNode> {

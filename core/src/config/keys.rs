@@ -88,10 +88,19 @@ pub const KEYS: &[Key] = &[
         field: |c| Field::OptPath(&mut c.node.journal_dir, "journal in node.data_dir"),
     },
     Key {
+        path: "node.cluster_name",
+        doc: "Name of the cluster, the same on every node of it.",
+        why: "Nodes of different clusters refuse each other, so that a wrong address mixes nothing. Name yours when \
+              several share a network.",
+        field: |c| Field::Name(&mut c.node.cluster_name),
+    },
+    Key {
         path: "node.cluster_nodes",
-        doc: "The cluster's nodes by their internal addresses, this one among them; the same list on every node.",
-        why: "This version does not replicate: anything but this node's own address is refused, so that nobody \
-              believes in copies that do not exist.",
+        doc: "The cluster's nodes by their internal addresses, this one among them; the same list on every node. Up to \
+              five; all of them hold the cluster's metadata.",
+        why: "Empty or this node alone: one copy of everything. Three nodes survive the loss of one. The list names who \
+              votes: it can't be changed in this version, and a node that has lost its disk must not come back under \
+              its old id.",
         field: |c| Field::Nodes(&mut c.node.cluster_nodes),
     },
     Key {
@@ -104,7 +113,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "network.internal_address",
         doc: "Address and port for other nodes.",
-        why: "This version does not replicate and would not listen there, so a value is refused.",
+        why: "Needed with several nodes, and refused without. Nothing there is encrypted or authenticated yet: use a \
+              network that only the nodes can reach.",
         field: |c| Field::OptSocket(&mut c.network.internal_address, "none"),
     },
     Key {
@@ -258,8 +268,9 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "replication.min_insync_replicas",
-        doc: "Copies that must be in sync for a partition to take writes, for topics that do not say otherwise.",
-        why: "`auto` is the write quorum: a write that could not be acknowledged is refused at once instead of waiting.",
+        doc: "Copies that must be in sync for a partition to take writes, for topics that do not say otherwise. Kept \
+              with the topic and not acted on yet: a write without its quorum waits until its time is over.",
+        why: "`auto` is the write quorum: what could not be acknowledged is not worth taking.",
         field: |c| {
             Field::OptNumber(
                 &mut c.replication.min_insync_replicas,
@@ -271,27 +282,26 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "replication.election_timeout.min_ms",
-        doc: "Shortest time without a word from its leader after which a replica asks to be elected. This version does \
-              not replicate: the value is checked and not used yet.",
+        doc: "Shortest time without a word from its leader after which a replica asks to be elected.",
         why: "Shorter fails over sooner; too short takes a slow disk or a busy core for a dead leader.",
         field: |c| Field::Duration(&mut c.replication.election_timeout.min_ms, Unit::Ms, 20, 60_000),
     },
     Key {
         path: "replication.election_timeout.max_ms",
-        doc: "Longest such time; each replica draws one between the two. Not used yet either.",
+        doc: "Longest such time; each replica draws one between the two.",
         why: "Twice the shortest: replicas rarely ask at the same moment and split the votes.",
         field: |c| Field::Duration(&mut c.replication.election_timeout.max_ms, Unit::Ms, 40, 120_000),
     },
     Key {
         path: "replication.heartbeat_ms",
-        doc: "How often a leader is heard at least while its partition is in use. Not used yet either.",
+        doc: "How often a leader is heard at least while its partition is in use.",
         why: "Below half of the shortest election timeout, so that one lost message deposes nobody.",
         field: |c| Field::Duration(&mut c.replication.heartbeat_ms, Unit::Ms, 5, 10_000),
     },
     Key {
         path: "replication.ack_timeout_ms",
         doc: "A produce that has its offset and not its quorum in this time is answered with RequestTimedOut; it may \
-              still be committed. Not used yet either.",
+              still be committed. Checked and not used yet: network.request_timeout_ms holds.",
         why: "Longer than an election, so that a fail-over is waited for rather than told.",
         field: |c| Field::Duration(&mut c.replication.ack_timeout_ms, Unit::Ms, 10, HOUR_MS),
     },

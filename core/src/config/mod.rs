@@ -49,6 +49,8 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Folder of the journals; see [`Config::journal_dir`].
     pub journal_dir: Option<PathBuf>,
+    /// Name of the cluster; see [`Config::cluster_id`].
+    pub cluster_name: String,
     /// The cluster's nodes; see [`Config::cluster_nodes`].
     pub cluster_nodes: Vec<ClusterNode>,
 }
@@ -164,7 +166,13 @@ pub enum Hugepages {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { node_id: 1, data_dir: PathBuf::from("./data"), journal_dir: None, cluster_nodes: Vec::new() }
+        Self {
+            node_id: 1,
+            data_dir: PathBuf::from("./data"),
+            journal_dir: None,
+            cluster_name: "pyralog".to_owned(),
+            cluster_nodes: Vec::new(),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use super::field::node_texts;
 use super::{Config, ConfigError, ConfigErrors, Effective};
 use crate::limits::{self, CHUNK_BYTES, MIN_CACHE_CHUNKS, MemoryBound, memory_bound};
 
@@ -11,10 +10,7 @@ pub(super) fn check(effective: &Effective) -> Vec<ConfigError> {
     let mut found = Found { effective, errors: Vec::new() };
     found.refused();
     found.cluster();
-    // Until the engine replicates; then `found.links()` without a condition.
-    if !found.refused_cluster() {
-        found.links();
-    }
+    found.links();
     found.quorums();
     found.elections();
     found.addresses();
@@ -48,32 +44,6 @@ impl Found<'_> {
         }
     }
 
-    /// Whether a second node or an internal address was refused.
-    fn refused_cluster(&mut self) -> bool {
-        let before = self.errors.len();
-        if self.config().network.internal_address.is_some() {
-            let message = "a value is refused: this version does not replicate and would not listen there; remove the \
-                           key";
-            self.error("network.internal_address", message.to_owned());
-        }
-        let nodes = &self.config().node.cluster_nodes;
-        let network = &self.config().network;
-        let own = |address: &String| {
-            network.advertised_address.as_ref() == Some(address)
-                || network.listen_address.to_string() == *address
-        };
-        if !nodes.iter().all(|node| own(&node.address)) || nodes.len() > 1 {
-            let message = format!(
-                "[{}] is refused: this version does not replicate, so a second node would keep no copy; remove the key \
-                 or name this node's own address only ({})",
-                node_texts(nodes).join(", "),
-                self.config().advertised_address(network.listen_address.port())
-            );
-            self.error("node.cluster_nodes", message);
-        }
-        self.errors.len() > before
-    }
-
     /// The list of nodes by itself.
     fn cluster(&mut self) {
         const KEY: &str = "node.cluster_nodes";
@@ -81,8 +51,27 @@ impl Found<'_> {
         let named = nodes.iter().filter(|node| node.id.is_some()).count();
         let own = self.config().node.node_id;
         let mut wrong = Vec::new();
-        if nodes.len() > limits::MAX_NODES {
-            wrong.push(format!("{} nodes; {} is the bound", nodes.len(), limits::MAX_NODES));
+        if nodes.len() > limits::MAX_METADATA_REPLICAS {
+            wrong.push(format!(
+                "{} nodes; this version takes up to {}, which all hold the metadata",
+                nodes.len(),
+                limits::MAX_METADATA_REPLICAS
+            ));
+        }
+        let network = &self.config().network;
+        let own_addresses = [
+            Some(network.listen_address.to_string()),
+            network.advertised_address.clone(),
+            network.internal_address.map(|address| address.to_string()),
+        ];
+        if let [only] = nodes.as_slice()
+            && !own_addresses.contains(&Some(only.address.clone()))
+        {
+            wrong.push(format!(
+                "{only} is the only node and not at this node's address ({}); name all nodes, or remove the key for a node \
+                 that is alone",
+                self.config().advertised_address(network.listen_address.port())
+            ));
         }
         if named != 0 && named != nodes.len() {
             wrong.push(
@@ -113,7 +102,13 @@ impl Found<'_> {
 
     /// What several nodes need to reach each other.
     fn links(&mut self) {
-        if self.config().node.cluster_nodes.len() > 1 && self.config().network.internal_address.is_none() {
+        let internal = self.config().network.internal_address;
+        if !self.config().is_clustered() && internal.is_some() {
+            let message = "no other node is named in node.cluster_nodes, so nobody would connect there; name them or \
+                           remove this key";
+            self.error("network.internal_address", message.to_owned());
+        }
+        if self.config().is_clustered() && internal.is_none() {
             let message = "needed with several nodes: the address and port that the others connect to, as in \
                            node.cluster_nodes; write for example 0.0.0.0:9093";
             self.error("network.internal_address", message.to_owned());

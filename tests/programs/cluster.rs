@@ -1,0 +1,300 @@
+//! Three real nodes that find each other, lose some, and go on.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use pyralog_net::client::{
+    Client, ClientConfig, ClientError, Consumer, ConsumerConfig, IdempotentProducer, ProducerConfig, StartAt,
+};
+use serde_json::Value;
+
+use crate::common::{Node, PATIENCE, admin};
+
+const CLIENT_PORT: u16 = 9092;
+const INTERNAL_PORT: u16 = 9093;
+
+static CLUSTERS: AtomicU16 = AtomicU16::new(0);
+
+/// Nodes on loopback addresses that no other test has: 127.p.p.x, with p from the process and x counted.
+struct Cluster {
+    folder: tempfile::TempDir,
+    nodes: BTreeMap<u16, Node>,
+    count: u16,
+    base: u16,
+}
+
+impl Cluster {
+    /// A cluster of which no node runs yet.
+    fn new(count: u16) -> Self {
+        let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
+        Self { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), count, base }
+    }
+
+    /// All nodes run and somebody leads the metadata.
+    fn formed(count: u16) -> Self {
+        let mut cluster = Self::new(count);
+        (1..=count).for_each(|id| cluster.start(id));
+        cluster.await_formed();
+        cluster
+    }
+
+    fn host(&self, id: u16) -> Ipv4Addr {
+        let process = std::process::id();
+        Ipv4Addr::new(127, 64 + (process >> 8 & 0x7f) as u8, process as u8, (self.base + id) as u8)
+    }
+
+    fn address(&self, id: u16) -> String {
+        format!("{}:{CLIENT_PORT}", self.host(id))
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        (1..=self.count).map(|id| self.address(id)).collect()
+    }
+
+    fn start(&mut self, id: u16) {
+        let nodes: Vec<String> =
+            (1..=self.count).map(|id| format!("{id}@{}:{INTERNAL_PORT}", self.host(id))).collect();
+        let settings = |command: &mut Command| {
+            command.env("PYRALOG_NODE_ID", id.to_string());
+            command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
+            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", format!("{}:{INTERNAL_PORT}", self.host(id)));
+            command.env("PYRALOG__RUNTIME__SHARDS", "1");
+        };
+        let data = self.folder.path().join(format!("node-{id}"));
+        let node = Node::start_with(&data, &self.address(id), |command| {
+            settings(command);
+            command
+        });
+        self.nodes.insert(id, node);
+    }
+
+    fn kill(&mut self, id: u16) {
+        self.nodes.remove(&id).unwrap().kill();
+    }
+
+    fn client(&self) -> Client {
+        let retry_for = PATIENCE;
+        let request_timeout = Duration::from_secs(5);
+        let config = ClientConfig { retry_for, request_timeout, ..ClientConfig::default() };
+        Client::new(&self.addresses(), config)
+    }
+
+    /// Every node knows all and who leads the metadata.
+    fn await_formed(&self) {
+        for address in self.addresses() {
+            let mut client = Client::new(&[address], ClientConfig::default());
+            eventually(|| {
+                let (node, _) = client.metadata().unwrap();
+                (node.controller != 0 && node.nodes.len() == usize::from(self.count)).then_some(())
+            });
+        }
+    }
+
+    fn admin(&self, arguments: &[&str]) -> Output {
+        admin().arg("--cluster").arg(self.addresses().join(",")).args(arguments).output().unwrap()
+    }
+
+    fn admin_ok(&self, arguments: &[&str]) -> String {
+        let output = self.admin(arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.admin_ok(&[arguments, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// The node that leads a partition.
+    fn leader(&self, topic: &str, partition: usize) -> u16 {
+        let mut client = self.client();
+        eventually(|| {
+            let leader = client.topic_afresh(topic).unwrap().partitions[partition].leader;
+            (leader != 0).then_some(leader as u16)
+        })
+    }
+
+    /// Everything in a partition, in order.
+    fn read(&self, topic: &str, partition: u32) -> Vec<Vec<u8>> {
+        let config = ConsumerConfig::default();
+        let mut consumer = Consumer::new(self.client(), topic, partition, StartAt::Earliest, config).unwrap();
+        let mut values = Vec::new();
+        loop {
+            let polled = consumer
+                .poll(Duration::ZERO, |record| -> Result<(), ClientError> {
+                    values.push(record.value.unwrap().to_vec());
+                    Ok(())
+                })
+                .unwrap();
+            if consumer.position() >= polled.high_watermark {
+                return values;
+            }
+        }
+    }
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
+fn producer(cluster: &Cluster, topic: &str) -> IdempotentProducer {
+    let config =
+        ProducerConfig { batch_bytes: 4 << 10, delivery_timeout: PATIENCE, ..ProducerConfig::default() };
+    IdempotentProducer::new(cluster.client(), topic, config).unwrap()
+}
+
+fn value(partition: u32, number: u64) -> Vec<u8> {
+    format!("partition {partition} record {number:08}").into_bytes()
+}
+
+#[test]
+fn three_nodes_form_a_cluster_in_any_order_and_any_of_them_serves_all() {
+    let mut cluster = Cluster::new(3);
+    for id in [3, 1, 2] {
+        cluster.start(id);
+    }
+    cluster.await_formed();
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "6"]);
+    let info = cluster.json(&["cluster", "info"]);
+    assert_eq!(info["nodes"].as_array().unwrap().len(), 3, "{info}");
+    let leaders: Vec<u16> = (0..6).map(|partition| cluster.leader("t", partition)).collect();
+    assert!(leaders.iter().any(|leader| *leader != leaders[0]), "spread over the nodes: {leaders:?}");
+    let topic = cluster.json(&["topic", "get", "t", "--detailed"]);
+    assert_eq!((&topic["replication_factor"], &topic["write_quorum"]), (&3.into(), &2.into()), "{topic}");
+    for partition in topic["partition_states"].as_array().unwrap() {
+        assert_eq!(partition["replicas"].as_array().unwrap().len(), 3, "{partition}");
+        assert_eq!(partition["health"], "online", "{partition}");
+    }
+    let mut producer = producer(&cluster, "t");
+    for number in 0..600 {
+        let partition = (number % 6) as u32;
+        producer.send(partition, 0, None, Some(&value(partition, number / 6)), &[]).unwrap();
+    }
+    producer.flush().unwrap();
+    for address in cluster.addresses() {
+        let output = admin().args(["--cluster", &address, "consume", "t", "--exit-at-end"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 600);
+    }
+    for partition in 0..6 {
+        let expected: Vec<_> = (0..100).map(|number| value(partition, number)).collect();
+        assert_eq!(cluster.read("t", partition), expected);
+    }
+}
+
+#[test]
+fn killed_leaders_cost_no_acknowledged_record() {
+    let mut cluster = Cluster::formed(3);
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
+    let mut producer = producer(&cluster, "t");
+    let mut sent = 0;
+    let mut send = |producer: &mut IdempotentProducer, count: u64| {
+        for _ in 0..count {
+            for partition in 0..2 {
+                producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
+            }
+            sent += 1;
+        }
+        sent
+    };
+    for round in 0..3 {
+        send(&mut producer, 2_000);
+        // Some of it is under way.
+        let leader = cluster.leader("t", round % 2);
+        send(&mut producer, 500);
+        cluster.kill(leader);
+        send(&mut producer, 2_000);
+        producer.flush().unwrap();
+        cluster.start(leader);
+    }
+    let sent = send(&mut producer, 100);
+    producer.flush().unwrap();
+    assert_eq!(producer.stats().acked_records, sent * 2);
+    for partition in 0..2 {
+        let read = cluster.read("t", partition);
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(read == expected, "{} read, {sent} acknowledged", read.len());
+    }
+    // The replicas that were away hold the same: each of them can be the last but one.
+    for id in 1..=3 {
+        cluster.kill(id);
+        let read = cluster.read("t", 0);
+        assert_eq!(read.len() as u64, sent, "without node {id}");
+        cluster.start(id);
+        cluster.await_formed();
+    }
+}
+
+#[test]
+fn a_minority_takes_no_writes_and_says_so_until_the_others_are_back() {
+    let mut cluster = Cluster::formed(3);
+    cluster.admin_ok(&["topic", "create", "t"]);
+    let mut producer = producer(&cluster, "t");
+    producer.send(0, 0, None, Some(&value(0, 0)), &[]).unwrap();
+    producer.flush().unwrap();
+    cluster.kill(1);
+    cluster.kill(2);
+    let client = ClientConfig { retry_for: Duration::from_millis(500), ..ClientConfig::default() };
+    let mut lonely = Client::new(&[cluster.address(3)], client);
+    let error = lonely.create_topic("u", 1, -1, -1).unwrap_err();
+    assert!(error.retriable(), "{error}");
+    let output = admin().args(["--cluster", &cluster.address(3), "topic", "create", "v"]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("nobody leads the metadata"), "{told}");
+    cluster.start(1);
+    producer.send(0, 0, None, Some(&value(0, 1)), &[]).unwrap();
+    producer.flush().unwrap();
+    assert_eq!(cluster.read("t", 0), [value(0, 0), value(0, 1)]);
+}
+
+#[test]
+fn a_local_cluster_is_started_found_again_and_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("local");
+    // Below the range that the system hands out by itself, and different for each run.
+    let port = (20_000 + std::process::id() % 10_000).to_string();
+    let run = |arguments: &[&str]| {
+        admin().args(arguments).arg("--dir").arg(&dir).args(["-o", "json"]).output().unwrap()
+    };
+    let started = LocalCluster { dir: &dir };
+    let output = run(&["cluster", "start-local", "--port", &port]);
+    assert!(output.status.success(), "{output:?}");
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 3, "{rows}");
+    let address = rows[1]["address"].as_str().unwrap();
+    let created = admin().args(["--cluster", address, "topic", "create", "t"]).output().unwrap();
+    assert!(created.status.success(), "{created:?}");
+
+    let again = run(&["cluster", "start-local", "--port", &port]);
+    let rows: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] == "was running"), "{rows}");
+    let other = run(&["cluster", "start-local", "--port", &port, "--nodes", "5"]);
+    assert_eq!(other.status.code(), Some(2), "{other:?}");
+
+    let stopped = run(&["cluster", "stop-local"]);
+    assert!(stopped.status.success(), "{stopped:?}");
+    let rows: Value = serde_json::from_slice(&stopped.stdout).unwrap();
+    assert!(rows.as_array().unwrap().iter().all(|row| row["state"] == "stopped"), "{rows}");
+    drop(started);
+}
+
+/// Stops a local cluster however the test ends.
+struct LocalCluster<'a> {
+    dir: &'a Path,
+}
+
+impl Drop for LocalCluster<'_> {
+    fn drop(&mut self) {
+        let _ = admin().args(["cluster", "stop-local", "--dir"]).arg(self.dir).output();
+    }
+}
