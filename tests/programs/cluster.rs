@@ -25,18 +25,23 @@ struct Cluster {
     nodes: BTreeMap<u16, Node>,
     count: u16,
     base: u16,
+    settings: &'static [(&'static str, &'static str)],
 }
 
 impl Cluster {
     /// A cluster of which no node runs yet.
     fn new(count: u16) -> Self {
         let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
-        Self { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), count, base }
+        Self { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), count, base, settings: &[] }
     }
 
     /// All nodes run and somebody leads the metadata.
     fn formed(count: u16) -> Self {
-        let mut cluster = Self::new(count);
+        Self::formed_with(count, &[])
+    }
+
+    fn formed_with(count: u16, settings: &'static [(&'static str, &'static str)]) -> Self {
+        let mut cluster = Self { settings, ..Self::new(count) };
         (1..=count).for_each(|id| cluster.start(id));
         cluster.await_formed();
         cluster
@@ -63,6 +68,7 @@ impl Cluster {
             command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
             command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", format!("{}:{INTERNAL_PORT}", self.host(id)));
             command.env("PYRALOG__RUNTIME__SHARDS", "1");
+            command.envs(self.settings.iter().copied());
         };
         let data = self.folder.path().join(format!("node-{id}"));
         let node = Node::start_with(&data, &self.address(id), |command| {
@@ -232,6 +238,51 @@ fn killed_leaders_cost_no_acknowledged_record() {
         assert_eq!(read.len() as u64, sent, "without node {id}");
         cluster.start(id);
         cluster.await_formed();
+    }
+}
+
+#[test]
+fn a_node_that_stops_hands_over_what_it_leads() {
+    const ELECTIONS_AFTER: Duration = Duration::from_millis(1_500);
+    let mut cluster = Cluster::formed_with(
+        3,
+        &[
+            ("PYRALOG__REPLICATION__ELECTION_TIMEOUT__MIN_MS", "1500"),
+            ("PYRALOG__REPLICATION__ELECTION_TIMEOUT__MAX_MS", "2500"),
+        ],
+    );
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "6"]);
+    let mut producer = producer(&cluster, "t");
+    let mut sent = 0;
+    for id in [2, 3, 1] {
+        for _ in 0..500 {
+            for partition in 0..6 {
+                producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
+            }
+            sent += 1;
+        }
+        producer.flush().unwrap();
+        let (status, said) = cluster.nodes.remove(&id).unwrap().stop();
+        assert!(status.success(), "{said}");
+        // Before any election could begin, that is.
+        let stopped = Instant::now();
+        let asked = if id == 1 { 2 } else { 1 };
+        let mut other = Client::new(&[cluster.address(asked)], ClientConfig::default());
+        loop {
+            let topic = other.topic_afresh("t").unwrap();
+            let leaders: Vec<u32> = topic.partitions.iter().map(|partition| partition.leader).collect();
+            if !leaders.contains(&id.into()) && !leaders.contains(&0) {
+                break;
+            }
+            assert!(stopped.elapsed() < ELECTIONS_AFTER, "node {id} stopped and leads: {leaders:?}");
+        }
+        cluster.start(id);
+        cluster.await_formed();
+    }
+    producer.flush().unwrap();
+    for partition in 0..6 {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected);
     }
 }
 

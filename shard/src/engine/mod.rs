@@ -11,6 +11,7 @@
 //! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
+//! | `hand_over` | a shard that stops gives away what it leads |
 //! | `catch_up` | a follower gets what its leader has in segments only |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
@@ -26,6 +27,7 @@ mod controller;
 mod default;
 mod fetch;
 mod flush;
+mod hand_over;
 mod journal;
 mod metadata;
 mod outbox;
@@ -121,6 +123,8 @@ pub struct Engine {
     reloads: reload::Reloads,
     flush: flush::Flusher,
     replication: replicate::Replication,
+    /// It stops, and waits until then for others to lead what it led.
+    hand_over_until_us: Option<u64>,
     /// Why this engine can't be trusted any more; it is fenced at the end of the pass.
     must_fence: Option<String>,
     tokens: u64,
@@ -213,6 +217,7 @@ impl Engine {
         #[cfg(feature = "planted-bugs")]
         self.planted_ack_before_flush(actions);
         self.pump(actions);
+        self.hand_over_step();
         self.journal.submit(depth, durable, &mut self.tokens, actions);
         self.plan_marker();
         self.flush_step(actions);
@@ -239,6 +244,7 @@ impl Engine {
             self.stall_due_us,
             self.groups_deadline_us(),
             self.register_due_us,
+            self.hand_over_until_us,
         ]
         .into_iter()
         .flatten()
@@ -539,7 +545,9 @@ impl Engine {
             Mode::Starting | Mode::Serving | Mode::Stopping => {
                 self.mode = Mode::Stopping;
                 self.fail_fetches(ErrorCode::NotReady, actions);
-                self.flush_for_shutdown();
+                if self.hand_over_until_us.is_none() && !self.begin_hand_over() {
+                    self.flush_for_shutdown();
+                }
             }
         }
     }

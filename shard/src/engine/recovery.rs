@@ -768,6 +768,7 @@ impl<'a> Replay<'a> {
             cold: Default::default(),
             reloads: Default::default(),
             flush,
+            hand_over_until_us: None,
             must_fence: None,
             tokens: 0,
             marker_due_us: None,

@@ -299,6 +299,10 @@ impl Engine {
         self.each_group_with(peer, |replica| replica.raft.peer_restarted(peer.node.0, now_us));
     }
 
+    pub(super) fn is_linked(&self, peer: PeerId) -> bool {
+        self.replication.up.contains_key(&peer)
+    }
+
     pub(super) fn peer_down(&mut self, peer: PeerId) {
         self.replication.up.remove(&peer);
         let now_us = self.now.monotonic_us;
