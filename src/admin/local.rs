@@ -91,7 +91,9 @@ impl LocalNode {
         Process::read(&self.pid())
     }
 
-    fn config_text(&self, all: &[Self], folder: &Path) -> String {
+    fn config_text(&self, all: &[Self], folder: &Path, cpus: &[usize]) -> String {
+        // Each on a core of its own as far as there are enough.
+        let cpu = cpus.get(usize::from(self.id) % cpus.len().max(1)).copied().unwrap_or(0);
         let nodes: Vec<String> = all.iter().map(|node| format!("{}@{}", node.id, node.internal)).collect();
         let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
@@ -99,7 +101,7 @@ impl LocalNode {
             "# Written by `pyralog-admin cluster start-local`; kept as it is at the next start.\n\
              node:\n  node_id: {}\n  data_dir: data\n  cluster_name: local-{name}\n  cluster_nodes: [{}]\n\
              network:\n  listen_address: \"{}\"\n  internal_address: \"{}\"\n\
-             runtime:\n  shards: 1\n\
+             runtime:\n  shards: 1\n  cpus: \"{cpu}\"\n\
              storage:\n  cache_config:\n    max_size: 256MiB\n",
             self.id,
             nodes.join(", "),
@@ -181,14 +183,18 @@ pub(crate) fn start(arguments: &StartLocal, format: Format) -> Result<(), Failur
         )));
     }
     let nodes = LocalNode::all(&folder, arguments.nodes, arguments.port)?;
+    let cpus = crate::node::allowed_cpus()?;
     let stopped: Vec<&LocalNode> = nodes.iter().filter(|node| node.process().is_none()).collect();
     // Before anything is started: all or none.
     stopped.iter().try_for_each(|node| node.check_ports())?;
     for node in &stopped {
         fs::create_dir_all(&node.folder).map_err(|error| cannot("make", &node.folder, &error))?;
-        let text = node.config_text(&nodes, &folder);
+        let text = node.config_text(&nodes, &folder, &cpus);
+        let without_cpu = |text: &str| {
+            text.lines().filter(|line| !line.contains("cpus:")).map(str::to_owned).collect::<Vec<_>>()
+        };
         match fs::read_to_string(node.config()) {
-            Ok(there) if there != text => {
+            Ok(there) if without_cpu(&there) != without_cpu(&text) => {
                 return Err(Failure::usage(format!(
                     "{} was made with other ports or nodes; use the same ones, or another folder (--dir)",
                     node.config().display()

@@ -1,35 +1,27 @@
 //! A node of the demo's own: this same program as a child process.
 
+use super::interrupt;
+use crate::failure::Failure;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use super::interrupt;
-use crate::failure::Failure;
 
 /// A running node. Dropping it kills it.
 pub(crate) struct Node {
     process: Child,
     stdout: BufReader<ChildStdout>,
-    /// What it printed until it was ready.
-    pub(crate) banner: String,
-    /// Where it listens.
-    pub(crate) address: String,
-    /// From its start until it was ready.
-    pub(crate) ready_after: Duration,
 }
 
 impl Node {
     /// Starts a node and waits until it is ready.
-    pub(crate) fn start(data_dir: &Path, listen: &str) -> Result<Self, Failure> {
-        let started = Instant::now();
+    pub(crate) fn start(data_dir: &Path, listen: &str, settings: &[(&str, String)]) -> Result<Self, Failure> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::failed(format!("cannot find the program to start: {error}")))?;
         let mut process = Command::new(program)
             .arg("--data-dir")
             .arg(data_dir)
             .args(["--listen", listen])
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -38,11 +30,8 @@ impl Node {
         let Some(stdout) = process.stdout.take() else {
             return Err(Failure::failed("the node has no standard output"));
         };
-        let (address, ready_after) = (String::new(), Duration::ZERO);
-        let mut node =
-            Self { process, stdout: BufReader::new(stdout), banner: String::new(), address, ready_after };
+        let mut node = Self { process, stdout: BufReader::new(stdout) };
         node.await_ready()?;
-        node.ready_after = started.elapsed();
         Ok(node)
     }
 
@@ -54,34 +43,31 @@ impl Node {
                 // Its own message is on standard error already.
                 _ => return Err(Failure::failed("the node ended before it was ready")),
             }
-            if let Some(rest) = line.strip_prefix(crate::node::READY) {
-                let address = rest.split([',', ' ', '\n']).next().unwrap_or_default();
-                self.address = address.to_owned();
+            if line.starts_with(crate::node::READY) {
                 return Ok(());
             }
-            self.banner.push_str(&line);
         }
     }
 
     /// SIGKILL: no destructor, no flush, nothing.
     pub(crate) fn kill(mut self) -> Result<(), Failure> {
-        interrupt::child_ends();
+        interrupt::child_ends(self.process.id());
         let ended = self.process.kill().and_then(|()| self.process.wait());
         ended.map(drop).map_err(|error| Failure::failed(format!("cannot kill the node: {error}")))
     }
 
-    /// SIGTERM, and an exit code of 0. What it said.
-    pub(crate) fn stop(mut self) -> Result<String, Failure> {
+    /// SIGTERM, and an exit code of 0.
+    pub(crate) fn stop(mut self) -> Result<(), Failure> {
         let pid =
             i32::try_from(self.process.id()).map_err(|_| Failure::failed("the node has no process id"))?;
         // SAFETY: the child has not been waited for, so the id is its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let mut said = String::new();
-        // What it said is for show; how it ended is what counts.
+        // What it says is read, so that it can be said; how it ended is what counts.
         let _ = self.stdout.read_to_string(&mut said);
-        interrupt::child_ends();
+        interrupt::child_ends(self.process.id());
         match self.process.wait() {
-            Ok(status) if status.success() => Ok(said),
+            Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(Failure::failed(format!("the node did not stop cleanly: {status}"))),
             Err(error) => Err(Failure::failed(format!("cannot wait for the node: {error}"))),
         }
@@ -91,7 +77,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // It may have ended already.
-        interrupt::child_ends();
+        interrupt::child_ends(self.process.id());
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

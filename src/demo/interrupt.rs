@@ -1,26 +1,30 @@
-//! What an interrupted demo still does: end its node and remove its files.
+//! What an interrupted demo still does: end its nodes and remove its files.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
 
-/// Process id of the node that runs; 0 = none.
-static CHILD: AtomicI32 = AtomicI32::new(0);
+/// Process ids of the nodes that run.
+static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+fn children() -> MutexGuard<'static, Vec<u32>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A node runs, until [`child_ends`].
 pub(crate) fn child_runs(pid: u32) {
-    CHILD.store(i32::try_from(pid).unwrap_or(0), Ordering::SeqCst);
+    children().push(pid);
 }
 
 /// The node is about to be waited for: after that its id may be somebody else's.
-pub(crate) fn child_ends() {
-    CHILD.store(0, Ordering::SeqCst);
+pub(crate) fn child_ends(pid: u32) {
+    children().retain(|other| *other != pid);
 }
 
-/// From now on SIGINT and SIGTERM kill the child, remove `folder` and end the process.
+/// From now on SIGINT and SIGTERM kill the children, remove `folder` and end the process.
 pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result<(), Failure> {
     let cannot = |error: std::io::Error| Failure::failed(format!("cannot listen for signals: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
@@ -35,8 +39,9 @@ pub(crate) fn clean_up_on_signals(folder: PathBuf) -> Result<(), Failure> {
                 _ = terminate.recv() => libc::SIGTERM,
             }
         });
-        let pid = CHILD.load(Ordering::SeqCst);
-        if pid > 0 {
+        // Held to the end: nobody else waits for one of them meanwhile.
+        let children = children();
+        for pid in children.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
             // SAFETY: the child has not been waited for, so the id is its own.
             unsafe { libc::kill(pid, libc::SIGKILL) };
             // SAFETY: likewise; the status is not asked for.

@@ -1,12 +1,15 @@
-//! `pyralog demo`: a real node, real input, a kill, a comparison, and latencies. Everything goes over the client
-//! port of a child process; nothing looks inside it.
+//! `pyralog demo`: three real nodes, real input, a leader that is killed, a comparison, and latencies. Everything goes
+//! over the client ports of child processes; nothing looks inside them.
 
 mod child;
+mod cluster;
 mod interrupt;
 mod latency;
 mod text;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -16,16 +19,22 @@ use pyralog_core::limits::MAX_FETCH_BYTES;
 use pyralog_net::client::{
     Client, ClientConfig, ClientError, IdempotentProducer, Place, ProducerConfig, ProducerStats,
 };
-use pyralog_net::message::FetchRequest;
+use pyralog_net::message::{FetchRequest, PartitionState, ReplicaState};
 
 use crate::failure::Failure;
 use crate::node::Settings;
 use crate::units::{self, parse_bytes};
-use child::Node;
+use cluster::{Cluster, NODES};
 use text::Text;
 
 const TOPIC: &str = "demo-text";
 const LATENCY_TOPIC: &str = "demo-latency";
+/// Partitions of the text's topic: each node leads one or two.
+const PARTITIONS: u32 = 6;
+/// How long anything is waited for that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause between two looks.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Options of the demo.
 #[derive(Args, Debug)]
@@ -50,14 +59,22 @@ pub(crate) fn run(arguments: &Arguments, settings: &Settings) -> Result<(), Fail
     let started = Instant::now();
     let folder = folder(settings.data_dir.as_deref())?;
     interrupt::clean_up_on_signals(folder.path().to_owned())?;
-    let data_dir = folder.path().join("data");
-    let node = Node::start(&data_dir, "127.0.0.1:0")?;
-    print!("{}", node.banner);
-    println!("  ready after {}\n", units::duration(node.ready_after));
+    let mut cluster = Cluster::start(folder.path())?;
+    let addresses = cluster.client_addresses();
+    println!(
+        "three nodes on this machine ({}), one core each as far as there are enough: a cluster after {}\n",
+        addresses.join(", "),
+        units::duration(started.elapsed())
+    );
 
-    let partitions = create_topics(&node.address)?;
-    let (node, written) = write_through_a_kill(node, &data_dir, partitions, arguments.size)?;
-    let read = read_back(&node.address, partitions, written.lines)?;
+    create_topics(&addresses)?;
+    let (killed, written) = write_through_a_kill(&mut cluster, arguments.size)?;
+    let back = Instant::now();
+    cluster.start_node(killed)?;
+    cluster.await_formed()?;
+    await_in_sync(&addresses)?;
+    println!("  node {killed} is back and has caught up after {}\n", units::duration(back.elapsed()));
+    let read = read_back(&addresses, written.lines)?;
     if read != written.sum {
         return Err(Failure::failed(format!(
             "what was read is not what was written: {read:?} against {:?}",
@@ -70,8 +87,8 @@ pub(crate) fn run(arguments: &Arguments, settings: &Settings) -> Result<(), Fail
         read.crc32c
     );
 
-    measure(&node.address, Duration::from_secs(arguments.seconds.max(1)))?;
-    print!("{}", node.stop()?);
+    measure(&addresses, Duration::from_secs(arguments.seconds.max(1)))?;
+    cluster.stop()?;
     drop(folder);
     println!("demo passed in {}", units::duration(started.elapsed()));
     Ok(())
@@ -91,9 +108,9 @@ fn folder(data_dir: Option<&str>) -> Result<tempfile::TempDir, Failure> {
     })
 }
 
-fn client(address: &str) -> Client {
+fn client(addresses: &[String]) -> Client {
     let config = ClientConfig { name: "pyralog demo".into(), ..ClientConfig::default() };
-    Client::new(&[address], config)
+    Client::new(addresses, config)
 }
 
 /// A client's error as the demo's failure.
@@ -101,14 +118,52 @@ pub(crate) fn checked<T>(result: Result<T, ClientError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// Returns the partitions of the text's topic: one per shard, at least two.
-fn create_topics(address: &str) -> Result<u32, Failure> {
-    let mut client = client(address);
-    let (node, _) = checked(client.metadata())?;
-    let partitions = u32::from(node.shards).max(2);
-    checked(client.create_topic(TOPIC, partitions, -1, -1))?;
+fn create_topics(addresses: &[String]) -> Result<(), Failure> {
+    let mut client = client(addresses);
+    checked(client.create_topic(TOPIC, PARTITIONS, -1, -1))?;
     checked(client.create_topic(LATENCY_TOPIC, 1, -1, -1))?;
-    Ok(partitions)
+    for topic in [TOPIC, LATENCY_TOPIC] {
+        for partition in 0..if topic == TOPIC { PARTITIONS } else { 1 } {
+            await_leader(&mut client, topic, partition)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until somebody leads the partition.
+fn await_leader(client: &mut Client, topic: &str, partition: u32) -> Result<u32, Failure> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let metadata = checked(client.topic_afresh(topic))?;
+        let leader = metadata.partitions.get(partition as usize).map_or(0, |partition| partition.leader);
+        if leader != 0 {
+            return Ok(leader);
+        }
+        if Instant::now() >= end {
+            return Err(Failure::failed(format!("partition {partition} of {topic} got no leader in time")));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Waits until every replica has everything.
+fn await_in_sync(addresses: &[String]) -> Result<(), Failure> {
+    let mut client = client(addresses);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let states = checked(client.describe_topic(TOPIC))?;
+        let whole = |state: &PartitionState| {
+            let has_all = |replica: &ReplicaState| replica.in_sync && replica.log_end >= state.high_watermark;
+            state.replicas.len() == NODES as usize && state.replicas.iter().all(has_all)
+        };
+        if states.len() == PARTITIONS as usize && states.iter().all(whole) {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(Failure::failed("the killed node has not caught up in time"));
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 /// A text in short.
@@ -141,42 +196,47 @@ struct Written {
     /// Of each partition.
     lines: Vec<u64>,
     stats: ProducerStats,
+    /// The longest time without an acknowledgement for a partition whose leader was killed.
+    fail_over: Duration,
 }
 
-/// Writes `size` bytes of text. When half of it is acknowledged the node is killed and started again, while the
-/// producer goes on.
-fn write_through_a_kill(
-    node: Node,
-    data_dir: &Path,
-    partitions: u32,
-    size: u64,
-) -> Result<(Node, Written), Failure> {
+/// Writes `size` bytes of text. When half of it is acknowledged the node that leads the first partition is killed, while
+/// the producer goes on. Returns who was killed.
+fn write_through_a_kill(cluster: &mut Cluster, size: u64) -> Result<(u32, Written), Failure> {
     println!(
-        "writing {} of text in lines to {partitions} partitions, every batch durable",
+        "writing {} of text in lines to {PARTITIONS} partitions, every batch durable on two of three nodes",
         units::bytes(size)
     );
     let started = Instant::now();
-    let address = node.address.clone();
+    let addresses = cluster.client_addresses();
     let (half, half_acknowledged) = flume::bounded(1);
-    let (killed, go_on) = flume::bounded(1);
+    let (tell_killed, killed) = flume::bounded(1);
     let producer = {
-        let address = address.clone();
-        std::thread::spawn(move || write(&address, partitions, size, half, go_on))
+        let addresses = addresses.clone();
+        std::thread::spawn(move || write(&addresses, size, half, killed))
     };
-    let node = match half_acknowledged.recv() {
-        Ok(acknowledged) => {
-            node.kill()?;
-            println!("  killed with SIGKILL when {} lines were acknowledged", units::count(acknowledged));
-            drop(killed);
-            let node = Node::start(data_dir, &address)?;
-            println!("  back after {}, journal replayed", units::duration(node.ready_after));
-            node
-        }
-        // The producer has failed before; its error is below.
-        Err(_) => node,
-    };
+    let mut victim = 0;
+    // Without an answer the producer has failed before; its error is below.
+    if let Ok(acknowledged) = half_acknowledged.recv() {
+        let mut client = client(&addresses);
+        victim = await_leader(&mut client, TOPIC, 0)?;
+        let metadata = checked(client.topic(TOPIC))?;
+        let led = (0..).zip(&metadata.partitions).filter(|(_, partition)| partition.leader == victim);
+        let led: Vec<u32> = led.map(|(partition, _)| partition).collect();
+        cluster.kill(victim)?;
+        println!(
+            "  node {victim}, which led {} of them, killed with SIGKILL when {} lines were acknowledged",
+            led.len(),
+            units::count(acknowledged)
+        );
+        let _ = tell_killed.send(led);
+    }
     let written = producer.join().map_err(|_| Failure::failed("the producer panicked"))??;
-    let Written { sum, stats, .. } = &written;
+    let Written { sum, stats, fail_over, .. } = &written;
+    println!(
+        "  the others took over: the longest that one of its partitions had no acknowledgement was {}",
+        units::duration(*fail_over)
+    );
     println!(
         "  {} lines acknowledged in {} ({:.0} MB/s, the kill included); sent again: {} rounds, {} batches were there already",
         units::count(stats.acked_records),
@@ -191,43 +251,45 @@ fn write_through_a_kill(
             sum.lines, stats.acked_records
         )));
     }
-    if stats.reconnects == 0 {
+    if stats.retries == 0 {
         return Err(Failure::failed(
-            "the producer never lost its connection: the kill came too late to show anything",
+            "the producer never lost a leader: the kill came too late to show anything",
         ));
     }
-    Ok((node, written))
+    Ok((victim, written))
 }
 
 /// The producer's thread. Tells on `half` how many lines are acknowledged when half of the bytes are, and goes on
-/// when the other end of `go_on` is dropped: so the kill comes while batches are under way, however busy the
-/// machine is.
+/// when `killed` says which partitions have lost their leader: so the kill comes while batches are under way, however
+/// busy the machine is.
 fn write(
-    address: &str,
-    partitions: u32,
+    addresses: &[String],
     size: u64,
     half: flume::Sender<u64>,
-    go_on: flume::Receiver<()>,
+    killed: flume::Receiver<Vec<u32>>,
 ) -> Result<Written, Failure> {
     let config = ProducerConfig {
         batch_bytes: 64 << 10,
         delivery_timeout: Duration::from_secs(30),
         ..ProducerConfig::default()
     };
-    let mut producer = checked(IdempotentProducer::new(client(address), TOPIC, config))?;
+    let mut producer = checked(IdempotentProducer::new(client(addresses), TOPIC, config))?;
     let mut lines = 0u64;
     let mut half = Some(half);
+    let mut gap = Gap::default();
+    let longest = Arc::clone(&gap.longest_us);
     producer.on_ack(Box::new(move |ack| {
         lines += u64::from(ack.records);
+        gap.acknowledged(ack.partition);
         if lines >= size / 2 / text::AVERAGE_LINE_BYTES
             && let Some(half) = half.take()
         {
             // Neither end waits for the other when it has failed.
             let _ = half.send(lines);
-            let _ = go_on.recv();
+            gap.begin(killed.recv().unwrap_or_default());
         }
     }));
-    let mut texts: Vec<Text> = (0..partitions).map(|partition| Text::new(u64::from(partition))).collect();
+    let mut texts: Vec<Text> = (0..PARTITIONS).map(|partition| Text::new(u64::from(partition))).collect();
     let mut sums = vec![Sum::default(); texts.len()];
     let mut sent = 0;
     while sent < size {
@@ -240,16 +302,40 @@ fn write(
     }
     checked(producer.flush())?;
     let lines = sums.iter().map(|sum| sum.lines).collect();
-    Ok(Written { sum: Sum::total(&sums), lines, stats: producer.stats() })
+    let fail_over = Duration::from_micros(longest.load(Ordering::Relaxed));
+    Ok(Written { sum: Sum::total(&sums), lines, stats: producer.stats(), fail_over })
+}
+
+/// The longest time without an acknowledgement for a partition whose leader was killed.
+#[derive(Default)]
+struct Gap {
+    /// Of each such partition, since when.
+    since: BTreeMap<u32, Instant>,
+    longest_us: Arc<AtomicU64>,
+}
+
+impl Gap {
+    fn begin(&mut self, partitions: Vec<u32>) {
+        let now = Instant::now();
+        self.since = partitions.into_iter().map(|partition| (partition, now)).collect();
+    }
+
+    fn acknowledged(&mut self, partition: u32) {
+        if let Some(since) = self.since.get_mut(&partition) {
+            let now = Instant::now();
+            self.longest_us.fetch_max(now.duration_since(*since).as_micros() as u64, Ordering::Relaxed);
+            *since = now;
+        }
+    }
 }
 
 /// Reads everything and compares it, line by line, with the text made again.
-fn read_back(address: &str, partitions: u32, lines: Vec<u64>) -> Result<Sum, Failure> {
+fn read_back(addresses: &[String], lines: Vec<u64>) -> Result<Sum, Failure> {
     println!("reading it back and comparing each line");
     let started = Instant::now();
-    let mut client = client(address);
+    let mut client = client(addresses);
     let mut sums = Vec::new();
-    for (partition, lines) in (0..partitions).zip(lines) {
+    for (partition, lines) in (0..PARTITIONS).zip(lines) {
         sums.push(read_partition(&mut client, partition, lines)?);
     }
     let total = Sum::total(&sums);
@@ -309,9 +395,12 @@ fn read_partition(client: &mut Client, partition: u32, lines: u64) -> Result<Sum
     }
 }
 
-fn measure(address: &str, time: Duration) -> Result<(), Failure> {
-    println!("records of 256 bytes, each in a batch of its own, acknowledged when it is on stable storage");
-    let mut client = client(address);
+fn measure(addresses: &[String], time: Duration) -> Result<(), Failure> {
+    println!(
+        "records of 256 bytes, each in a batch of its own, acknowledged when it is on stable storage of two of three nodes"
+    );
+    let mut client = client(addresses);
+    await_leader(&mut client, LATENCY_TOPIC, 0)?;
     let topic = checked(client.topic(LATENCY_TOPIC))?;
     let place = topic.partitions.first().and_then(Place::leader_of).unwrap_or(Place::ANY);
     let mut connection = checked(client.open(place))?;

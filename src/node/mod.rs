@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use cli::Settings;
+pub(crate) use options::allowed_cpus;
 
 use crate::control::source::Source;
 use crate::control::view::NodeFacts;

@@ -33,7 +33,7 @@ fn place(allowed: &[usize], shards: Option<u32>) -> Vec<Option<usize>> {
     }
 }
 
-fn allowed_cpus() -> Result<Vec<usize>, Failure> {
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>, Failure> {
     // SAFETY: all-zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is valid for the call to fill, and its size is given.
