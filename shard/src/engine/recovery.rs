@@ -173,6 +173,9 @@ struct Replay<'a> {
     chunks: VecDeque<CachedChunk>,
     /// Generation and place of the region that the last of `chunks` is the image of.
     region: (u64, u64),
+    /// Everything has to stay in memory from now on: there is damage, which leaves no unbroken chain to check against, or
+    /// there are several replicas, whose entries are needed as soon as the group has a leader and may hold a checkpoint back.
+    whole: bool,
     /// What the checkpoint names, for cleaning up.
     checkpointed: HashMap<GroupId, i64, RandomState>,
     catalog: Option<Catalog>,
@@ -208,6 +211,7 @@ impl<'a> Replay<'a> {
             by_group: HashMap::with_hasher(RandomState::with_seeds(17, 18, 19, 20)),
             chunks: VecDeque::new(),
             region: (0, 0),
+            whole: config.is_clustered(),
             checkpointed: HashMap::with_hasher(RandomState::with_seeds(21, 22, 23, 24)),
             catalog: None,
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
@@ -483,9 +487,11 @@ impl<'a> Replay<'a> {
     /// the bytes need not be, an absent one in its place, so that the next region is read into the same memory. Touching
     /// memory for the first time costs more than everything else of a replay where a host has to find it first
     /// (docs/decisions/0005). With it, how many bytes at the region's beginning it leaves out.
-    fn keep(&mut self, header: &CommitHeader, chunk: &Rc<Chunk>, whole: bool) -> (Rc<Chunk>, usize) {
+    fn keep(&mut self, header: &CommitHeader, chunk: &Rc<Chunk>) -> (Rc<Chunk>, usize) {
         let in_region = (header.position % CHUNK_BYTES as u64) as usize;
         let region = (header.generation, header.position - in_region as u64);
+        // The padding of the last commit of a file that was cut may be missing.
+        let end = (in_region + header.padded_len()).min(chunk.filled());
         let same = self.region == region;
         if let Some(cached) = self.chunks.back_mut()
             && same
@@ -495,9 +501,8 @@ impl<'a> Replay<'a> {
             let mut skipped = 0;
             if let Some(first) = &cached.left_at {
                 skipped = (first.position % CHUNK_BYTES as u64) as usize;
-                let end = in_region + header.padded_len();
                 cached.chunk.set_filled(end - skipped);
-                if whole {
+                if self.whole {
                     let copy = self.pool.chunk_to_provide();
                     copy.append(chunk.bytes(skipped, end - skipped));
                     cached.chunk.provide(copy);
@@ -511,10 +516,10 @@ impl<'a> Replay<'a> {
         let mut skipped = 0;
         let enough = (self.chunks.len() + 1) * CHUNK_BYTES > self.config.replay_memory_bytes;
         if enough
-            && !whole
+            && !self.whole
             && let Some(absent) = self.pool.absent_chunk()
         {
-            absent.set_filled(header.padded_len());
+            absent.set_filled(end - in_region);
             cached.chunk = absent;
             skipped = in_region;
             cached.left_at = Some(ReplayPoint {
@@ -825,9 +830,8 @@ impl ScanSink for Replay<'_> {
         chunk: &Rc<Chunk>,
         frames: &[(FrameHeader, usize)],
     ) -> Result<(), ScanError> {
-        // A commit with damage could not be checked again, and what several replicas have not committed is needed at once.
-        let whole = self.damaged || frames.iter().any(|(frame, _)| frame.index > 0);
-        let (kept, skipped) = self.keep(header, chunk, whole);
+        self.whole |= self.damaged || frames.iter().any(|(frame, _)| frame.index > 0);
+        let (kept, skipped) = self.keep(header, chunk);
         self.incarnation = self.incarnation.max(header.incarnation);
         for (frame, body_at) in frames {
             let body = || Body {

@@ -3,7 +3,7 @@
 //! was right during the replay may have rotted since. The flusher begins with them, a window at a time, and drops them
 //! from the cache when they are in segments, so that a journal file is never used again while one of them is in it.
 //!
-//! Chunks with entries of several replicas are never left: those are needed as soon as the group has a leader.
+//! A node of a cluster leaves nothing: entries of several replicas are needed as soon as the group has a leader.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
