@@ -136,6 +136,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,
+        follower_reads: false,
         replay_memory_bytes: rng.pick(&[0, 4, 8, 64]) << 20,
         cache_enabled: rng.percent(50),
         max_buffer_time_us: rng.magnitude(5_000, 2_000_000),

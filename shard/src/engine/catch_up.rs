@@ -72,6 +72,11 @@ fn peer_of(conn: ConnId) -> Option<PeerId> {
     Some(PeerId { node: NodeId((number >> 16) as u32), shard: ShardId(number as u16) })
 }
 
+/// Whether another shard asks, not a client.
+pub(super) fn is_peer(conn: ConnId) -> bool {
+    peer_of(conn).is_some()
+}
+
 fn conn_of(peer: PeerId) -> ConnId {
     ConnId(PEERS | u64::from(peer.node.0) << 16 | u64::from(peer.shard.0))
 }

@@ -33,6 +33,7 @@ impl Default for EngineConfig {
             server_version: String::new(),
             journal_id: 0,
             cache_bytes: config.cache_bytes_per_shard(1) as usize,
+            follower_reads: false,
             replay_memory_bytes: pyralog_core::limits::REPLAY_MEMORY_BYTES_PER_SHARD,
             cache_enabled: storage.cache_config.enabled,
             max_buffer_time_us: storage.cache_config.max_buffer_time_ms.saturating_mul(1_000),

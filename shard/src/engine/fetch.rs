@@ -12,8 +12,10 @@ use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
 
+use super::catch_up::is_peer;
 use super::partition::Partition;
-use super::{Action, ConnId, Engine, ReplyBody, reply};
+use super::produce::{Refusal, check_leads};
+use super::{Action, ConnId, Engine, Mode, ReplyBody, reply};
 
 /// A fetch that waits for data.
 #[derive(Clone, Debug)]
@@ -106,6 +108,9 @@ impl Engine {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);
         };
+        if let Err((code, detail)) = self.check_answers(conn, partition) {
+            return self.refuse(conn, correlation_id, code, detail, actions);
+        }
         let high_watermark = partition.replica.high_watermark();
         let offset = request.offset;
         if offset < partition.log_start || offset > high_watermark {
@@ -118,6 +123,25 @@ impl Engine {
             return self.wait_for_data(conn, correlation_id, index, request, max_bytes, actions);
         }
         self.answer_fetch(conn, correlation_id, index, offset, max_bytes, actions);
+    }
+
+    /// Whether this replica may answer clients about what is committed: the only one, or a leader that knows what those
+    /// before it have committed. Other replicas ask for what is certainly committed and are always answered.
+    fn check_answers(&self, conn: ConnId, partition: &Partition) -> Result<(), Refusal> {
+        if self.config.follower_reads || is_peer(conn) {
+            return Ok(());
+        }
+        check_leads(partition)?;
+        let group = partition.group;
+        let sure = partition.replica.raft().is_none_or(|replica| replica.raft.leads_surely());
+        match &self.mode {
+            // Others may have taken over meanwhile, and nobody here hears of it.
+            Mode::Fenced(reason) if partition.replica.raft().is_some() => {
+                Err((ErrorCode::Fenced, reason.clone()))
+            }
+            _ if sure => Ok(()),
+            _ => Err((ErrorCode::NotLeader, format!("the leader of partition {group} is taking over"))),
+        }
     }
 
     /// Committed bytes from `offset` on that the cache holds; what is older counts as plenty.
@@ -330,6 +354,9 @@ impl Engine {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);
         };
+        if let Err((code, detail)) = self.check_answers(conn, partition) {
+            return self.refuse(conn, correlation_id, code, detail, actions);
+        }
         let high_watermark = partition.replica.high_watermark();
         let found = match request.spec {
             OffsetSpec::Earliest => ListOffsetsReply { offset: partition.log_start, timestamp: -1 },

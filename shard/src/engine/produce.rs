@@ -436,7 +436,7 @@ impl Engine {
 }
 
 /// Whether this replica appends what clients send.
-fn check_leads(partition: &Partition) -> Result<(), Refusal> {
+pub(super) fn check_leads(partition: &Partition) -> Result<(), Refusal> {
     let leader = match &partition.replica {
         Replica::Single(_) => return Ok(()),
         Replica::Raft(replica) if replica.raft.is_leader() => return Ok(()),

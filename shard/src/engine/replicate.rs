@@ -83,7 +83,12 @@ impl Engine {
         }
         // All of them: another shard may have begun anew.
         let known = self.each_partition().filter_map(|partition| {
-            let (node, epoch) = partition.replica.raft()?.told;
+            let (node, epoch) = match &partition.replica {
+                Replica::Single(_) => return None,
+                Replica::Raft(replica) => replica.told,
+                // It hears of nobody.
+                Replica::Unplaced(_) => (0, 0),
+            };
             Some(Leadership { group: partition.group, node, epoch })
         });
         self.replication.leaders = known.collect();
@@ -211,7 +216,9 @@ impl Engine {
         payload: &[u8],
         actions: &mut Vec<Action>,
     ) {
-        if matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+        // One that stops takes no appends any more when it has handed over, or its journal would never fall idle.
+        let stops = self.mode == Mode::Stopping && self.hand_over_until_us.is_none();
+        if stops || matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
             return;
         }
         let messages = match pyralog_replication::raft::frame::decode(control) {

@@ -557,7 +557,17 @@ impl Driver {
                 }
                 engine.start(now, &mut self.actions);
                 if let Some(catalog) = self.catalog.clone() {
-                    engine.handle(now, Event::CatalogPublished { catalog }, &mut self.actions);
+                    engine.handle(
+                        now,
+                        Event::CatalogPublished { catalog: Arc::clone(&catalog) },
+                        &mut self.actions,
+                    );
+                    // The other shards tell again who leads their groups.
+                    for (shard, other) in self.shards.iter().enumerate() {
+                        if shard != usize::from(self.shard.0) {
+                            other.send(ShardMessage::Catalog(Arc::clone(&catalog)));
+                        }
+                    }
                 }
                 self.engine = Some(engine);
                 self.supply_chunks();

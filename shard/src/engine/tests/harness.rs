@@ -59,6 +59,7 @@ pub(super) fn config() -> EngineConfig {
         server_version: "test".into(),
         journal_id: 77,
         cache_bytes: 32 << 20,
+        follower_reads: true,
         replay_memory_bytes: 0,
         cache_enabled: true,
         max_buffer_time_us: 10_000_000,
