@@ -169,7 +169,8 @@ fn follow_all(
     sender: &Sender,
 ) -> Result<(), Failure> {
     let (mut client, name) = (super::client(cluster, RETRY_FOR), topic.name.clone());
-    let places = leaders(&mut client, &name, ranges).map_err(|error| explain(error, Some(&name)))?;
+    let places =
+        leaders(&mut client, &name, topic.id, ranges).map_err(|error| explain(error, Some(&name)))?;
     if let Some(most) =
         places.values().map(Vec::len).find(|count| *count > MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION)
     {
@@ -189,11 +190,15 @@ fn follow_all(
 fn leaders(
     client: &mut Client,
     topic: &str,
+    id: u32,
     ranges: Vec<Range>,
 ) -> Result<BTreeMap<Place, Vec<Range>>, ClientError> {
     let deadline = Instant::now() + RETRY_FOR;
     loop {
         let metadata = client.topic_afresh(topic)?;
+        if metadata.id != id {
+            return Err(ClientError::Usage(format!("topic {topic} was deleted and created anew")));
+        }
         let mut places = BTreeMap::<Place, Vec<Range>>::new();
         let mut unled = None;
         for range in &ranges {
@@ -254,9 +259,15 @@ impl Follower {
                 Ok(never) => match never {},
             };
             // Metadata first: the connection of a node that is gone can't be had again.
-            let places = leaders(&mut self.client, &self.follow.name, std::mem::take(&mut self.ranges));
+            let places = leaders(
+                &mut self.client,
+                &self.follow.name,
+                self.follow.topic,
+                std::mem::take(&mut self.ranges),
+            );
             let places = match places {
                 Ok(places) => places,
+                Err(last @ ClientError::Usage(_)) => return Some(explain(last, None)),
                 Err(_) => return Some(explain(error, Some(&self.follow.name))),
             };
             let mut own = None;

@@ -190,11 +190,11 @@ pub(crate) fn start(arguments: &StartLocal, format: Format) -> Result<(), Failur
     for node in &stopped {
         fs::create_dir_all(&node.folder).map_err(|error| cannot("make", &node.folder, &error))?;
         let text = node.config_text(&nodes, &folder, &cpus);
-        let without_cpu = |text: &str| {
-            text.lines().filter(|line| !line.contains("cpus:")).map(str::to_owned).collect::<Vec<_>>()
-        };
+        // What a person has changed stays; who and where the nodes are must be what was asked for.
+        let fixed = ["node_id:", "cluster_nodes:", "listen_address:", "internal_address:"];
+        let told = text.lines().map(str::trim).filter(|line| fixed.iter().any(|key| line.starts_with(key)));
         match fs::read_to_string(node.config()) {
-            Ok(there) if without_cpu(&there) != without_cpu(&text) => {
+            Ok(there) if !told.clone().all(|line| there.lines().any(|other| other.trim() == line)) => {
                 return Err(Failure::usage(format!(
                     "{} was made with other ports or nodes; use the same ones, or another folder (--dir)",
                     node.config().display()
@@ -231,34 +231,40 @@ pub(crate) fn stop(arguments: &StopLocal, format: Format) -> Result<(), Failure>
     if count == 0 {
         return Err(Failure::usage(format!("{} holds no local cluster", folder.display())));
     }
-    let mut states = Vec::new();
-    for id in 1..=count {
-        let pid_file = folder.join(format!("node-{id}")).join("pid");
-        let Some(process) = Process::read(&pid_file) else {
-            states.push((id, None, "was not running"));
-            continue;
-        };
+    let pid_file = |id: u16| folder.join(format!("node-{id}")).join("pid");
+    let processes: Vec<(u16, Option<Process>)> =
+        (1..=count).map(|id| (id, Process::read(&pid_file(id)))).collect();
+    let mut failed = Vec::new();
+    for (id, process) in processes.iter().filter_map(|(id, process)| Some((id, (*process)?))) {
         // SAFETY: no memory; the process is the one that was started here, as its start time says.
         if unsafe { libc::kill(process.pid, libc::SIGTERM) } != 0 {
             let error = io::Error::last_os_error();
-            return Err(Failure::failed(format!(
-                "node {id} (process {}) can't be stopped: {error}",
-                process.pid
-            )));
+            failed.push(format!("node {id} (process {}) can't be stopped: {error}", process.pid));
         }
-        let end = Instant::now() + STOP_WITHIN;
-        while Process::running(process.pid) == Some(process) {
-            if Instant::now() >= end {
-                return Err(Failure::failed(format!(
-                    "node {id} (process {}) has not stopped within {} s; see its log",
-                    process.pid,
-                    STOP_WITHIN.as_secs()
-                )));
-            }
+    }
+    let end = Instant::now() + STOP_WITHIN;
+    let mut states = Vec::new();
+    for (id, process) in processes {
+        let Some(process) = process else {
+            states.push((id, None, "was not running"));
+            continue;
+        };
+        while Process::running(process.pid) == Some(process) && Instant::now() < end {
             std::thread::sleep(POLL);
         }
-        let _ = fs::remove_file(&pid_file);
+        if Process::running(process.pid) == Some(process) {
+            let seconds = STOP_WITHIN.as_secs();
+            failed.push(format!(
+                "node {id} (process {}) has not stopped within {seconds} s; see its log",
+                process.pid
+            ));
+            continue;
+        }
+        let _ = fs::remove_file(pid_file(id));
         states.push((id, Some(process.pid), "stopped"));
+    }
+    if !failed.is_empty() {
+        return Err(Failure::failed(failed.join("; ")));
     }
     let rows: Vec<StoppedRow> =
         states.into_iter().map(|(node, pid, state)| StoppedRow { node, pid, state }).collect();

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pyralog_net::client::{
@@ -159,6 +160,22 @@ fn producer(cluster: &Cluster, topic: &str) -> IdempotentProducer {
     IdempotentProducer::new(cluster.client(), topic, config).unwrap()
 }
 
+/// Reads a partition as it grows, until it has read as many records as `all` says.
+fn follow(client: Client, topic: &str, partition: u32, all: &AtomicU64) -> Vec<Vec<u8>> {
+    let config = ConsumerConfig::default();
+    let mut consumer = Consumer::new(client, topic, partition, StartAt::Earliest, config).unwrap();
+    let mut values = Vec::new();
+    while (values.len() as u64) < all.load(Ordering::Relaxed) {
+        consumer
+            .poll(Duration::from_millis(100), |record| -> Result<(), ClientError> {
+                values.push(record.value.unwrap().to_vec());
+                Ok(())
+            })
+            .unwrap();
+    }
+    values
+}
+
 fn value(partition: u32, number: u64) -> Vec<u8> {
     format!("partition {partition} record {number:08}").into_bytes()
 }
@@ -203,6 +220,12 @@ fn killed_leaders_cost_no_acknowledged_record() {
     let mut cluster = Cluster::formed(3);
     cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
     let mut producer = producer(&cluster, "t");
+    // Reads along, whoever leads.
+    let all = Arc::new(AtomicU64::new(u64::MAX));
+    let follower = std::thread::spawn({
+        let (client, all) = (cluster.client(), Arc::clone(&all));
+        move || follow(client, "t", 0, &all)
+    });
     let mut sent = 0;
     let mut send = |producer: &mut IdempotentProducer, count: u64| {
         for _ in 0..count {
@@ -226,6 +249,9 @@ fn killed_leaders_cost_no_acknowledged_record() {
     let sent = send(&mut producer, 100);
     producer.flush().unwrap();
     assert_eq!(producer.stats().acked_records, sent * 2);
+    all.store(sent, Ordering::Relaxed);
+    let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
+    assert!(follower.join().unwrap() == expected, "who read along has read everything once and in order");
     for partition in 0..2 {
         let read = cluster.read("t", partition);
         let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
@@ -252,18 +278,30 @@ fn a_node_that_stops_hands_over_what_it_leads() {
         ],
     );
     cluster.admin_ok(&["topic", "create", "t", "--partitions", "6"]);
-    let mut producer = producer(&cluster, "t");
-    let mut sent = 0;
-    for id in [2, 3, 1] {
-        for _ in 0..500 {
-            for partition in 0..6 {
-                producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
+    for partition in 0..6 {
+        cluster.leader("t", partition);
+    }
+    // Without a pause: what comes as a follower must not keep a node from stopping.
+    let stop_sending = Arc::new(AtomicU64::new(0));
+    let sender = std::thread::spawn({
+        let (mut producer, stop_sending) = (producer(&cluster, "t"), Arc::clone(&stop_sending));
+        move || {
+            let mut sent = 0;
+            while stop_sending.load(Ordering::Relaxed) == 0 {
+                for partition in 0..6 {
+                    producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
+                }
+                sent += 1;
             }
-            sent += 1;
+            producer.flush().unwrap();
+            sent
         }
-        producer.flush().unwrap();
+    });
+    for id in [2, 3, 1] {
+        let begun = Instant::now();
         let (status, said) = cluster.nodes.remove(&id).unwrap().stop();
         assert!(status.success(), "{said}");
+        assert!(begun.elapsed() < PATIENCE / 2, "node {id} took {:?} to stop", begun.elapsed());
         // Before any election could begin, that is.
         let stopped = Instant::now();
         let asked = if id == 1 { 2 } else { 1 };
@@ -279,7 +317,8 @@ fn a_node_that_stops_hands_over_what_it_leads() {
         cluster.start(id);
         cluster.await_formed();
     }
-    producer.flush().unwrap();
+    stop_sending.store(1, Ordering::Relaxed);
+    let sent = sender.join().unwrap();
     for partition in 0..6 {
         let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
         assert!(cluster.read("t", partition) == expected);

@@ -117,12 +117,12 @@ impl Client {
         };
         // A node that is alone is reached where it was found, whatever it calls itself.
         if let Some(address) = self.nodes.get(&place.node).filter(|_| self.nodes.len() > 1) {
-            return connect(address);
+            return connect(address).and_then(|connection| is_there(connection, place));
         }
         let mut last = ClientError::Usage("no address of a node was given".into());
         let learnt = self.nodes.values().filter(|address| !self.addresses.contains(address));
         for address in self.addresses.iter().chain(learnt) {
-            match connect(address) {
+            match connect(address).and_then(|connection| is_there(connection, place)) {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
             }
@@ -171,7 +171,17 @@ impl Client {
         if let Some(topic) = self.topics.get(name) {
             return Ok(topic.clone());
         }
-        let page = self.metadata_page(Some(name), 0)?;
+        // A node may not have heard of it yet.
+        let mut others = self.nodes.len().max(self.addresses.len()).saturating_sub(1);
+        let page = loop {
+            match self.metadata_page(Some(name), 0) {
+                Err(error) if error.code() == ErrorCode::UnknownTopicOrPartition && others > 0 => {
+                    others -= 1;
+                    self.turn_elsewhere();
+                }
+                result => break result?,
+            }
+        };
         let topic =
             page.topics.into_iter().find(|topic| topic.name == name).ok_or_else(|| unknown_topic(name))?;
         self.topics.insert(name.to_owned(), topic.clone());
@@ -278,7 +288,7 @@ impl Client {
     }
 
     /// State of all partitions of a topic as their leaders see it, in the order of their indexes; of one without a
-    /// leader, as the first of its replicas does.
+    /// leader, as the first of its replicas does, and nothing when that one is not there.
     pub fn describe_topic(&mut self, topic: &str) -> Result<Vec<PartitionState>, ClientError> {
         self.forget_topic(topic);
         let metadata = self.topic(topic)?;
@@ -293,16 +303,20 @@ impl Client {
             })
             .collect();
         let mut states: Vec<PartitionState> = Vec::new();
+        let led: BTreeSet<Place> = metadata.partitions.iter().filter_map(Place::leader_of).collect();
         for place in places.iter().copied().collect::<BTreeSet<_>>() {
             for first in (0..total).step_by(MAX_DESCRIBED_PARTITIONS as usize) {
                 let count = MAX_DESCRIBED_PARTITIONS.min(total - first);
                 let request = DescribePartitionsRequest { topic: metadata.id, first, count };
                 let request = Request::DescribePartitions(request);
-                let told =
-                    self.call(place, &request, Kind::Question, |received| match received.response {
-                        Response::DescribePartitions(states) => Some(states),
-                        _ => None,
-                    })?;
+                let parse = |received: Received<'_>| match received.response {
+                    Response::DescribePartitions(states) => Some(states),
+                    _ => None,
+                };
+                let told = match led.contains(&place) {
+                    true => self.call(place, &request, Kind::Question, parse)?,
+                    false => self.call_once(place, &request, &mut { parse }).unwrap_or_default(),
+                };
                 let asked = |state: &PartitionState| places.get(state.partition as usize) == Some(&place);
                 states.extend(told.into_iter().filter(asked));
             }
@@ -344,7 +358,7 @@ impl Client {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            if error.breaks_connection() {
+            if error.breaks_connection() || error.asks_elsewhere() {
                 self.connections.remove(&place);
             }
             let unknown = kind == Kind::Change && error.outcome() == Outcome::Unknown;
@@ -412,12 +426,13 @@ impl Client {
             };
             if error.breaks_connection() {
                 self.connections.remove(&place);
-                if place == Place::ANY {
-                    self.turn_elsewhere();
-                }
+            }
+            if place == Place::ANY && error.asks_elsewhere() {
+                self.turn_elsewhere();
             }
             let final_for_kind = match kind {
-                Kind::Question => false,
+                // Any node knows the topics; the caller decides whether others are asked.
+                Kind::Question => error.code() == ErrorCode::UnknownTopicOrPartition,
                 Kind::Change => error.outcome() == Outcome::Unknown,
                 Kind::OfPartition => error.asks_elsewhere(),
             };
@@ -460,6 +475,16 @@ impl From<MetadataReply> for NodeInfo {
             server: reply.server,
         }
     }
+}
+
+/// The connection, if the node at its other end is the one that was meant.
+fn is_there(connection: Connection, place: Place) -> Result<Connection, ClientError> {
+    let found = connection.hello().node;
+    if place.node == 0 || found == place.node {
+        return Ok(connection);
+    }
+    let detail = format!("{} is node {found}, not node {}", connection.address(), place.node);
+    Err(ClientError::Server { code: ErrorCode::NotLeader, detail })
 }
 
 fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {

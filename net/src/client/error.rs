@@ -119,6 +119,10 @@ impl ClientError {
     pub(crate) fn asks_elsewhere(&self) -> bool {
         self.asks_for_metadata()
             || matches!(self, Self::Connect { .. } | Self::Lost { .. } | Self::TimedOut { .. })
+            || matches!(
+                self.code(),
+                ErrorCode::Fenced | ErrorCode::NotReady | ErrorCode::StorageFailed | ErrorCode::LeaderChanged
+            )
     }
 
     /// Whether the topology that the client remembers may be out of date.
