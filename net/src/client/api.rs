@@ -1,11 +1,11 @@
 //! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
-use super::backoff::Backoff;
+use super::backoff::Retries;
 use super::connection::{Connection, Received};
 use super::error::ClientError;
 use super::place::Place;
@@ -62,15 +62,13 @@ pub struct NodeInfo {
     pub server: String,
 }
 
-/// What a request is, for what may be done after an error.
+/// What a request to the controller is, for what may be done after an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Changes nothing: may be asked again after any error that passes.
     Question,
     /// Changes something: sent again only after errors that say that it was not accepted.
     Change,
-    /// A question about a partition: when the shard does not lead it any more, the caller has to look for who does.
-    OfPartition,
 }
 
 /// A client of a cluster. Blocking; one request at a time.
@@ -314,7 +312,7 @@ impl Client {
                     _ => None,
                 };
                 let told = match led.contains(&place) {
-                    true => self.call(place, &request, Kind::Question, parse)?,
+                    true => self.call(place, &request, unknown_there, parse)?,
                     false => self.call_once(place, &request, &mut { parse }).unwrap_or_default(),
                 };
                 let asked = |state: &PartitionState| places.get(state.partition as usize) == Some(&place);
@@ -327,14 +325,14 @@ impl Client {
 
     /// A round trip to a shard.
     pub fn ping(&mut self, place: Place) -> Result<(), ClientError> {
-        self.call(place, &Request::Ping, Kind::Question, |received| {
+        self.call(place, &Request::Ping, unknown_there, |received| {
             matches!(received.response, Response::Pong).then_some(())
         })
     }
 
     fn metadata_page(&mut self, topic: Option<&str>, start_after: u32) -> Result<MetadataReply, ClientError> {
         let request = Request::Metadata(MetadataRequest { topic, start_after });
-        let page = self.call(Place::ANY, &request, Kind::Question, metadata_reply)?;
+        let page = self.call(Place::ANY, &request, unknown_there, metadata_reply)?;
         self.learn(&page);
         Ok(page)
     }
@@ -346,8 +344,7 @@ impl Client {
         kind: Kind,
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + self.config.retry_for;
-        let mut backoff = Backoff::new();
+        let mut retries = Retries::within(self.config.retry_for);
         loop {
             let place = Place { node: self.controller, shard: 0 };
             if kind == Kind::Change {
@@ -362,11 +359,10 @@ impl Client {
                 self.connections.remove(&place);
             }
             let unknown = kind == Kind::Change && error.outcome() == Outcome::Unknown;
-            let wait = backoff.step();
-            if !error.retriable() || unknown || Instant::now() + wait >= deadline {
-                return Err(error);
+            match retries.after(&error) {
+                Some(wait) if !unknown => std::thread::sleep(wait),
+                _ => return Err(error),
             }
-            std::thread::sleep(wait);
             self.turn_elsewhere();
             let nodes = Request::Metadata(MetadataRequest { topic: None, start_after: NO_TOPICS });
             // Without an answer: whoever is found next.
@@ -385,8 +381,7 @@ impl Client {
         request: impl Fn(GroupId) -> Request<'r>,
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + self.config.retry_for;
-        let mut backoff = Backoff::new();
+        let mut retries = Retries::within(self.config.retry_for);
         loop {
             let metadata = self.topic(topic)?;
             let Some(place) = metadata.partitions.get(partition as usize) else {
@@ -395,30 +390,30 @@ impl Client {
             };
             let group = GroupId::new(metadata.id, partition);
             let result = match Place::leader_of(place) {
-                Some(place) => self.call(place, &request(group), Kind::OfPartition, &mut parse),
+                Some(place) => self.call(place, &request(group), ClientError::asks_elsewhere, &mut parse),
                 None => Err(nobody_leads(group)),
             };
-            match result {
-                Err(error) if error.asks_elsewhere() && Instant::now() < deadline => {
-                    self.forget_topic(topic);
-                    self.turn_elsewhere();
-                    std::thread::sleep(backoff.step());
-                }
+            let error = match result {
+                Err(error) if error.asks_elsewhere() => error,
                 result => return result,
-            }
+            };
+            let Some(wait) = retries.after(&error) else { return Err(error) };
+            self.forget_topic(topic);
+            self.turn_elsewhere();
+            std::thread::sleep(wait);
         }
     }
 
-    /// A request to a shard, tried again after retriable errors as its kind allows.
+    /// A request to a shard that changes nothing there, tried again after errors that pass, but those that are for the
+    /// caller.
     fn call<T>(
         &mut self,
         place: Place,
         request: &Request<'_>,
-        kind: Kind,
+        for_caller: impl Fn(&ClientError) -> bool,
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + self.config.retry_for;
-        let mut backoff = Backoff::new();
+        let mut retries = Retries::within(self.config.retry_for);
         loop {
             let error = match self.call_once(place, request, &mut parse) {
                 Ok(value) => return Ok(value),
@@ -430,17 +425,10 @@ impl Client {
             if place == Place::ANY && error.asks_elsewhere() {
                 self.turn_elsewhere();
             }
-            let final_for_kind = match kind {
-                // Any node knows the topics; the caller decides whether others are asked.
-                Kind::Question => error.code() == ErrorCode::UnknownTopicOrPartition,
-                Kind::Change => error.outcome() == Outcome::Unknown,
-                Kind::OfPartition => error.asks_elsewhere(),
-            };
-            let wait = backoff.step();
-            if !error.retriable() || final_for_kind || Instant::now() + wait >= deadline {
-                return Err(error);
+            match retries.after(&error) {
+                Some(wait) if !for_caller(&error) => std::thread::sleep(wait),
+                _ => return Err(error),
             }
-            std::thread::sleep(wait);
         }
     }
 
@@ -485,6 +473,11 @@ fn is_there(connection: Connection, place: Place) -> Result<Connection, ClientEr
     }
     let detail = format!("{} is node {found}, not node {}", connection.address(), place.node);
     Err(ClientError::Server { code: ErrorCode::NotLeader, detail })
+}
+
+/// Any node knows the topics; the caller decides whether others are asked.
+fn unknown_there(error: &ClientError) -> bool {
+    error.code() == ErrorCode::UnknownTopicOrPartition
 }
 
 fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {

@@ -1,7 +1,9 @@
 //! Waiting between attempts.
 
 use std::hash::{BuildHasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::error::ClientError;
 
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(500);
@@ -35,9 +37,40 @@ impl Backoff {
     }
 }
 
+/// Attempts at one thing, until its time is over.
+#[derive(Debug)]
+pub(crate) struct Retries {
+    deadline: Instant,
+    backoff: Backoff,
+}
+
+impl Retries {
+    /// Attempts within `time` from now on.
+    pub(crate) fn within(time: Duration) -> Self {
+        Self { deadline: Instant::now() + time, backoff: Backoff::new() }
+    }
+
+    /// How long to wait before the next attempt; `None` when `error` won't pass by itself, or not in time.
+    pub(crate) fn after(&mut self, error: &ClientError) -> Option<Duration> {
+        let wait = self.backoff.step();
+        (error.retriable() && Instant::now() + wait < self.deadline).then_some(wait)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use pyralog_core::ErrorCode;
+
     use super::*;
+
+    #[test]
+    fn only_what_passes_is_tried_again_and_only_in_time() {
+        let error = |code| ClientError::Server { code, detail: String::new() };
+        let mut retries = Retries::within(Duration::from_secs(60));
+        assert!(retries.after(&error(ErrorCode::NotLeader)).is_some_and(|wait| wait <= FIRST));
+        assert_eq!(retries.after(&error(ErrorCode::InvalidRequest)), None);
+        assert_eq!(Retries::within(Duration::ZERO).after(&error(ErrorCode::NotLeader)), None);
+    }
 
     #[test]
     fn waits_grow_to_a_bound_and_start_over() {

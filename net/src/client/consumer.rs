@@ -1,13 +1,13 @@
 //! Reads the records of one partition, in order.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyralog_core::batch::{BatchView, Record};
 use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS};
 use pyralog_core::{ErrorCode, GroupId};
 
 use super::api::{Client, nobody_leads};
-use super::backoff::Backoff;
+use super::backoff::Retries;
 use super::connection::Connection;
 use super::error::ClientError;
 use super::place::Place;
@@ -109,15 +109,14 @@ impl Consumer {
         max_wait: Duration,
         mut visit: impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<Polled, E> {
-        let deadline = Instant::now() + self.config.retry_for;
-        let mut backoff = Backoff::new();
+        let mut retries = Retries::within(self.config.retry_for);
         let head = loop {
             match self.request(max_wait) {
                 Ok(correlation_id) => match self.receive(correlation_id, max_wait) {
                     Ok(head) => break head,
-                    Err(error) => self.after(error, deadline, &mut backoff)?,
+                    Err(error) => self.after(error, &mut retries)?,
                 },
-                Err(error) => self.after(error, deadline, &mut backoff)?,
+                Err(error) => self.after(error, &mut retries)?,
             }
         };
         let records = self.visit(&mut visit)?;
@@ -125,19 +124,11 @@ impl Consumer {
     }
 
     /// Waits after an error that may pass, or gives it back.
-    fn after(
-        &mut self,
-        error: ClientError,
-        deadline: Instant,
-        backoff: &mut Backoff,
-    ) -> Result<(), ClientError> {
+    fn after(&mut self, error: ClientError, retries: &mut Retries) -> Result<(), ClientError> {
         if error.breaks_connection() || error.asks_for_metadata() {
             self.connection = None;
         }
-        let wait = backoff.step();
-        if !error.retriable() || Instant::now() + wait >= deadline {
-            return Err(error);
-        }
+        let Some(wait) = retries.after(&error) else { return Err(error) };
         if error.asks_elsewhere() {
             // Whatever is wrong with that is met again by the next fetch.
             let _ = self.client.topic_afresh(&self.topic);
