@@ -486,7 +486,7 @@ impl<'a> Replay<'a> {
     /// The chunk that batches of this commit are slices of: the region that was read, or, when enough is in memory and
     /// the bytes need not be, an absent one in its place, so that the next region is read into the same memory. Touching
     /// memory for the first time costs more than everything else of a replay where a host has to find it first
-    /// (docs/decisions/0005). With it, how many bytes at the region's beginning it leaves out.
+    /// (docs/decisions/0006). With it, how many bytes at the region's beginning it leaves out.
     fn keep(&mut self, header: &CommitHeader, chunk: &Rc<Chunk>) -> (Rc<Chunk>, usize) {
         let in_region = (header.position % CHUNK_BYTES as u64) as usize;
         let region = (header.generation, header.position - in_region as u64);
