@@ -74,6 +74,7 @@ enum Kind {
 /// A client of a cluster. Blocking; one request at a time.
 #[derive(Debug)]
 pub struct Client {
+    /// Where to ask when any node will do: the addresses that were given and those that were learnt.
     addresses: Vec<String>,
     config: ClientConfig,
     connections: BTreeMap<Place, Connection>,
@@ -118,8 +119,7 @@ impl Client {
             return connect(address).and_then(|connection| is_there(connection, place));
         }
         let mut last = ClientError::Usage("no address of a node was given".into());
-        let learnt = self.nodes.values().filter(|address| !self.addresses.contains(address));
-        for address in self.addresses.iter().chain(learnt) {
+        for address in &self.addresses {
             match connect(address).and_then(|connection| is_there(connection, place)) {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
@@ -131,9 +131,6 @@ impl Client {
     /// Asks another node first the next time that any of them will do.
     fn turn_elsewhere(&mut self) {
         self.connections.remove(&Place::ANY);
-        let learnt: Vec<String> =
-            self.nodes.values().filter(|address| !self.addresses.contains(address)).cloned().collect();
-        self.addresses.extend(learnt);
         if !self.addresses.is_empty() {
             self.addresses.rotate_left(1);
         }
@@ -141,6 +138,12 @@ impl Client {
 
     fn learn(&mut self, reply: &MetadataReply) {
         self.nodes = reply.nodes.iter().map(|node| (node.id, node.address.clone())).collect();
+        // A node that is alone was found already, whatever it calls itself.
+        for address in self.nodes.values().filter(|_| self.nodes.len() > 1) {
+            if !self.addresses.contains(address) {
+                self.addresses.push(address.clone());
+            }
+        }
         self.controller = reply.controller;
         let nodes = &self.nodes;
         self.connections.retain(|place, _| place.node == 0 || nodes.contains_key(&place.node));
@@ -170,7 +173,7 @@ impl Client {
             return Ok(topic.clone());
         }
         // A node may not have heard of it yet.
-        let mut others = self.nodes.len().max(self.addresses.len()).saturating_sub(1);
+        let mut others = self.addresses.len().saturating_sub(1);
         let page = loop {
             match self.metadata_page(Some(name), 0) {
                 Err(error) if error.code() == ErrorCode::UnknownTopicOrPartition && others > 0 => {
