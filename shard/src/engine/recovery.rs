@@ -545,7 +545,7 @@ impl<'a> Replay<'a> {
             let filled =
                 disk.read(FileId::Journal(first.file), first.position, buffer.unwrap_or_default())?;
             read.set_filled(filled);
-            verify(&read, self.config.journal_id, &first, cached.last_lsn)?;
+            verify(&read, cached.chunk.filled(), self.config.journal_id, &first, cached.last_lsn)?;
             cached.chunk.provide(read);
         }
         Ok(())

@@ -129,7 +129,7 @@ impl Engine {
         let Reload { chunk, first, last_lsn, .. } = self.reloads.reading.swap_remove(at);
         let checked = result.and_then(|read| {
             let read = read.ok_or_else(|| unreadable(&first, "the read brought nothing"))?;
-            verify(&read, self.config.journal_id, &first, last_lsn)?;
+            verify(&read, chunk.filled(), self.config.journal_id, &first, last_lsn)?;
             Ok(read)
         });
         match checked {
@@ -193,9 +193,11 @@ impl Engine {
     }
 }
 
-/// Whether `read` still is the commits from `first` up to `last_lsn`, which follow on one another, undamaged.
+/// Whether `read` still is the commits from `first` up to `last_lsn`, which follow on one another, undamaged, and all
+/// of the `wanted` bytes.
 pub(super) fn verify(
     read: &Chunk,
+    wanted: usize,
     journal_id: u64,
     first: &ReplayPoint,
     last_lsn: u64,
@@ -217,6 +219,14 @@ pub(super) fn verify(
         header.verify_frames(payload, &mut frames).map_err(|error| damaged(&error.to_string()))?;
         position = header.end_position();
         prev_crc = header.header_crc;
+    }
+    // Whoever cuts the file inside the last commit's padding leaves every commit as it was.
+    if read.filled() < wanted {
+        let end = first.position + read.filled() as u64;
+        return Err(unreadable(
+            first,
+            &format!("it ends at byte {end}, inside the padding of commit {last_lsn}"),
+        ));
     }
     Ok(())
 }

@@ -128,6 +128,22 @@ fn rot_between_replay_and_use_is_noticed_and_told() {
 }
 
 #[test]
+fn a_file_that_is_cut_inside_the_last_padding_is_told_and_stops_nobody() {
+    let mut shard = replayed(1);
+    let journal = shard.disk.files.get_mut(&FileId::Journal(0)).unwrap();
+    // One batch of a single value: what follows its last byte is padding up to the block, then nothing.
+    let last = journal.iter().rposition(|byte| *byte == b'v').unwrap();
+    assert!(last % 4096 < 4000, "there is padding behind byte {last}");
+    journal.truncate(last + 16);
+    let reply = shard.fetch(P0, 0, 1 << 20);
+    assert_eq!(code(&reply), ErrorCode::StorageFailed);
+    let reason = shard.recover_wanted.clone().expect("the shard reads its disk again");
+    assert!(reason.contains("it ends at byte"), "{reason}");
+    // The replay that follows finds the commit whole.
+    check(&mut shard.restart(), 1);
+}
+
+#[test]
 fn a_bad_place_that_no_replay_minds_keeps_nothing_away() {
     let mut shard = replayed(20);
     // The end of the first region, which the next commit did not fit into.
