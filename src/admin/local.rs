@@ -92,8 +92,7 @@ impl LocalNode {
     }
 
     fn config_text(&self, all: &[Self], folder: &Path, cpus: &[usize]) -> String {
-        // Each on a core of its own as far as there are enough.
-        let cpu = cpus.get(usize::from(self.id) % cpus.len().max(1)).copied().unwrap_or(0);
+        let cpu = crate::node::cpu_of(self.id.into(), cpus);
         let nodes: Vec<String> = all.iter().map(|node| format!("{}@{}", node.id, node.internal)).collect();
         let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
@@ -314,7 +313,7 @@ fn await_formed(nodes: &[LocalNode]) -> Result<(), Failure> {
         // One that is not up yet, or knows too little, is asked again.
         let mut each = addresses.iter().map(|address| {
             let mut client = super::client(std::slice::from_ref(address), Duration::ZERO);
-            client.metadata().is_ok_and(|(node, _)| node.controller != 0 && node.nodes.len() == nodes.len())
+            client.metadata().is_ok_and(|(node, _)| node.knows_all(nodes.len()))
         });
         if each.all(|formed| formed) {
             return Ok(());

@@ -8,7 +8,7 @@ use pyralog_net::client::{Client, ClientConfig};
 
 use super::child::Node;
 use crate::failure::Failure;
-use crate::node::allowed_cpus;
+use crate::node::{allowed_cpus, cpu_of};
 
 /// Nodes of the cluster.
 pub(crate) const NODES: u32 = 3;
@@ -59,15 +59,13 @@ impl Cluster {
         };
         let nodes: Vec<String> =
             (1..).zip(&self.addresses).map(|(id, (_, internal))| format!("{id}@{internal}")).collect();
-        // Each on a core of its own as far as there are enough.
-        let cpu = self.cpus.get(id as usize % self.cpus.len().max(1)).copied().unwrap_or(0);
         let settings = [
             ("PYRALOG_NODE_ID", id.to_string()),
             ("PYRALOG_CLUSTER_NODES", nodes.join(",")),
             ("PYRALOG__NETWORK__INTERNAL_ADDRESS", internal.clone()),
             ("PYRALOG__NODE__CLUSTER_NAME", "demo".to_owned()),
             ("PYRALOG__RUNTIME__SHARDS", "1".to_owned()),
-            ("PYRALOG__RUNTIME__CPUS", cpu.to_string()),
+            ("PYRALOG__RUNTIME__CPUS", cpu_of(id as usize, &self.cpus).to_string()),
             ("PYRALOG__STORAGE__CACHE_CONFIG__MAX_SIZE", "256MiB".to_owned()),
             // Links that break and come back are what is to be seen here; they are told below.
             ("PYRALOG_LOG", "error".to_owned()),
@@ -93,7 +91,7 @@ impl Cluster {
             let mut client = Client::new(&[address], config);
             loop {
                 let (node, _) = super::checked(client.metadata())?;
-                if node.controller != 0 && node.nodes.len() == NODES as usize {
+                if node.knows_all(NODES as usize) {
                     break;
                 }
                 if Instant::now() >= end {

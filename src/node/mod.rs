@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use cli::Settings;
-pub(crate) use options::allowed_cpus;
+pub(crate) use options::{allowed_cpus, cpu_of};
 
 use crate::control::source::Source;
 use crate::control::view::NodeFacts;

@@ -50,6 +50,11 @@ pub(crate) fn allowed_cpus() -> Result<Vec<usize>, Failure> {
     }
 }
 
+/// The CPU of one of several nodes on this machine: one of its own as far as there are enough.
+pub(crate) fn cpu_of(node: usize, cpus: &[usize]) -> usize {
+    cpus.get(node % cpus.len().max(1)).copied().unwrap_or(0)
+}
+
 /// What the kernel checks compare with.
 pub(crate) fn needs(config: &Config, shards: usize, memory_bound_bytes: u64) -> Needs {
     Needs {

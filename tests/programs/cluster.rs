@@ -96,7 +96,7 @@ impl Cluster {
             let mut client = Client::new(&[address], ClientConfig::default());
             eventually(|| {
                 let (node, _) = client.metadata().unwrap();
-                (node.controller != 0 && node.nodes.len() == usize::from(self.count)).then_some(())
+                node.knows_all(self.count.into()).then_some(())
             });
         }
     }

@@ -62,6 +62,13 @@ pub struct NodeInfo {
     pub server: String,
 }
 
+impl NodeInfo {
+    /// Whether it knows all of a cluster of so many nodes, and who takes administrative requests.
+    pub fn knows_all(&self, nodes: usize) -> bool {
+        self.controller != 0 && self.nodes.len() == nodes
+    }
+}
+
 /// What a request to the controller is, for what may be done after an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
