@@ -59,6 +59,10 @@ enum Stage {
     Idle,
     /// What the run is to write out is read back from the journal.
     Reloading,
+    /// Entries that would hold the run back are laid down once more: it begins when commit `lsn` is done.
+    LayingAgain {
+        lsn: u64,
+    },
     /// Partitions are written out.
     Segments {
         cut: ReplayPoint,
@@ -114,11 +118,7 @@ pub(super) struct Flusher {
     postponed_catalog: Option<Arc<Catalog>>,
     delete_later: Vec<GroupId>,
     retention_due_us: Option<u64>,
-    /// The run begins when this commit is done: it holds entries once more that would hold the run back. 0 = none.
-    waits_for_lsn: u64,
-    /// The run's checkpoint begins the replay before the run's cut.
-    held_back: bool,
-    /// No run begins before.
+    /// No run begins before: entries that may still be cut off hold back what one can free.
     not_before_us: Option<u64>,
     shutting_down: bool,
     /// The disk is full: the shard stops with what is not in segments in the journal, made durable.
@@ -150,8 +150,6 @@ impl Flusher {
             postponed_catalog: None,
             delete_later: Vec::new(),
             retention_due_us: None,
-            waits_for_lsn: 0,
-            held_back: false,
             not_before_us: None,
             shutting_down: false,
             stop_with_journal: false,
@@ -391,8 +389,10 @@ impl Engine {
         if self.mode == Mode::Starting {
             return;
         }
-        if matches!(self.flush.stage, Stage::Reloading) && !self.reloads.busy() {
-            self.flush.stage = Stage::Idle;
+        match self.flush.stage {
+            Stage::Reloading if !self.reloads.busy() => self.flush.stage = Stage::Idle,
+            Stage::LayingAgain { lsn } if self.journal.completed.lsn > lsn => self.write_out(actions),
+            _ => {}
         }
         if matches!(self.flush.stage, Stage::Idle) && self.run_is_due() {
             match self.flush.stop_with_journal {
@@ -424,19 +424,18 @@ impl Engine {
     }
 
     fn begin_run(&mut self, actions: &mut Vec<Action>) {
+        match self.lay_again() {
+            Some(lsn) => self.flush.stage = Stage::LayingAgain { lsn },
+            None => self.write_out(actions),
+        }
+    }
+
+    /// Begins to write out what is unflushed.
+    fn write_out(&mut self, actions: &mut Vec<Action>) {
         let Some(cut) = self.reload_for_run(actions) else {
             self.flush.stage = Stage::Reloading;
             return;
         };
-        if self.flush.waits_for_lsn == 0
-            && let Some(lsn) = self.lay_again()
-        {
-            self.flush.waits_for_lsn = lsn;
-        }
-        if self.journal.completed.lsn <= self.flush.waits_for_lsn {
-            return;
-        }
-        self.flush.waits_for_lsn = 0;
         self.apply_retention();
         let flush = &mut self.flush;
         flush.oldest_unflushed_us = None;
@@ -625,11 +624,12 @@ impl Engine {
             }
             oldest = partition.replica.oldest_needed_lsn().map_or(oldest, |lsn| oldest.min(lsn));
         }
-        self.flush.held_back = oldest < cut.lsn;
-        match self.flush.held_back {
-            true => self.journal.point_at_or_before(oldest),
-            false => cut,
+        if oldest == cut.lsn {
+            return cut;
         }
+        // Another run at once would change nothing.
+        self.flush.not_before_us = Some(self.now.monotonic_us + HELD_BACK_RETRY_US);
+        self.journal.point_at_or_before(oldest)
     }
 
     fn flush_journal(&mut self, checkpoint: Option<Prepared>, actions: &mut Vec<Action>) {
@@ -735,11 +735,6 @@ impl Engine {
             let text =
                 format!("shard {}: there is space on the disk again, writing goes on", self.config.shard);
             actions.push(Action::Log { level: LogLevel::Info, text });
-        }
-        if std::mem::take(&mut self.flush.held_back) {
-            // Entries that may still be cut off hold the place of the replay back: another run at once would change
-            // nothing.
-            self.flush.not_before_us = Some(self.now.monotonic_us + HELD_BACK_RETRY_US);
         }
         self.place_again(actions);
         if self.journal.free_files() > 0 {
