@@ -6,6 +6,7 @@ mod admin;
 mod cluster;
 mod common;
 mod files;
+mod harness;
 mod http;
 mod node;
 mod tidy;

@@ -1,0 +1,179 @@
+//! Several nodes of one's own for a test: real programs on loopback addresses that no other test has.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pyralog_net::client::{
+    Client, ClientConfig, ClientError, Consumer, ConsumerConfig, IdempotentProducer, ProducerConfig, StartAt,
+};
+use serde_json::Value;
+
+use crate::common::{Node, PATIENCE, admin};
+
+const CLIENT_PORT: u16 = 9092;
+const INTERNAL_PORT: u16 = 9093;
+
+static CLUSTERS: AtomicU16 = AtomicU16::new(0);
+
+/// Nodes on loopback addresses that no other test has: 127.p.p.x, with p from the process and x counted.
+pub(crate) struct Cluster {
+    folder: tempfile::TempDir,
+    pub(crate) nodes: BTreeMap<u16, Node>,
+    count: u16,
+    base: u16,
+    settings: &'static [(&'static str, &'static str)],
+}
+
+impl Cluster {
+    /// A cluster of which no node runs yet.
+    pub(crate) fn new(count: u16) -> Self {
+        let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
+        Self { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), count, base, settings: &[] }
+    }
+
+    /// All nodes run and somebody leads the metadata.
+    pub(crate) fn formed(count: u16) -> Self {
+        Self::formed_with(count, &[])
+    }
+
+    pub(crate) fn formed_with(count: u16, settings: &'static [(&'static str, &'static str)]) -> Self {
+        let mut cluster = Self { settings, ..Self::new(count) };
+        (1..=count).for_each(|id| cluster.start(id));
+        cluster.await_formed();
+        cluster
+    }
+
+    fn host(&self, id: u16) -> Ipv4Addr {
+        let process = std::process::id();
+        Ipv4Addr::new(127, 64 + (process >> 8 & 0x7f) as u8, process as u8, (self.base + id) as u8)
+    }
+
+    pub(crate) fn address(&self, id: u16) -> String {
+        format!("{}:{CLIENT_PORT}", self.host(id))
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        (1..=self.count).map(|id| self.address(id)).collect()
+    }
+
+    pub(crate) fn start(&mut self, id: u16) {
+        let nodes: Vec<String> =
+            (1..=self.count).map(|id| format!("{id}@{}:{INTERNAL_PORT}", self.host(id))).collect();
+        let settings = |command: &mut Command| {
+            command.env("PYRALOG_NODE_ID", id.to_string());
+            command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
+            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", format!("{}:{INTERNAL_PORT}", self.host(id)));
+            command.env("PYRALOG__RUNTIME__SHARDS", "1");
+            command.envs(self.settings.iter().copied());
+        };
+        let data = self.folder.path().join(format!("node-{id}"));
+        let node = Node::start_with(&data, &self.address(id), |command| {
+            settings(command);
+            command
+        });
+        self.nodes.insert(id, node);
+    }
+
+    pub(crate) fn kill(&mut self, id: u16) {
+        self.nodes.remove(&id).unwrap().kill();
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let retry_for = PATIENCE;
+        let request_timeout = Duration::from_secs(5);
+        let config = ClientConfig { retry_for, request_timeout, ..ClientConfig::default() };
+        Client::new(&self.addresses(), config)
+    }
+
+    /// Every node knows all and who leads the metadata.
+    pub(crate) fn await_formed(&self) {
+        for address in self.addresses() {
+            let mut client = Client::new(&[address], ClientConfig::default());
+            eventually(|| {
+                let (node, _) = client.metadata().unwrap();
+                node.knows_all(self.count.into()).then_some(())
+            });
+        }
+    }
+
+    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
+        admin().arg("--cluster").arg(self.addresses().join(",")).args(arguments).output().unwrap()
+    }
+
+    pub(crate) fn admin_ok(&self, arguments: &[&str]) -> String {
+        let output = self.admin(arguments);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.admin_ok(&[arguments, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// The node that leads a partition.
+    pub(crate) fn leader(&self, topic: &str, partition: usize) -> u16 {
+        let mut client = self.client();
+        eventually(|| {
+            let leader = client.topic_afresh(topic).unwrap().partitions[partition].leader;
+            (leader != 0).then_some(leader as u16)
+        })
+    }
+
+    /// Everything in a partition, in order.
+    pub(crate) fn read(&self, topic: &str, partition: u32) -> Vec<Vec<u8>> {
+        let config = ConsumerConfig::default();
+        let mut consumer = Consumer::new(self.client(), topic, partition, StartAt::Earliest, config).unwrap();
+        let mut values = Vec::new();
+        loop {
+            let polled = consumer
+                .poll(Duration::ZERO, |record| -> Result<(), ClientError> {
+                    values.push(record.value.unwrap().to_vec());
+                    Ok(())
+                })
+                .unwrap();
+            if consumer.position() >= polled.high_watermark {
+                return values;
+            }
+        }
+    }
+}
+
+pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "it does not come about");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) fn producer(cluster: &Cluster, topic: &str) -> IdempotentProducer {
+    let config =
+        ProducerConfig { batch_bytes: 4 << 10, delivery_timeout: PATIENCE, ..ProducerConfig::default() };
+    IdempotentProducer::new(cluster.client(), topic, config).unwrap()
+}
+
+/// Reads a partition as it grows, until it has read as many records as `all` says.
+pub(crate) fn follow(client: Client, topic: &str, partition: u32, all: &AtomicU64) -> Vec<Vec<u8>> {
+    let config = ConsumerConfig::default();
+    let mut consumer = Consumer::new(client, topic, partition, StartAt::Earliest, config).unwrap();
+    let mut values = Vec::new();
+    while (values.len() as u64) < all.load(Ordering::Relaxed) {
+        consumer
+            .poll(Duration::from_millis(100), |record| -> Result<(), ClientError> {
+                values.push(record.value.unwrap().to_vec());
+                Ok(())
+            })
+            .unwrap();
+    }
+    values
+}
+
+pub(crate) fn value(partition: u32, number: u64) -> Vec<u8> {
+    format!("partition {partition} record {number:08}").into_bytes()
+}
