@@ -29,7 +29,7 @@ fn three_nodes_form_a_cluster_in_any_order_and_any_of_them_serves_all() {
         assert_eq!(partition["replicas"].as_array().unwrap().len(), 3, "{partition}");
         assert_eq!(partition["health"], "online", "{partition}");
     }
-    let mut producer = producer(&cluster, "t");
+    let mut producer = producer(cluster.client(), "t");
     for number in 0..600 {
         let partition = (number % 6) as u32;
         producer.send(partition, 0, None, Some(&value(partition, number / 6)), &[]).unwrap();
@@ -50,7 +50,7 @@ fn three_nodes_form_a_cluster_in_any_order_and_any_of_them_serves_all() {
 fn killed_leaders_cost_no_acknowledged_record() {
     let mut cluster = Cluster::formed(3);
     cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
-    let mut producer = producer(&cluster, "t");
+    let mut producer = producer(cluster.client(), "t");
     // Reads along, whoever leads.
     let all = Arc::new(AtomicU64::new(u64::MAX));
     let follower = std::thread::spawn({
@@ -115,7 +115,7 @@ fn a_node_that_stops_hands_over_what_it_leads() {
     // Without a pause: what comes as a follower must not keep a node from stopping.
     let stop_sending = Arc::new(AtomicU64::new(0));
     let sender = std::thread::spawn({
-        let (mut producer, stop_sending) = (producer(&cluster, "t"), Arc::clone(&stop_sending));
+        let (mut producer, stop_sending) = (producer(cluster.client(), "t"), Arc::clone(&stop_sending));
         move || {
             let mut sent = 0;
             while stop_sending.load(Ordering::Relaxed) == 0 {
@@ -160,7 +160,7 @@ fn a_node_that_stops_hands_over_what_it_leads() {
 fn a_minority_takes_no_writes_and_says_so_until_the_others_are_back() {
     let mut cluster = Cluster::formed(3);
     cluster.admin_ok(&["topic", "create", "t"]);
-    let mut producer = producer(&cluster, "t");
+    let mut producer = producer(cluster.client(), "t");
     producer.send(0, 0, None, Some(&value(0, 0)), &[]).unwrap();
     producer.flush().unwrap();
     cluster.kill(1);

@@ -1,7 +1,7 @@
 //! Several nodes of one's own for a test: real programs on loopback addresses that no other test has.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use pyralog_net::client::{
 use serde_json::Value;
 
 use crate::common::{Node, PATIENCE, admin};
+use crate::proxy::Network;
 
 const CLIENT_PORT: u16 = 9092;
 const INTERNAL_PORT: u16 = 9093;
@@ -25,13 +26,15 @@ pub(crate) struct Cluster {
     count: u16,
     base: u16,
     settings: &'static [(&'static str, &'static str)],
+    network: Option<Network>,
 }
 
 impl Cluster {
     /// A cluster of which no node runs yet.
     pub(crate) fn new(count: u16) -> Self {
         let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
-        Self { folder: tempfile::tempdir().unwrap(), nodes: BTreeMap::new(), count, base, settings: &[] }
+        let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
+        Self { folder, nodes, count, base, settings: &[], network: None }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -40,10 +43,24 @@ impl Cluster {
     }
 
     pub(crate) fn formed_with(count: u16, settings: &'static [(&'static str, &'static str)]) -> Self {
+        Self { settings, ..Self::new(count) }.form()
+    }
+
+    /// Likewise, with ways between the nodes that the test can close.
+    pub(crate) fn behind_proxies(count: u16, settings: &'static [(&'static str, &'static str)]) -> Self {
         let mut cluster = Self { settings, ..Self::new(count) };
-        (1..=count).for_each(|id| cluster.start(id));
-        cluster.await_formed();
-        cluster
+        cluster.network = Some(Network::new(count, |id| cluster.internal(id)));
+        cluster.form()
+    }
+
+    fn form(mut self) -> Self {
+        (1..=self.count).for_each(|id| self.start(id));
+        self.await_formed();
+        self
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        self.network.as_ref().unwrap()
     }
 
     fn host(&self, id: u16) -> Ipv4Addr {
@@ -55,17 +72,29 @@ impl Cluster {
         format!("{}:{CLIENT_PORT}", self.host(id))
     }
 
+    fn internal(&self, id: u16) -> SocketAddr {
+        (self.host(id), INTERNAL_PORT).into()
+    }
+
+    /// Where a node reaches another, or itself.
+    fn seen_from(&self, from: u16, to: u16) -> SocketAddr {
+        match &self.network {
+            Some(network) if from != to => network.address(from, to),
+            _ => self.internal(to),
+        }
+    }
+
     pub(crate) fn addresses(&self) -> Vec<String> {
         (1..=self.count).map(|id| self.address(id)).collect()
     }
 
     pub(crate) fn start(&mut self, id: u16) {
         let nodes: Vec<String> =
-            (1..=self.count).map(|id| format!("{id}@{}:{INTERNAL_PORT}", self.host(id))).collect();
+            (1..=self.count).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
         let settings = |command: &mut Command| {
             command.env("PYRALOG_NODE_ID", id.to_string());
             command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
-            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", format!("{}:{INTERNAL_PORT}", self.host(id)));
+            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
             command.env("PYRALOG__RUNTIME__SHARDS", "1");
             command.envs(self.settings.iter().copied());
         };
@@ -82,10 +111,15 @@ impl Cluster {
     }
 
     pub(crate) fn client(&self) -> Client {
+        Self::client_at(&self.addresses())
+    }
+
+    /// A client that has to learn all other addresses.
+    pub(crate) fn client_at(addresses: &[String]) -> Client {
         let retry_for = PATIENCE;
         let request_timeout = Duration::from_secs(5);
         let config = ClientConfig { retry_for, request_timeout, ..ClientConfig::default() };
-        Client::new(&self.addresses(), config)
+        Client::new(addresses, config)
     }
 
     /// Every node knows all and who leads the metadata.
@@ -115,27 +149,40 @@ impl Cluster {
 
     /// The node that leads a partition.
     pub(crate) fn leader(&self, topic: &str, partition: usize) -> u16 {
-        let mut client = self.client();
+        self.leader_but(topic, partition, 0)
+    }
+
+    /// The node that leads a partition, as another one than `but` says, and is not that one.
+    pub(crate) fn leader_but(&self, topic: &str, partition: usize, but: u16) -> u16 {
+        let mut others = (1..=self.count).filter(|id| *id != but).cycle();
         eventually(|| {
-            let leader = client.topic_afresh(topic).unwrap().partitions[partition].leader;
-            (leader != 0).then_some(leader as u16)
+            // A new one each time, which asks no other node. This one may not know the topic yet.
+            let mut client = Self::client_at(&[self.address(others.next()?)]);
+            let leader = client.topic(topic).ok()?.partitions[partition].leader as u16;
+            (leader != 0 && leader != but).then_some(leader)
         })
     }
 
     /// Everything in a partition, in order.
     pub(crate) fn read(&self, topic: &str, partition: u32) -> Vec<Vec<u8>> {
+        self.records(topic, partition).into_values().collect()
+    }
+
+    /// Everything in a partition, by offset.
+    pub(crate) fn records(&self, topic: &str, partition: u32) -> BTreeMap<i64, Vec<u8>> {
         let config = ConsumerConfig::default();
         let mut consumer = Consumer::new(self.client(), topic, partition, StartAt::Earliest, config).unwrap();
-        let mut values = Vec::new();
+        let mut records = BTreeMap::new();
         loop {
             let polled = consumer
                 .poll(Duration::ZERO, |record| -> Result<(), ClientError> {
-                    values.push(record.value.unwrap().to_vec());
+                    let before = records.insert(record.offset, record.value.unwrap().to_vec());
+                    assert!(before.is_none(), "offset {} was read twice", record.offset);
                     Ok(())
                 })
                 .unwrap();
             if consumer.position() >= polled.high_watermark {
-                return values;
+                return records;
             }
         }
     }
@@ -152,10 +199,10 @@ pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-pub(crate) fn producer(cluster: &Cluster, topic: &str) -> IdempotentProducer {
+pub(crate) fn producer(client: Client, topic: &str) -> IdempotentProducer {
     let config =
         ProducerConfig { batch_bytes: 4 << 10, delivery_timeout: PATIENCE, ..ProducerConfig::default() };
-    IdempotentProducer::new(cluster.client(), topic, config).unwrap()
+    IdempotentProducer::new(client, topic, config).unwrap()
 }
 
 /// Reads a partition as it grows, until it has read as many records as `all` says.

@@ -9,4 +9,6 @@ mod files;
 mod harness;
 mod http;
 mod node;
+mod partition;
+mod proxy;
 mod tidy;
