@@ -312,6 +312,8 @@ pub enum PartitionHealth {
     Damaged = 1,
     /// The end of the log is unknown after corruption: readable, no writes.
     LogEndUnknown = 2,
+    /// This replica has lost what it held, by damage or with its disk, and votes for nobody until it has it from the others.
+    Rejoining = 3,
 }
 
 /// State of one partition.

@@ -212,7 +212,14 @@ mod tests {
         let mut catalog = Catalog::default();
         for id in 1..=nodes {
             let client_address = format!("n{id}:9092");
-            let node = NodeInfo { id, client_address, internal_address: String::new(), shards };
+            let node = NodeInfo {
+                id,
+                client_address,
+                internal_address: String::new(),
+                shards,
+                disk: 1,
+                disk_since: 0,
+            };
             catalog.apply(&Command::RegisterNode(node));
         }
         catalog

@@ -105,6 +105,7 @@ pub(crate) fn health_name(health: PartitionHealth) -> &'static str {
         PartitionHealth::Online => "online",
         PartitionHealth::Damaged => "damaged",
         PartitionHealth::LogEndUnknown => "log_end_unknown",
+        PartitionHealth::Rejoining => "rejoining",
     }
 }
 

@@ -388,6 +388,7 @@ fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> 
             0 => PartitionHealth::Online,
             1 => PartitionHealth::Damaged,
             2 => PartitionHealth::LogEndUnknown,
+            3 => PartitionHealth::Rejoining,
             value => return Err(DecodeError::UnknownValue { field: "health", value: u64::from(value) }),
         },
     };

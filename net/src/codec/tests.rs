@@ -90,7 +90,8 @@ fn state() -> impl Strategy<Value = PartitionState> {
     let health = prop_oneof![
         Just(PartitionHealth::Online),
         Just(PartitionHealth::Damaged),
-        Just(PartitionHealth::LogEndUnknown)
+        Just(PartitionHealth::LogEndUnknown),
+        Just(PartitionHealth::Rejoining)
     ];
     let replica = any::<(u32, u16, bool, i64, u64, u64)>().prop_map(
         |(node, shard, in_sync, log_end, lag_bytes, lag_ms)| ReplicaState {

@@ -99,6 +99,14 @@ impl Catalog {
         self.topics.get(&group.topic.0)?.spec.assignment.shard_on(node, group.partition)
     }
 
+    /// Whether `group` was placed on `node` when that had the disk of this number already: what that disk does not hold
+    /// of it, it never had.
+    pub fn is_younger_than_disk(&self, group: GroupId, node: u32, disk: u64) -> bool {
+        let registered = self.nodes.get(&node).filter(|known| known.disk == disk);
+        let topic = self.topics.get(&group.topic.0);
+        registered.zip(topic).is_some_and(|(node, topic)| topic.created > node.disk_since)
+    }
+
     /// All partitions.
     pub fn partitions(&self) -> usize {
         self.index.partitions
@@ -209,12 +217,14 @@ impl Catalog {
         }
         match command {
             Command::RegisterNode(node) => {
-                self.nodes.insert(node.id, node.clone());
+                let known = self.nodes.get(&node.id).filter(|known| known.disk == node.disk);
+                let disk_since = known.map_or(self.version, |known| known.disk_since);
+                self.nodes.insert(node.id, NodeInfo { disk_since, ..node.clone() });
             }
             Command::CreateTopic(spec) => {
                 let id = self.next_topic_id;
                 self.next_topic_id += 1;
-                self.insert(Topic { id, spec: spec.clone() });
+                self.insert(Topic { id, created: self.version, spec: spec.clone() });
             }
             Command::DeleteTopic { topic } => {
                 self.remove(*topic);
@@ -260,6 +270,9 @@ impl Catalog {
             if catalog.nodes.last_key_value().is_some_and(|(last, _)| *last >= node.id) {
                 return Err(format!("node {} is out of order or there twice", node.id));
             }
+            if node.disk_since > version {
+                return Err(format!("node {} has its disk since a version to come", node.id));
+            }
             catalog.nodes.insert(node.id, node);
         }
         for topic in topics {
@@ -267,6 +280,9 @@ impl Catalog {
             let last = catalog.topics.last_key_value().map_or(0, |(last, _)| *last);
             if id <= last || id >= next_topic_id {
                 return Err(format!("topic {id} is out of order or not below the next id"));
+            }
+            if topic.created > version {
+                return Err(format!("topic {id} is of a version to come"));
             }
             catalog.check_new_topic(&topic.spec).map_err(|(_, text)| format!("topic {id}: {text}"))?;
             catalog.insert(topic);

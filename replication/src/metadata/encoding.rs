@@ -6,8 +6,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{Catalog, Command, NodeInfo, Topic};
 
-/// Version of the bytes behind it. 1 was without a version byte and without nodes and is not read any more.
-const VERSION: u8 = 2;
+/// Version of the bytes behind it. 1 (without nodes) and 2 (without their disks) are not read any more.
+const VERSION: u8 = 3;
 
 /// Bytes that are no valid command or catalogue.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

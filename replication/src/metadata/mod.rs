@@ -44,6 +44,10 @@ pub struct NodeInfo {
     pub internal_address: String,
     /// Its number of shards.
     pub shards: u16,
+    /// Random number of its disk: another one means that everything it held is gone.
+    pub disk: u64,
+    /// Version of the catalogue since which it has that disk. Filled in when the command is applied.
+    pub disk_since: u64,
 }
 
 /// What a topic is created with.
@@ -84,6 +88,8 @@ impl TopicSpec {
 pub struct Topic {
     /// Its id.
     pub id: u32,
+    /// Version of the catalogue that has it first.
+    pub created: u64,
     /// What it was created with.
     pub spec: TopicSpec,
 }

@@ -5,7 +5,7 @@ use pyralog_core::{ErrorCode, GroupId};
 
 fn node(id: u32, shards: u16) -> NodeInfo {
     let (client_address, internal_address) = (format!("n{id}:9092"), format!("n{id}:9093"));
-    NodeInfo { id, client_address, internal_address, shards }
+    NodeInfo { id, client_address, internal_address, shards, disk: u64::from(id), disk_since: 0 }
 }
 
 fn cluster(nodes: u32) -> Catalog {
@@ -178,9 +178,29 @@ fn an_unknown_version_is_refused_with_what_to_do() {
         "{error}"
     );
     assert_eq!(Catalog::decode(&[]).unwrap_err(), DecodeError::Empty);
-    assert!(matches!(Catalog::decode(&[2, 1, 2, 3]), Err(DecodeError::Malformed(_))));
+    assert!(matches!(Catalog::decode(&[catalog.encode()[0], 1, 2, 3]), Err(DecodeError::Malformed(_))));
     let command = Command::DeleteTopic { topic: 3 };
     assert_eq!(Command::decode(&command.encode()).unwrap(), command);
+}
+
+/// What a disk does not hold of a topic it has lost, if the topic is older than the disk.
+#[test]
+fn a_topic_is_older_than_the_disk_that_came_after_it() {
+    let mut catalog = cluster(3);
+    catalog.apply(&create("a", 2, 3, &catalog));
+    let group = |topic| GroupId::new(topic, 0);
+    assert!(catalog.is_younger_than_disk(group(1), 2, 2));
+    assert!(!catalog.is_younger_than_disk(group(1), 2, 99), "this disk is not registered");
+    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(2, 2) }));
+    assert!(!catalog.is_younger_than_disk(group(1), 2, 99) && !catalog.is_younger_than_disk(group(1), 2, 2));
+    assert!(catalog.is_younger_than_disk(group(1), 1, 1), "the others have theirs");
+    catalog.apply(&create("b", 2, 3, &catalog));
+    assert!(catalog.is_younger_than_disk(group(2), 2, 99));
+    let since = catalog.nodes[&2].disk_since;
+    let moved = NodeInfo { disk: 99, client_address: "elsewhere:1".into(), ..node(2, 2) };
+    catalog.apply(&Command::RegisterNode(moved));
+    assert_eq!(catalog.nodes[&2].disk_since, since, "another address is not another disk");
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
 }
 
 /// Snapshots whose bytes are in order and whose contents are not.

@@ -111,7 +111,7 @@ mod tests {
     use super::super::{EntryHead, MessageKind};
     use super::*;
 
-    const KINDS: [MessageKind; 14] = [
+    const KINDS: [MessageKind; 16] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestPreVote,
@@ -126,6 +126,8 @@ mod tests {
         MessageKind::FetchBatches,
         MessageKind::Batches,
         MessageKind::Command,
+        MessageKind::RequestStanding,
+        MessageKind::RequestStandingResponse,
     ];
 
     fn entry() -> impl Strategy<Value = EntryHead> {

@@ -144,6 +144,8 @@ pub struct RaftGroup {
     incoming: (u64, Vec<EntryHead>),
     /// Leader and followers agree on everything and rely on their links being up.
     quiet: bool,
+    /// It may vote, and be voted for.
+    votes: bool,
     /// Followers that were told to begin at a snapshot, and when.
     snapshots: Vec<(u32, u64)>,
     now_us: u64,
@@ -191,6 +193,7 @@ impl RaftGroup {
             timers,
             incoming: (0, Vec::new()),
             quiet: false,
+            votes: true,
             snapshots: Vec::new(),
             now_us,
             high_watermark,
@@ -219,6 +222,11 @@ impl RaftGroup {
                 Err(Refused::Broken)
             }
         }
+    }
+
+    /// Whether it may vote and be voted for: not as long as it does not know everything that it has promised.
+    pub fn set_votes(&mut self, votes: bool) {
+        self.votes = votes;
     }
 
     /// Whether the core panicked: the group must be rebuilt from the journal.
@@ -361,7 +369,8 @@ impl RaftGroup {
         };
         self.check(message)?;
         self.now_us = now_us;
-        if message.kind == MessageKind::TimeoutNow && !self.may_campaign() {
+        let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
+        if asks && !self.votes || message.kind == MessageKind::TimeoutNow && !self.may_campaign() {
             return Ok(());
         }
         if message.kind == MessageKind::Quiesce {
@@ -649,7 +658,7 @@ impl RaftGroup {
     }
 
     fn may_campaign(&self) -> bool {
-        self.raw.raft.raft_log.applied >= self.start().index
+        self.votes && self.raw.raft.raft_log.applied >= self.start().index
     }
 
     fn note_leading(&mut self, now_us: u64) {

@@ -40,6 +40,12 @@ pub enum MessageKind {
     Batches,
     /// To the leader of the metadata group, beside the core: append this command.
     Command,
+    /// A replica that may not vote to all others, beside the core: what are you, and do you know me? `index` is the number
+    /// of its disk.
+    RequestStanding,
+    /// The answer: `term`; the last entry, `index`; `commit` is the number of a [`super::Standing`]; `transfer`ed to: it
+    /// leads; `read` is the number of its disk; `reject`ed: it does not know the asker's disk as one of the group's first.
+    RequestStandingResponse,
 }
 
 /// An entry in an [`MessageKind::Append`].
@@ -155,7 +161,11 @@ pub(super) fn core_type(kind: MessageKind) -> Option<MessageType> {
         MessageKind::HeartbeatResponse => MessageType::MsgHeartbeatResponse,
         MessageKind::Snapshot => MessageType::MsgSnapshot,
         MessageKind::TimeoutNow => MessageType::MsgTimeoutNow,
-        MessageKind::FetchBatches | MessageKind::Batches | MessageKind::Command => return None,
+        MessageKind::FetchBatches
+        | MessageKind::Batches
+        | MessageKind::Command
+        | MessageKind::RequestStanding
+        | MessageKind::RequestStandingResponse => return None,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod frame;
 pub mod group;
 pub mod log;
 pub mod message;
+pub mod rejoin;
 pub mod timers;
 
 #[cfg(test)]
@@ -24,4 +25,5 @@ mod tests;
 pub use group::{GroupConfig, NotLeader, Output, Proposed, RaftGroup, Refused, Role};
 pub use log::{EntryKind, HardState, Header, Position, RecoveredLog};
 pub use message::{EntryHead, Message, MessageKind};
+pub use rejoin::{Answer, Floor, Rejoin, Standing, Verdict};
 pub use timers::Timing;

@@ -32,6 +32,9 @@ pub struct EngineConfig {
     /// Random number drawn once when the data folder was made; stamped into every journal header so that a
     /// block of another node or shard is never taken for one of ours.
     pub journal_id: u64,
+    /// Random number drawn once when the data folder was made, the same for all shards of the node: another one tells the
+    /// other nodes that what this node has promised is lost. Not `u64::MAX`.
+    pub disk_id: u64,
     /// Tail cache, bytes (rounded up to whole chunks, at least four).
     pub cache_bytes: usize,
     /// A replica that does not lead answers fetches, too, with what it knows to be committed. Otherwise it refuses them, as

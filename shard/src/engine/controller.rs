@@ -13,6 +13,7 @@ use pyralog_net::message::{
 };
 use pyralog_replication::metadata::{Catalog, Command, NodeInfo, TopicSpec};
 use pyralog_replication::placement::place;
+use pyralog_replication::raft::Standing;
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -38,6 +39,17 @@ struct Client {
     conn: ConnId,
     correlation_id: u64,
     answer: Response,
+}
+
+/// How a partition is opened of which the disk holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    /// Nobody has written to it.
+    New,
+    /// The disk has lost it, and the others have it.
+    Rejoins,
+    /// The disk has lost it, and nobody else has it.
+    Lost,
 }
 
 /// A command in the metadata group that is not committed yet.
@@ -173,17 +185,20 @@ impl Engine {
     /// What registers this node, unless the catalogue knows it as it is now.
     fn registration(&self) -> Option<Command> {
         let controller = self.controller.as_ref()?;
+        let known = match controller.in_flight.is_empty() {
+            true => &controller.committed,
+            false => &controller.tentative,
+        };
+        let known = known.nodes.get(&self.config.node.0);
         let node = NodeInfo {
             id: self.config.node.0,
             client_address: self.config.advertised_address.clone(),
             internal_address: self.config.internal_address.clone(),
             shards: self.config.shards,
+            disk: self.config.disk_id,
+            disk_since: known.map_or(0, |known| known.disk_since),
         };
-        let known = match controller.in_flight.is_empty() {
-            true => &controller.committed,
-            false => &controller.tentative,
-        };
-        (known.nodes.get(&node.id) != Some(&node)).then_some(Command::RegisterNode(node))
+        (known != Some(&node)).then_some(Command::RegisterNode(node))
     }
 
     /// Asks whoever leads the metadata group to register this node, as long as it is not.
@@ -484,12 +499,12 @@ impl Engine {
         let drops = self.groups_to_drop(&catalog, actions);
         let opens = self.groups_to_open(&catalog);
         for group in drops {
-            if !self.drop_group(group, actions) {
+            if !self.drop_group(group, catalog.version, actions) {
                 return self.postpone_catalog(catalog);
             }
         }
-        for (group, suspect) in opens {
-            if !self.open_group(group, suspect) {
+        for (group, opening) in opens {
+            if !self.open_group(group, opening) {
                 return self.postpone_catalog(catalog);
             }
         }
@@ -573,43 +588,60 @@ impl Engine {
         }
     }
 
-    fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, bool)> {
+    fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, Opening)> {
         let (node, mine) = (self.config.node.0, self.config.shard.0);
         let mut opens = Vec::new();
+        if self.config.is_clustered() && catalog.version < self.dropped_at {
+            return opens;
+        }
         for topic in catalog.topics.values() {
             for partition in 0..topic.partitions() {
                 let group = GroupId::new(topic.id, partition);
                 if topic.spec.assignment.shard_on(node, partition) == Some(mine)
                     && !self.by_group.contains_key(&group)
                 {
-                    opens.push((group, self.opens_are_suspect));
+                    let lost = self.opens_are_suspect
+                        || self.config.is_clustered()
+                            && !catalog.is_younger_than_disk(group, node, self.config.disk_id);
+                    let opening = match (lost, topic.spec.assignment.replication_factor()) {
+                        (false, _) => Opening::New,
+                        (true, 1) => Opening::Lost,
+                        (true, _) => Opening::Rejoins,
+                    };
+                    opens.push((group, opening));
                 }
             }
         }
         opens
     }
 
-    fn open_group(&mut self, group: GroupId, suspect: bool) -> bool {
+    fn open_group(&mut self, group: GroupId, opening: Opening) -> bool {
         let epoch = self.journal.incarnation() as u32;
-        let frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
+        let mut frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
+        frame.record_count = u32::from(opening == Opening::Rejoins);
         if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
         }
         let mut partition = Partition::empty(group, epoch, 0);
-        partition.end_unknown = suspect;
+        partition.end_unknown = opening == Opening::Lost;
+        if opening == Opening::Rejoins {
+            partition.standing = Standing::Rejoining;
+        }
         self.insert_partition(partition);
         true
     }
 
-    fn drop_group(&mut self, group: GroupId, actions: &mut Vec<Action>) -> bool {
+    fn drop_group(&mut self, group: GroupId, version: u64, actions: &mut Vec<Action>) -> bool {
         let Some(index) = self.find(group) else { return true };
         let epoch = self.journal.incarnation() as u32;
-        let frame = FrameHeader::bodyless(FrameKind::DropGroup, group, 0, epoch);
+        let mut frame = FrameHeader::bodyless(FrameKind::DropGroup, group, 0, epoch);
+        frame.index = version;
         if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
         }
+        self.dropped_at = self.dropped_at.max(version);
         self.attach(Pending::Dropped { group, partition: index });
         self.by_group.remove(&group);
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);

@@ -797,6 +797,8 @@ impl Engine {
             replay_from,
             groups,
             catalog: self.controller.as_ref().map(|controller| controller.catalog().encode()),
+            dropped_at: self.dropped_at,
+            founders: self.founders.iter().map(|(node, disk)| (*node, *disk)).collect(),
         }
     }
 
@@ -854,6 +856,7 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
         log_start: partition.log_start,
         flushed_to: partition.flushed_to,
         epoch: partition.replica.epoch(),
+        standing: partition.standing,
         replicated: partition.replica.checkpoint(partition.entries_from_lsn),
         end_unknown: partition.end_unknown,
         damaged: partition.damaged.clone(),

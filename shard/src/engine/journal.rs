@@ -234,7 +234,7 @@ impl Journal {
             FrameKind::Batch => frame.group == GroupId::METADATA,
             FrameKind::OpenGroup | FrameKind::DropGroup => true,
             // A vote that a power loss takes back could be given twice.
-            FrameKind::Vote => true,
+            FrameKind::Vote | FrameKind::Rejoin | FrameKind::Joined | FrameKind::Founder => true,
             FrameKind::NewLife | FrameKind::NewTerm => false,
         };
         chunk.append(&header);

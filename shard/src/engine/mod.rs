@@ -17,6 +17,7 @@
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
 //! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
+//! | `rejoin` | replicas that can't know what they have promised |
 //! | `reload` | what recovery left in the journal is read back when it is used |
 
 pub mod api;
@@ -39,6 +40,7 @@ pub mod planted;
 mod produce;
 mod producers;
 mod recovery;
+mod rejoin;
 mod reload;
 mod replica;
 mod replicate;
@@ -47,7 +49,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ahash::RandomState;
@@ -116,6 +118,13 @@ pub struct Engine {
     opens_are_suspect: bool,
     /// Groups on the disk that are newer than the catalogue: a topic that gets one of their ids later is not theirs.
     strangers: BTreeSet<GroupId>,
+    /// Version of the newest catalogue by which a group was dropped. One before it may come again after a restart, and must
+    /// not open groups anew whose promises went with them.
+    dropped_at: u64,
+    /// The other nodes with which the metadata group began, and their disks.
+    founders: BTreeMap<u32, u64>,
+    /// When to ask the others again what they are; set while a replica is no member.
+    ask_due_us: Option<u64>,
     /// Who leads the groups of all of this node's shards.
     leaders: HashMap<GroupId, Leadership, RandomState>,
     fetches: fetch::Waiters,
@@ -245,6 +254,7 @@ impl Engine {
             self.groups_deadline_us(),
             self.register_due_us,
             self.hand_over_until_us,
+            self.ask_due_us,
         ]
         .into_iter()
         .flatten()
@@ -483,6 +493,7 @@ impl Engine {
             self.sync_journal(actions);
         }
         self.tick_groups();
+        self.ask_others();
         if self.register_due_us.is_some_and(|due| due <= now_us) {
             self.keep_registered(actions);
         }

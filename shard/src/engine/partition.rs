@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState};
 use pyralog_replication::SingleVoter;
+use pyralog_replication::raft::Standing;
 
 use crate::memory::ChunkSlice;
 
 use super::api::PeerId;
 use super::producers::Producers;
+use super::rejoin::Asking;
 use super::replica::{Progress, RaftReplica, Replica};
 
 /// A replica that had everything less than this ago is in sync, microseconds: long enough for a garbage collection of
@@ -89,6 +91,10 @@ pub(super) struct Partition {
     pub(super) damaged: Vec<(i64, i64)>,
     /// Damage hides where the log ends: no writes.
     pub(super) end_unknown: bool,
+    /// Of several replicas: whether it knows everything that it has promised.
+    pub(super) standing: Standing,
+    /// It does not, and asks the others.
+    pub(super) asking: Option<Box<Asking>>,
     /// On the list of partitions with batches to be flushed.
     pub(super) dirty: bool,
     /// In a cluster: found on the disk, and not in the catalogue yet. Whether it has other replicas is not known, so
@@ -118,6 +124,8 @@ impl Partition {
             waiting: Vec::new(),
             damaged: Vec::new(),
             end_unknown: false,
+            standing: Standing::Member,
+            asking: None,
             dirty: false,
             unconfirmed: false,
             entries_from_lsn: 0,
@@ -240,6 +248,9 @@ impl Partition {
             cached_bytes: cached,
             producers: self.producers.len() as u32,
             health: match (self.end_unknown, self.damaged.is_empty()) {
+                _ if self.standing != Standing::Member && !matches!(self.replica, Replica::Single(_)) => {
+                    PartitionHealth::Rejoining
+                }
                 (true, _) => PartitionHealth::LogEndUnknown,
                 (false, false) => PartitionHealth::Damaged,
                 (false, true) => PartitionHealth::Online,

@@ -1,6 +1,7 @@
 //! What waits for a group commit.
 
 use pyralog_net::message::Acks;
+use pyralog_replication::raft::Standing;
 
 use super::api::ConnId;
 
@@ -29,6 +30,8 @@ pub(super) enum Pending {
     /// The group is dropped for good: its files can go, and its index is free. Whatever else waited with that
     /// index was appended before the drop and so is done before it.
     Dropped { group: pyralog_core::GroupId, partition: u32 },
+    /// A replica has become this.
+    Standing { partition: u32, standing: Standing },
     /// This life has begun.
     NewLife,
 }

@@ -9,4 +9,6 @@ pub enum PlantedBug {
     TruncateOnBadChecksum,
     /// A recycled journal file keeps its old generation, and commits do not check the chain.
     ReuseWithoutGeneration,
+    /// A replica whose disk was exchanged for an empty one votes as if nothing had been.
+    BlankDiskVotes,
 }

@@ -358,6 +358,7 @@ impl Engine {
                 self.free_indexes.push(partition);
                 self.delete_files_of(group, actions);
             }
+            Pending::Standing { partition, standing } => self.standing_reached(partition, standing, actions),
             Pending::NewLife => self.life_began(actions),
         }
     }

@@ -1,8 +1,10 @@
 //! Makes an engine from what is on the disk: newest valid checkpoint, then the journal from there on.
 //! The rules and why they are so: `docs/storage-format.md`.
 
+mod entries;
+
 use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use ahash::RandomState;
@@ -13,7 +15,7 @@ use pyralog_core::limits::{
 use pyralog_core::{GroupId, ShardId};
 use pyralog_replication::SingleVoter;
 use pyralog_replication::metadata::Catalog;
-use pyralog_replication::raft::{EntryKind, HardState, Header, Position, RecoveredLog};
+use pyralog_replication::raft::{HardState, Position, RecoveredLog, Standing};
 use smallvec::SmallVec;
 
 use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, ReplicatedCheckpoint};
@@ -30,6 +32,8 @@ use super::producers::{Appended, Producer};
 use super::reload::verify;
 use super::replica::{Replica, Unplaced};
 use super::slots::{Slots, load_checkpoints};
+use entries::forget_entries;
+
 use super::{
     Action, Counters, Engine, EngineConfig, FileId, IntervalSync, IoError, IoOp, LogLevel, Mode, Now,
     RecoveryDisk,
@@ -179,6 +183,8 @@ struct Replay<'a> {
     /// What the checkpoint names, for cleaning up.
     checkpointed: HashMap<GroupId, i64, RandomState>,
     catalog: Option<Catalog>,
+    founders: BTreeMap<u32, u64>,
+    dropped_at: u64,
     incarnation: u64,
     /// Partitions whose log may have gone on in damage; cleared by a later batch, which shows the gap.
     suspects: BTreeSet<GroupId>,
@@ -214,6 +220,11 @@ impl<'a> Replay<'a> {
             whole: config.is_clustered(),
             checkpointed: HashMap::with_hasher(RandomState::with_seeds(21, 22, 23, 24)),
             catalog: None,
+            founders: checkpoint
+                .into_iter()
+                .flat_map(|checkpoint| checkpoint.founders.iter().copied())
+                .collect(),
+            dropped_at: checkpoint.map_or(0, |checkpoint| checkpoint.dropped_at),
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
             suspects: BTreeSet::new(),
             unknown_damage: false,
@@ -233,7 +244,11 @@ impl<'a> Replay<'a> {
             replay.catalog =
                 Some(catalog.map_err(|error| RecoveryError(error.to_string()))?.unwrap_or_default());
             if !replay.by_group.contains_key(&GroupId::METADATA) {
-                replay.insert(Partition::empty(GroupId::METADATA, 0, 0));
+                let mut metadata = Partition::empty(GroupId::METADATA, 0, 0);
+                if config.is_clustered() {
+                    metadata.standing = Standing::Undecided;
+                }
+                replay.insert(metadata);
             }
         }
         Ok(replay)
@@ -364,93 +379,6 @@ impl<'a> Replay<'a> {
         if let Some(cached) = self.chunks.back_mut() {
             cached.partitions.push(index);
         }
-    }
-
-    /// Notes one entry of a group with several replicas. One that is held already, of the same term, was laid down
-    /// again; any other takes the place of what was there and behind.
-    fn entry(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
-        let index = match self.by_group.get(&frame.group) {
-            Some(index) => *index,
-            None => self.insert(Partition::empty(frame.group, 0, 0)),
-        };
-        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
-            return;
-        };
-        let Some(unplaced) = partition.replica.unplaced_mut() else { return };
-        let log = &mut unplaced.log;
-        if log.hard.term < frame.epoch {
-            (log.hard.term, log.hard.vote) = (frame.epoch, 0);
-        }
-        // An older term than that of the start: an entry that was cut off before the start was written.
-        if frame.index <= log.start.index
-            || frame.epoch < log.start.term
-            || lsn < partition.entries_from_lsn
-            || partition.end_unknown
-        {
-            return;
-        }
-        unplaced.newest = unplaced.newest.max((frame.epoch, frame.index));
-        // Those before it may be laid down once more further on, and it with them.
-        let before = unplaced.behind(frame.index - 1);
-        if before.is_none_or(|before| before.offset != frame.base_offset) {
-            return;
-        }
-        let again = unplaced.behind(frame.index).is_some_and(|held| held.term == frame.epoch);
-        if again {
-            if let Some(known) = unplaced.lsns.get_mut((frame.index - unplaced.log.start.index - 1) as usize)
-            {
-                *known = lsn;
-            }
-        } else {
-            unplaced.cut(frame.index);
-            let is_batch = frame.kind == FrameKind::Batch;
-            unplaced.log.headers.push(Header {
-                term: frame.epoch,
-                kind: if is_batch { EntryKind::Batch } else { EntryKind::NewTerm },
-                base_offset: frame.base_offset,
-                next_offset: frame.end_offset(),
-                bytes: frame.body_len,
-            });
-            unplaced.lsns.push_back(lsn);
-            partition.cut_entries(frame.index);
-        }
-        if frame.kind != FrameKind::Batch {
-            return;
-        }
-        if let Some(cached) = self.chunks.back_mut() {
-            cached.partitions.push(index);
-        }
-        if again {
-            partition.replace_entry(frame.index, lsn, body.data);
-            return;
-        }
-        let Ok(batch) = BatchView::parse_exact(body.bytes) else { return };
-        note_producer(partition, &batch, frame.base_offset, self.now.monotonic_us);
-        let max_timestamp = batch.max_timestamp();
-        partition.push_tail(TailBatch {
-            base_offset: frame.base_offset,
-            next_offset: frame.end_offset(),
-            max_timestamp,
-            index: frame.index,
-            lsn,
-            bytes_before: 0,
-            data: body.data,
-        });
-    }
-
-    /// Notes what a replica has promised.
-    fn vote(&mut self, frame: &FrameHeader) {
-        let index = match self.by_group.get(&frame.group) {
-            Some(index) => *index,
-            None => self.insert(Partition::empty(frame.group, 0, 0)),
-        };
-        let partition = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
-        let Some(unplaced) = partition.and_then(|partition| partition.replica.unplaced_mut()) else { return };
-        let hard = &mut unplaced.log.hard;
-        if (frame.epoch, frame.record_count) > (hard.term, hard.vote) {
-            (hard.term, hard.vote) = (frame.epoch, frame.record_count);
-        }
-        hard.commit = hard.commit.max(frame.index);
     }
 
     /// The log of a partition goes on behind these damaged batches.
@@ -618,18 +546,28 @@ impl<'a> Replay<'a> {
                 partition.end_unknown = true;
                 let (term, index) = unplaced.newest;
                 let text = format!(
-                    "entry {index} of term {term} of partition {} does not follow on entry {} (offset {}): this replica takes no part until it is made anew from the others",
+                    "entry {index} of term {term} of partition {} does not follow on entry {} (offset {})",
                     partition.group, end.index, end.offset
                 );
                 self.gaps.push((partition.group, text));
             }
+            let clustered = self.config.is_clustered();
+            if partition.end_unknown && clustered {
+                partition.standing = Standing::Rejoining;
+                forget_entries(partition);
+            }
             if let Replica::Single(_) = partition.replica {
-                let clustered = self.config.is_clustered();
                 partition.unconfirmed = clustered && partition.group != GroupId::METADATA;
                 let single = SingleVoter::recovered(incarnation as u32, partition.log_end);
                 partition.replica = Replica::Single(single);
             }
-            if partition.end_unknown {
+            if partition.end_unknown && matches!(partition.replica, Replica::Unplaced(_)) {
+                let text = format!(
+                    "partition {}: damage hides what this replica has promised; it keeps what is in segments, up to offset {}, and votes for nobody until it has the rest from the others",
+                    partition.group, partition.log_end
+                );
+                self.log.push((LogLevel::Warn, text));
+            } else if partition.end_unknown {
                 let text = format!(
                     "partition {}: damage hides where its log ends; it can be read up to {} and takes no writes",
                     partition.group, partition.log_end
@@ -767,6 +705,9 @@ impl<'a> Replay<'a> {
             controller: self.catalog.map(|catalog| Controller::new(catalog, config.shards)),
             opens_are_suspect: self.unknown_damage,
             strangers: BTreeSet::new(),
+            founders: self.founders,
+            dropped_at: self.dropped_at,
+            ask_due_us: None,
             leaders: HashMap::with_hasher(RandomState::with_seeds(25, 26, 27, 28)),
             fetches: Default::default(),
             replication: Default::default(),
@@ -849,10 +790,24 @@ impl ScanSink for Replay<'_> {
                 FrameKind::Vote => self.vote(frame),
                 FrameKind::OpenGroup => {
                     if !self.by_group.contains_key(&frame.group) {
-                        self.insert(Partition::empty(frame.group, frame.epoch, frame.base_offset));
+                        let mut partition = Partition::empty(frame.group, frame.epoch, frame.base_offset);
+                        if frame.record_count > 0 {
+                            partition.standing = Standing::Rejoining;
+                        }
+                        self.insert(partition);
                     }
                 }
+                FrameKind::Rejoin => self.rejoin(header.lsn, frame.group),
+                FrameKind::Joined => {
+                    if let Some(partition) = self.replica_of(frame.group) {
+                        partition.standing = Standing::Member;
+                    }
+                }
+                FrameKind::Founder => {
+                    self.founders.insert(frame.record_count, frame.index);
+                }
                 FrameKind::DropGroup => {
+                    self.dropped_at = self.dropped_at.max(frame.index);
                     self.suspects.remove(&frame.group);
                     self.gaps.retain(|(group, _)| *group != frame.group);
                     if let Some(index) = self.by_group.remove(&frame.group)
@@ -884,6 +839,7 @@ impl ScanSink for Replay<'_> {
 
 fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     let mut partition = Partition::empty(state.group, state.epoch, state.log_start);
+    partition.standing = state.standing;
     partition.flushed_to = state.flushed_to;
     if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) = state.replicated {
         partition.entries_from_lsn = entries_from_lsn;

@@ -121,6 +121,13 @@ impl Unplaced {
         self.lsns.truncate(keep);
     }
 
+    /// Forgets everything that is not in segments, but not the term.
+    pub(super) fn forget(&mut self) {
+        self.cut(self.log.start.index + 1);
+        self.log.hard.commit = self.log.start.index;
+        self.newest = (0, 0);
+    }
+
     /// Committed for sure: what the segments hold, and what a leader was known to have committed.
     fn high_watermark(&self) -> i64 {
         let known = self.position(self.log.hard.commit.min(self.end().index));

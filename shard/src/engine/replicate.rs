@@ -24,11 +24,12 @@ use super::api::{IoToken, Leadership, PeerId};
 use super::outbox::Outbox;
 use super::partition::Partition;
 use super::pending::Pending;
+use super::rejoin::Begin;
 use super::replica::{RaftReplica, Replica, Unplaced};
 use super::{Action, Engine, LogLevel, Mode};
 
 /// Room in the journal that is there before a group's output is taken: for its frames without batches.
-const SMALL_FRAMES_BYTES: usize = 4 << 10;
+pub(super) const SMALL_FRAMES_BYTES: usize = 4 << 10;
 /// What an entry takes in the journal besides its batch.
 const FRAME_BYTES: usize = 64;
 /// A group that took no batch for so long falls quiet, microseconds: its heartbeats stop.
@@ -53,6 +54,8 @@ pub(super) struct Replication {
     output: Output,
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,
+    /// Replicas may be able to take part that were not before.
+    pub(super) place_due: bool,
     /// Leaders that the node's shards have to be told.
     leaders: Vec<Leadership>,
 }
@@ -105,9 +108,13 @@ impl Engine {
         let waits = |partition: &Partition| {
             partition.place_after_seq > 0 && matches!(partition.replica, Replica::Unplaced(_))
         };
-        if !self.each_partition().any(waits) {
-            return;
+        if self.each_partition().any(waits) {
+            self.place_all(actions);
         }
+    }
+
+    /// Has every replica take part that can.
+    fn place_all(&mut self, actions: &mut Vec<Action>) {
         self.place_metadata(actions);
         if let Some(catalog) = self.catalog.clone() {
             self.place_groups(&catalog, actions);
@@ -150,14 +157,20 @@ impl Engine {
         let life = self.journal.incarnation().rotate_left(32);
         let Some(index) = self.find(group) else { return Ok(()) };
         let newest_seq = self.flush.checkpoint_seq();
-        let Some(partition) =
-            self.at_mut(index).filter(|p| !p.end_unknown && p.place_after_seq <= newest_seq)
-        else {
+        let Some(partition) = self.at_mut(index).filter(|p| p.place_after_seq <= newest_seq) else {
             return Ok(());
         };
         // The group was written to by nobody yet when nothing of it is on the disk.
+        if partition.replica.unplaced_mut().is_none() {
+            return Ok(());
+        }
+        let Some(begin) = self.begins(index, &members) else { return Ok(()) };
+        let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
+            return Ok(());
+        };
         let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
-        let Unplaced { log, lsns, .. } = std::mem::take(unplaced);
+        let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
+        log.hard = begin.hard_state(log.hard, id);
         let flushed = log.start;
         let voters = members.iter().map(|member| member.node.0).collect();
         let seed = u64::from(group.topic.0) << 32
@@ -166,6 +179,7 @@ impl Engine {
             ^ u64::from(id).rotate_left(48);
         let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
         let mut raft = RaftGroup::new(config, log, now_us)?;
+        raft.set_votes(begin == Begin::Member);
         partition.replica = Replica::Raft(Box::new(RaftReplica {
             high_watermark: raft.high_watermark(),
             raft,
@@ -255,6 +269,14 @@ impl Engine {
     ) -> Result<(), String> {
         // A group that is not here yet, or takes no part now, will be told again.
         let Some(index) = self.find(message.group()) else { return Ok(()) };
+        match message.kind {
+            MessageKind::RequestStanding => {
+                self.standing_asked(index, from, message);
+                return Ok(());
+            }
+            MessageKind::RequestStandingResponse => return self.standing_told(index, message),
+            _ => {}
+        }
         if self.raft_mut(index).is_none() {
             return Ok(());
         }
@@ -303,6 +325,9 @@ impl Engine {
     pub(super) fn peer_up(&mut self, peer: PeerId, session: u64) {
         self.replication.up.insert(peer, session);
         let now_us = self.now.monotonic_us;
+        if self.ask_due_us.is_some() {
+            self.ask_due_us = Some(now_us);
+        }
         self.each_group_with(peer, |replica| replica.raft.peer_restarted(peer.node.0, now_us));
     }
 
@@ -383,6 +408,10 @@ impl Engine {
 
     /// Takes what the groups have to do, and sends what is to be sent.
     pub(super) fn pump(&mut self, actions: &mut Vec<Action>) {
+        if std::mem::take(&mut self.replication.place_due) {
+            self.place_all(actions);
+        }
+        self.ask_others();
         let mut left = Vec::new();
         while let Some(index) = self.replication.queue.pop() {
             if let Some(replica) = self.raft_mut(index) {
@@ -541,6 +570,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Has a message leave that the group itself does not know of.
+    pub(super) fn post_beside(&mut self, to: PeerId, message: Message) {
+        self.replication.outbox.add(to, message, Default::default());
+    }
+
     /// Takes the entries from `entry` on back.
     fn cut_entries(&mut self, index: u32, entry: u64) {
         let Some(partition) = self.at_mut(index) else { return };
@@ -651,6 +685,7 @@ impl Engine {
                 false => self.tell_unknown(first, ErrorCode::LeaderChanged, actions),
             }
         }
+        self.join_when_complete(index);
         if after > before && self.at(index).is_some_and(|partition| !partition.waiting.is_empty()) {
             self.wake_fetches(index, actions);
         }

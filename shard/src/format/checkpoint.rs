@@ -4,20 +4,22 @@
 
 use pyralog_core::GroupId;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_CHECKPOINT_BYTES};
+use pyralog_replication::raft::Standing;
 
 use super::bytes::{Reader, array_at, put, u16_le, u32_le, u64_le};
 
 /// First bytes of a checkpoint.
 pub const CHECKPOINT_MAGIC: [u8; 4] = [0xB7, b'P', b'C', b'K'];
 /// Version of the checkpoint's format.
-pub const CHECKPOINT_VERSION: u16 = 2;
+pub const CHECKPOINT_VERSION: u16 = 3;
 /// Bytes of the checkpoint's header.
 pub const CHECKPOINT_HEADER_BYTES: usize = 40;
 /// Most batches that a checkpoint holds of one producer.
 const MAX_BATCHES: usize = BATCHES_PER_PRODUCER + 1;
 
 /// The bytes that each item of a list takes at least: bounds every count before it is believed.
-const GROUP_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 1 + 3 * 4;
+const GROUP_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 1 + 1 + 3 * 4;
+const FOUNDER_BYTES: usize = 4 + 8;
 const RANGE_BYTES: usize = 16;
 const SEGMENT_BYTES: usize = 32;
 const PRODUCER_BYTES: usize = 8 + 2 + 8 + 1;
@@ -101,6 +103,8 @@ pub struct GroupCheckpoint {
     pub flushed_to: i64,
     /// Epoch of its leader; the replica's term in a group with several.
     pub epoch: u32,
+    /// Whether it knows everything that it has promised to other replicas.
+    pub standing: Standing,
     /// In a group with several replicas.
     pub replicated: Option<ReplicatedCheckpoint>,
     /// Corruption hides where the log ends: it takes no writes.
@@ -128,6 +132,10 @@ pub struct Checkpoint {
     pub groups: Vec<GroupCheckpoint>,
     /// Shard 0: the metadata (opaque here).
     pub catalog: Option<Vec<u8>>,
+    /// Version of the newest catalogue by which a group was dropped.
+    pub dropped_at: u64,
+    /// Shard 0: the other nodes with which the metadata group began, and the numbers of their disks.
+    pub founders: Vec<(u32, u64)>,
 }
 
 /// Why bytes are no checkpoint, or a checkpoint can't be encoded.
@@ -140,7 +148,9 @@ pub enum CheckpointError {
     #[error("no checkpoint starts here")]
     Magic,
     /// A version that this program does not know.
-    #[error("the checkpoint has version {0}; this program reads version 1: use the program that wrote it")]
+    #[error(
+        "the checkpoint has version {0}; this program reads version {CHECKPOINT_VERSION}: use the program that wrote it"
+    )]
     Version(u16),
     /// The bytes are not those that were written.
     #[error("the checkpoint's checksum does not match its bytes")]
@@ -201,6 +211,12 @@ impl Checkpoint {
         let catalog = self.catalog.as_deref().unwrap_or_default();
         put_count(out, catalog.len())?;
         out.extend(catalog);
+        out.extend(self.dropped_at.to_le_bytes());
+        put_count(out, self.founders.len())?;
+        for (node, disk) in &self.founders {
+            out.extend(node.to_le_bytes());
+            out.extend(disk.to_le_bytes());
+        }
         Ok(())
     }
 
@@ -264,7 +280,9 @@ impl Checkpoint {
             return None;
         }
         let catalog = has_catalog.then(|| catalog.to_vec());
-        Some(Self { seq, journal_id, incarnation, replay_from, groups, catalog })
+        let dropped_at = reader.u64()?;
+        let founders = list(reader, FOUNDER_BYTES, |reader| Some((reader.u32()?, reader.u64()?)))?;
+        Some(Self { seq, journal_id, incarnation, replay_from, groups, catalog, dropped_at, founders })
     }
 }
 
@@ -275,6 +293,7 @@ impl GroupCheckpoint {
         out.extend(self.log_start.to_le_bytes());
         out.extend(self.flushed_to.to_le_bytes());
         out.extend(self.epoch.to_le_bytes());
+        out.push(self.standing as u8);
         out.push(u8::from(self.replicated.is_some()));
         if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) =
             self.replicated
@@ -306,6 +325,7 @@ impl GroupCheckpoint {
         let log_start = reader.i64()?;
         let flushed_to = reader.i64()?;
         let epoch = reader.u32()?;
+        let standing = Standing::from_number(u64::from(reader.u8()?))?;
         let replicated = match flag(reader)? {
             true => Some(ReplicatedCheckpoint {
                 vote: reader.u32()?,
@@ -331,6 +351,7 @@ impl GroupCheckpoint {
             log_start,
             flushed_to,
             epoch,
+            standing,
             replicated,
             end_unknown,
             damaged,
@@ -416,6 +437,7 @@ mod tests {
             log_start: 5,
             flushed_to: 100,
             epoch: 1,
+            standing: Standing::Undecided,
             replicated: (partition == 1).then_some(ReplicatedCheckpoint {
                 vote: 3,
                 start_index: 7,
@@ -446,6 +468,8 @@ mod tests {
             },
             groups: vec![group(0), group(1)],
             catalog: Some(b"catalog".to_vec()),
+            dropped_at: 6,
+            founders: vec![(3, 1 << 60)],
         }
     }
 

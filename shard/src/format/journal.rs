@@ -19,7 +19,7 @@ use super::bytes::{array_at, i64_le, put, u16_le, u32_le, u64_le};
 /// First bytes of a commit header.
 pub const COMMIT_MAGIC: [u8; 4] = [0xB7, b'P', b'J', b'C'];
 /// Version of the journal's format.
-pub const JOURNAL_VERSION: u16 = 2;
+pub const JOURNAL_VERSION: u16 = 3;
 /// Bytes of a commit header.
 pub const COMMIT_HEADER_BYTES: usize = 96;
 /// Bytes of a frame header.
@@ -82,7 +82,9 @@ pub enum CommitError {
     #[error("no commit starts here")]
     Magic,
     /// A version that this program does not know.
-    #[error("the journal has version {0}; this program reads version 1: use the program that wrote it")]
+    #[error(
+        "the journal has version {0}; this program reads version {JOURNAL_VERSION}: use the program that wrote it"
+    )]
     Version(u16),
     /// The header's bytes are not those that were written.
     #[error("the commit header's checksum does not match")]
@@ -245,9 +247,10 @@ impl CommitHeader {
 pub enum FrameKind {
     /// A record batch; the body.
     Batch = 1,
-    /// The group is on this shard from here on; `base_offset` is where its log starts.
+    /// The group is on this shard from here on; `base_offset` is where its log starts. With a `record_count` of 1 it was
+    /// here before, on a disk that is lost, and the replica begins as with [`FrameKind::Rejoin`].
     OpenGroup = 2,
-    /// The group is gone; earlier frames of it mean nothing.
+    /// The group is gone; earlier frames of it mean nothing. `index` is the version of the catalogue that says so.
     DropGroup = 3,
     /// A new life of the journal begins; `epoch` is the low half of its incarnation.
     NewLife = 4,
@@ -255,6 +258,13 @@ pub enum FrameKind {
     NewTerm = 5,
     /// The replica's term (`epoch`) and vote (`record_count`: the node, 0 = none); `index` is a commit known then.
     Vote = 6,
+    /// What the replica has promised is lost in part: what earlier frames say of the group's entries means nothing, and it
+    /// votes for nobody until [`FrameKind::Joined`].
+    Rejoin = 7,
+    /// The replica knows everything that it has promised, from here on.
+    Joined = 8,
+    /// A node (`record_count`) with which the metadata group began, and the number of its disk (`index`).
+    Founder = 9,
 }
 
 impl FrameKind {
@@ -267,6 +277,9 @@ impl FrameKind {
             4 => Some(Self::NewLife),
             5 => Some(Self::NewTerm),
             6 => Some(Self::Vote),
+            7 => Some(Self::Rejoin),
+            8 => Some(Self::Joined),
+            9 => Some(Self::Founder),
             _ => None,
         }
     }
@@ -399,14 +412,17 @@ impl FrameHeader {
             "body length"
         } else if match self.kind {
             FrameKind::Batch => !(1..=MAX_BATCH_RECORDS).contains(&records),
-            FrameKind::Vote => false,
+            FrameKind::Vote | FrameKind::Founder => false,
+            FrameKind::OpenGroup => records > 1,
             _ => records != 0,
         } {
             "record count"
         } else if match self.kind {
             FrameKind::NewTerm => self.index == 0,
-            FrameKind::Batch | FrameKind::Vote => false,
-            FrameKind::OpenGroup | FrameKind::DropGroup | FrameKind::NewLife => self.index != 0,
+            FrameKind::Batch | FrameKind::DropGroup | FrameKind::Vote | FrameKind::Founder => false,
+            FrameKind::OpenGroup | FrameKind::NewLife | FrameKind::Rejoin | FrameKind::Joined => {
+                self.index != 0
+            }
         } || self.index == u64::MAX
         {
             "index"

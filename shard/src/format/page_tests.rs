@@ -7,6 +7,7 @@ use super::index::*;
 use super::journal::*;
 use pyralog_core::GroupId;
 use pyralog_core::limits::{CHUNK_BYTES, INDEX_INTERVAL_BYTES, JOURNAL_ALIGN, MAX_CHECKPOINT_BYTES};
+use pyralog_replication::raft::Standing;
 
 const PAGE: &str = include_str!("../../../docs/storage-format.md");
 const JOURNAL_ID: u64 = 0x1122_3344_5566_7788;
@@ -92,6 +93,7 @@ fn the_example_of_a_checkpoint() {
             log_start: 10,
             flushed_to: 100,
             epoch: 2,
+            standing: Standing::Rejoining,
             replicated: Some(ReplicatedCheckpoint {
                 vote: 3,
                 start_index: 8,
@@ -114,6 +116,8 @@ fn the_example_of_a_checkpoint() {
             }],
         }],
         catalog: None,
+        dropped_at: 12,
+        founders: vec![(2, 0x0102_0304_0506_0708)],
     };
     check("checkpoint", &checkpoint.encode().unwrap());
     assert_eq!(Checkpoint::decode(&example("checkpoint")).unwrap(), checkpoint);

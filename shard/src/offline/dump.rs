@@ -14,6 +14,7 @@ use crate::format::journal::{
     COMMIT_HEADER_BYTES, CommitError, CommitHeader, FrameHeader, FrameKind, Frames,
 };
 use crate::format::segment::Batches;
+use pyralog_replication::raft::Standing;
 
 /// Writes what a `.log`, `.index`, `.journal` or checkpoint file holds to `out`. Works on damaged files and on those
 /// of a running node; of the latter the newest lines may be half written.
@@ -169,7 +170,13 @@ fn frame_line(frame: &FrameHeader, body: &[u8], out: &mut dyn Write) -> Result<(
             );
         }
         FrameKind::OpenGroup => {
-            line!(out, "    open {group} log start {} epoch {}", frame.base_offset, frame.epoch)
+            let lost = if frame.record_count > 0 { ", what was here before is lost" } else { "" };
+            line!(out, "    open {group} log start {} epoch {}{lost}", frame.base_offset, frame.epoch)
+        }
+        FrameKind::Rejoin => line!(out, "    rejoin {group}: earlier entries mean nothing, no vote"),
+        FrameKind::Joined => line!(out, "    joined {group}: it votes"),
+        FrameKind::Founder => {
+            line!(out, "    founder node {} disk {:#018x}", frame.record_count, frame.index)
         }
         FrameKind::DropGroup => line!(out, "    drop {group}"),
         FrameKind::NewLife => line!(out, "    new life {}", frame.epoch),
@@ -220,7 +227,12 @@ fn checkpoint(bytes: &[u8], out: &mut dyn Write) -> Result<(), OfflineError> {
             group.log_start,
             group.flushed_to,
             group.epoch,
-            if group.end_unknown { " END UNKNOWN" } else { "" }
+            match (group.end_unknown, group.standing) {
+                (true, _) => " END UNKNOWN",
+                (false, Standing::Member) => "",
+                (false, Standing::Undecided) => " undecided",
+                (false, Standing::Rejoining) => " rejoining",
+            }
         );
         for (from, to) in &group.damaged {
             line!(out, "    DAMAGED {from}..{to}");

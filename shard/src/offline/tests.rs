@@ -8,6 +8,7 @@ use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, Segmen
 use crate::format::index::{IndexBuilder, index_header};
 use crate::format::journal::*;
 use pyralog_core::limits::CHUNK_BYTES;
+use pyralog_replication::raft::Standing;
 
 const ID: u64 = 0x5151_5151_0000_0001;
 const GROUP: GroupId = GroupId::new(1, 0);
@@ -41,6 +42,7 @@ impl Data {
                 log_start: 0,
                 flushed_to: BATCHES,
                 epoch: 1,
+                standing: Standing::Member,
                 replicated: None,
                 end_unknown: false,
                 damaged: Vec::new(),
@@ -48,6 +50,8 @@ impl Data {
                 producers: Vec::new(),
             }],
             catalog: None,
+            dropped_at: 0,
+            founders: Vec::new(),
         };
         std::fs::write(data.path("checkpoint.0"), checkpoint.encode().unwrap()).unwrap();
         data

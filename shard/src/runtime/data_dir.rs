@@ -43,6 +43,11 @@ impl NodeFile {
         id ^ id >> 31
     }
 
+    /// What the other nodes know this disk by: never `u64::MAX`.
+    pub fn disk_id(&self) -> u64 {
+        self.journal_id >> 1
+    }
+
     /// The file of a data folder, as it is; `None` when it is not there or not readable.
     pub(crate) fn read(data_dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(data_dir.join(NAME)).ok()?).ok()

@@ -215,6 +215,7 @@ impl Node {
                 config: EngineConfig {
                     shard,
                     journal_id: identity.shard_journal_id(shard),
+                    disk_id: identity.disk_id(),
                     ..engine.clone()
                 },
                 paths: Paths::new(&options.data_dir, &options.journal_dir, shard),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use pyralog_core::batch::BatchView;
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, MetadataRequest, ProduceRequest,
-    Request, Response,
+    Acks, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, MetadataRequest, PartitionHealth,
+    ProduceRequest, Request, Response,
 };
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{MessageKind, frame};
@@ -17,8 +17,10 @@ use pyralog_replication::raft::{MessageKind, frame};
 use super::disk::MemDisk;
 use super::harness::{batch, config};
 use crate::engine::{
-    Action, ConnId, Engine, EngineConfig, Event, IoOp, IoToken, LogLevel, Now, PeerId, ReplyBody, recover,
+    Action, ConnId, Engine, EngineConfig, Event, FileId, IoOp, IoToken, LogLevel, Now, PeerId, ReplyBody,
+    recover,
 };
+use crate::format::journal::CommitHeader;
 
 /// The only shard of each node.
 const SHARD: ShardId = ShardId(0);
@@ -75,6 +77,12 @@ struct Node {
     catalog: Option<Arc<Catalog>>,
     /// The highest term in which it gave its vote away.
     voted: BTreeMap<GroupId, u32>,
+    /// How many disks it had before this one.
+    disks: u64,
+    /// Whether it was a member of all groups when it was last up.
+    settled: bool,
+    /// Its disk was exchanged or damaged once.
+    lossy: bool,
 }
 
 type Frame = (Vec<u8>, Vec<u8>);
@@ -105,6 +113,12 @@ struct World {
     duplicates: usize,
     next_value: u64,
     values_bytes: usize,
+    /// Whom each node voted for, by node, group and term; over all its disks.
+    votes: BTreeMap<(u32, GroupId, u32), u32>,
+    /// Who led, by group and term.
+    leaders: BTreeMap<(GroupId, u32), u32>,
+    disks_lost: usize,
+    damaged: usize,
 }
 
 fn pair(a: u32, b: u32) -> (u32, u32) {
@@ -144,6 +158,10 @@ impl World {
             duplicates: 0,
             next_value: 0,
             values_bytes: 40,
+            votes: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            disks_lost: 0,
+            damaged: 0,
         };
         for id in 1..=nodes {
             world.start(id);
@@ -216,9 +234,11 @@ impl World {
     }
 
     fn start(&mut self, id: u32) {
+        let disk_id = 70 + u64::from(id) + 100 * self.node(id).disks;
         let config = EngineConfig {
             node: NodeId(id),
-            journal_id: 70 + u64::from(id),
+            journal_id: disk_id,
+            disk_id,
             advertised_address: format!("127.0.0.{id}:9092"),
             internal_address: format!("127.0.0.{id}:9093"),
             ..self.config.clone()
@@ -226,7 +246,17 @@ impl World {
         let now = self.now;
         let node = self.node(id);
         node.session += 1;
-        node.engine = Some(recover(config, &mut node.disk, now).unwrap_or_else(|error| panic!("{error}")));
+        match recover(config, &mut node.disk, now) {
+            Ok(engine) => node.engine = Some(engine),
+            // It refuses to start on such a disk: somebody gives it an empty one.
+            Err(_) if node.lossy => {
+                node.disk = MemDisk::default();
+                node.disks += 1;
+                self.disks_lost += 1;
+                return self.start(id);
+            }
+            Err(error) => panic!("{error}"),
+        }
         let mut actions = Vec::new();
         let engine = node.engine.as_mut().unwrap();
         engine.start(now, &mut actions);
@@ -241,9 +271,73 @@ impl World {
         self.carry_out(id, actions);
     }
 
+    /// Whether a node knows what it has promised, in all groups.
+    fn is_settled(&self, id: u32) -> bool {
+        let node = &self.nodes[id as usize - 1];
+        let Some(engine) = &node.engine else { return node.settled };
+        let member = |group: &GroupId| {
+            engine.partition(*group).is_some_and(|state| state.health == PartitionHealth::Online)
+        };
+        self.groups.iter().chain(&[GroupId::METADATA]).all(member)
+    }
+
+    /// A disk is exchanged for an empty one, if enough others know what they have promised.
+    fn lose_disk(&mut self, id: u32) {
+        let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
+        if unsettled >= (self.nodes.len() - 1) / 2 {
+            return;
+        }
+        if self.is_up(id) {
+            self.crash(id);
+        }
+        self.disks_lost += 1;
+        let node = self.node(id);
+        (node.disk, node.settled, node.lossy) = (MemDisk::default(), false, true);
+        node.disks += 1;
+        node.voted.clear();
+        node.catalog = None;
+    }
+
+    /// A byte of what the journal holds for sure turns, under the same condition.
+    fn damage_journal(&mut self, id: u32) {
+        let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
+        if unsettled >= (self.nodes.len() - 1) / 2 {
+            return;
+        }
+        if self.is_up(id) {
+            self.crash(id);
+        }
+        let mut commits = Vec::new();
+        for (file, bytes) in &self.node(id).disk.files {
+            if matches!(file, FileId::Journal(_)) {
+                let blocks = bytes.chunks(4096).zip((0..).step_by(4096));
+                let headers = blocks.filter_map(|(block, at)| Some((CommitHeader::decode(block).ok()?, at)));
+                commits.extend(headers.map(|(header, at)| (header.lsn, header.durable_lsn, *file, at)));
+            }
+        }
+        commits.sort_unstable_by_key(|(lsn, ..)| *lsn);
+        let Some((_, durable_lsn, ..)) = commits.last().copied() else { return };
+        // What may be torn is not damage.
+        commits.retain(|(lsn, ..)| *lsn <= durable_lsn);
+        let newest = commits.len().min(30);
+        let Some((.., file, at)) =
+            commits.len().checked_sub(1 + self.rng.below(newest)).map(|nth| commits[nth])
+        else {
+            return;
+        };
+        let at = at + self.rng.below(200);
+        self.damaged += 1;
+        let node = self.node(id);
+        (node.settled, node.lossy) = (false, true);
+        node.voted.clear();
+        node.disk.files.get_mut(&file).unwrap()[at] ^= 0x40;
+    }
+
     /// What was handed to the disk and is not done may be done or not.
     fn crash(&mut self, id: u32) {
+        let settled = self.is_settled(id);
         let node = &mut self.nodes[id as usize - 1];
+        node.settled = settled;
         node.engine = None;
         node.wanted.clear();
         for (_, op) in std::mem::take(&mut node.io) {
@@ -309,6 +403,9 @@ impl World {
                         if message.kind == MessageKind::RequestVoteResponse && !message.reject {
                             let voted = self.node(id).voted.entry(message.group()).or_default();
                             *voted = message.term.max(*voted);
+                            let vote = (id, message.group(), message.term);
+                            let other = *self.votes.entry(vote).or_insert(message.to);
+                            assert_eq!(other, message.to, "node {id} voted twice: {message:?}");
                         }
                     }
                     if self.linked.contains(&pair(id, to)) {
@@ -325,7 +422,14 @@ impl World {
                 Action::CatalogApplied { version } => {
                     self.event(id, Event::CatalogApplied { shard: SHARD, version });
                 }
-                Action::TellLeaders { leaders } => self.event(id, Event::LeadersTold { leaders }),
+                Action::TellLeaders { leaders } => {
+                    for told in leaders.iter().filter(|told| told.node == id) {
+                        let other = *self.leaders.entry((told.group, told.epoch)).or_insert(id);
+                        assert_eq!(other, id, "two leaders: {told:?}");
+                    }
+                    self.event(id, Event::LeadersTold { leaders });
+                }
+                Action::Log { .. } if self.nodes[id as usize - 1].lossy => {}
                 Action::Log { text, .. } => panic!("node {id}: {text}"),
                 other => panic!("node {id}: {other:?}"),
             }
@@ -486,7 +590,9 @@ impl World {
     fn fault(&mut self) {
         let id = 1 + self.rng.below(self.nodes.len()) as u32;
         let other = 1 + self.rng.below(self.nodes.len()) as u32;
-        match self.rng.below(6) {
+        match self.rng.below(8) {
+            6 => self.lose_disk(id),
+            7 => self.damage_journal(id),
             0 | 1 if self.is_up(id) => self.crash(id),
             0 | 1 => self.start(id),
             2 => {
@@ -546,11 +652,14 @@ impl World {
             .collect();
         let metadata = [GroupId::METADATA];
         catalogs.len() == 1
+            && self.ids().all(|id| self.is_settled(id))
             && self.groups.iter().chain(&metadata).all(|group| {
                 let states = self.nodes.iter().filter_map(|node| node.engine.as_ref()?.partition(*group));
-                let ends: BTreeSet<(i64, i64)> =
-                    states.map(|state| (state.high_watermark, state.log_end)).collect();
-                self.leader(*group).is_some() && ends.len() == 1 && ends.iter().all(|(mark, end)| mark == end)
+                let seen: BTreeSet<(i64, i64, u32)> =
+                    states.map(|state| (state.high_watermark, state.log_end, state.leader)).collect();
+                self.leader(*group).is_some()
+                    && seen.len() == 1
+                    && seen.iter().all(|(mark, end, _)| mark == end)
             })
     }
 
@@ -668,11 +777,16 @@ impl World {
 
 /// A whole life.
 fn life(seed: u64, steps: usize) -> World {
+    live(seed, steps, |_| {})
+}
+
+fn live(seed: u64, steps: usize, change: impl Fn(&mut EngineConfig)) -> World {
     let mut rng = Rng(seed ^ 0x5eed);
     let nodes = if rng.chance(250) { 5 } else { 3 };
     let write_quorum = nodes as u8 / 2 + 1 + u8::from(rng.chance(150));
     let partitions = 1 + rng.below(4) as u32;
     let mut world = World::new(seed, nodes, partitions, write_quorum);
+    change(&mut world.config);
     let faults_per_mille = [0, 2, 5, 20][rng.below(4)];
     world.values_bytes = [10, 40, 3_000, 60_000][rng.below(4)];
     for _ in 0..steps {
@@ -694,6 +808,7 @@ const ONCE_WRONG: &[u64] = &[
     7035, // recovery wrote committed metadata to segments before the catalogue held it
     7118, // entries whose copies follow further on in the journal were taken for lost
     9221, // more batches in one message than the journal had room for
+    50003, // a partition that was dropped came again with an older catalogue, and voted anew
 ];
 
 #[test]
@@ -708,17 +823,20 @@ fn replicas_agree_and_hold_what_was_acknowledged() {
     let lives =
         std::env::var("PYRALOG_CLUSTER_LIVES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(40);
     let first = std::env::var("PYRALOG_CLUSTER_FIRST").ok().and_then(|first| first.parse().ok()).unwrap_or(1);
-    let (mut acknowledged, mut duplicates, mut messages) = (0, 0, BTreeMap::new());
+    let (mut acknowledged, mut duplicates, mut disks, mut damaged, mut messages) =
+        (0, 0, 0, 0, BTreeMap::new());
     for seed in first..first + lives {
         let world = std::panic::catch_unwind(|| life(seed, 6_000)).unwrap_or_else(|_| panic!("seed {seed}"));
         acknowledged += world.acknowledged.len();
         duplicates += world.duplicates;
+        disks += world.disks_lost;
+        damaged += world.damaged;
         for (kind, count) in world.messages {
             *messages.entry(kind).or_insert(0) += count;
         }
     }
     println!(
-        "{lives} lives, {acknowledged} acknowledged, {duplicates} of them were there already, {messages:?}"
+        "{lives} lives, {acknowledged} acknowledged, {duplicates} of them were there already, {disks} disks lost, {damaged} damaged, {messages:?}"
     );
     if lives < 40 {
         return;
@@ -727,4 +845,14 @@ fn replicas_agree_and_hold_what_was_acknowledged() {
     for kind in ["Append", "RequestVote", "Snapshot", "FetchBatches", "Batches", "Quiesce"] {
         assert!(messages.contains_key(kind), "no {kind} in {lives} lives");
     }
+}
+
+/// The disk's owner says nothing of what it has lost: some life must show it.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn a_blank_disk_that_votes_is_caught() {
+    use crate::engine::planted::PlantedBug;
+    let blank = |config: &mut EngineConfig| config.planted = Some(PlantedBug::BlankDiskVotes);
+    let fails = |seed| std::panic::catch_unwind(|| live(seed, 6_000, blank)).is_err();
+    assert!((30_000..30_100).any(fails), "none of 100 lives shows it");
 }

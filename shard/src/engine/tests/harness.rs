@@ -58,6 +58,7 @@ pub(super) fn config() -> EngineConfig {
         metadata_replicas: Vec::new(),
         server_version: "test".into(),
         journal_id: 77,
+        disk_id: 77,
         cache_bytes: 32 << 20,
         follower_reads: true,
         replay_memory_bytes: 0,
@@ -279,7 +280,14 @@ pub(super) fn batch(timestamp: i64, producer: Option<(i64, i16, i32)>, values: &
 pub(super) fn catalog(names: &[&str]) -> Catalog {
     let mut catalog = Catalog::default();
     let client_address = "127.0.0.1:9092".to_owned();
-    let node = NodeInfo { id: 1, client_address, internal_address: String::new(), shards: 2 };
+    let node = NodeInfo {
+        id: 1,
+        client_address,
+        internal_address: String::new(),
+        shards: 2,
+        disk: 77,
+        disk_since: 0,
+    };
     catalog.apply(&Command::RegisterNode(node));
     for name in names {
         catalog.apply(&create_on_shard_1(name));

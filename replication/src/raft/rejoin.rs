@@ -1,0 +1,188 @@
+//! How a replica comes back that can't know what it has promised: its disk is an empty one, or damage hides a part of it.
+//!
+//! It asks all other replicas, again and again, and promises nothing before all have answered. Then it follows a leader in
+//! no term below the highest that it was told, votes for nobody, and is a member again when its log holds what its former
+//! self can have helped to commit ([`Floor`]). That is the recovery of Viewstamped Replication (Liskov, Cowling,
+//! "Viewstamped Replication Revisited", 2012) with one thing changed: it asks all, not a majority, because a candidate
+//! that still counts a vote of the former self may be any of them.
+//!
+//! The first nodes of a cluster have empty disks too, and nobody has promised anything ([`Standing::Undecided`]). Every
+//! one waits until all have answered: when all are undecided they are the founders, and each writes down the disks of all.
+//! Who comes later with a disk that every member has written down is a founder as well; with any other it is one that has
+//! lost what it held. Why this is safe: `docs/replication.md`, "A disk that is lost".
+
+/// What the word of a replica is worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Standing {
+    /// It holds nothing and does not know whether it ever did.
+    Undecided = 0,
+    /// It has lost what it promised.
+    Rejoining = 1,
+    /// It knows everything that it promised.
+    #[default]
+    Member = 2,
+}
+
+impl Standing {
+    /// The standing with this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        match number {
+            0 => Some(Self::Undecided),
+            1 => Some(Self::Rejoining),
+            2 => Some(Self::Member),
+            _ => None,
+        }
+    }
+}
+
+/// What another replica says, after the one that asks has begun its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What its word is worth.
+    pub standing: Standing,
+    /// Its term.
+    pub term: u32,
+    /// Its last entry, if it leads.
+    pub leads: Option<u64>,
+    /// The number of its disk.
+    pub disk: u64,
+    /// It has written the asker's disk down as one of the first.
+    pub vouches: bool,
+}
+
+/// What an undecided replica has found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is one of the first; the disks of all others.
+    Founder(Vec<(u32, u64)>),
+    /// There was one before it under its name.
+    Rejoining,
+}
+
+/// What a log must hold so that nothing is missing that the former self helped to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floor {
+    /// No other replica was in a higher term.
+    pub term: u32,
+    /// The last entry of the replica that led in that term, if one did.
+    pub index: Option<u64>,
+}
+
+impl Floor {
+    /// Whether a log that ends with entry `index` of term `term` is long enough. A leader of a later term has everything
+    /// that was committed before it, and its first entry behind that.
+    pub fn is_reached(&self, term: u32, index: u64) -> bool {
+        term > self.term || term == self.term && self.index.is_some_and(|floor| index >= floor)
+    }
+}
+
+/// The answers so far.
+#[derive(Clone, Debug)]
+pub struct Rejoin {
+    answers: Vec<(u32, Option<Answer>)>,
+}
+
+impl Rejoin {
+    /// Nobody has answered yet.
+    pub fn new(others: impl IntoIterator<Item = u32>) -> Self {
+        Self { answers: others.into_iter().map(|other| (other, None)).collect() }
+    }
+
+    /// Node `from` answered. False: it is none of the others.
+    pub fn heard(&mut self, from: u32, answer: Answer) -> bool {
+        let slot = self.answers.iter_mut().find(|(other, _)| *other == from);
+        slot.is_some_and(|(_, known)| {
+            *known = Some(answer);
+            true
+        })
+    }
+
+    /// Who has not answered.
+    pub fn silent(&self) -> impl Iterator<Item = u32> + '_ {
+        self.answers.iter().filter(|(_, answer)| answer.is_none()).map(|(other, _)| *other)
+    }
+
+    fn all(&self) -> Option<Vec<(u32, Answer)>> {
+        self.answers.iter().map(|(other, answer)| answer.map(|answer| (*other, answer))).collect()
+    }
+
+    /// What an undecided replica is, when all have answered and their answers say it.
+    pub fn verdict(&self) -> Option<Verdict> {
+        let all = self.all()?;
+        let founder = || Verdict::Founder(all.iter().map(|(other, answer)| (*other, answer.disk)).collect());
+        let mut members = all.iter().filter(|(_, answer)| answer.standing == Standing::Member).peekable();
+        if members.peek().is_some() {
+            let vouched = members.all(|(_, answer)| answer.vouches);
+            return Some(if vouched { founder() } else { Verdict::Rejoining });
+        }
+        all.iter().all(|(_, answer)| answer.standing == Standing::Undecided).then(founder)
+    }
+
+    /// Where the log must reach, when all have answered.
+    pub fn floor(&self) -> Option<Floor> {
+        let all = self.all()?;
+        let term = all.iter().map(|(_, answer)| answer.term).max()?;
+        let in_it = all.iter().filter(|(_, answer)| answer.term == term);
+        let index = in_it.filter_map(|(_, answer)| answer.leads).max();
+        Some(Floor { term, index })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(standing: Standing, term: u32, leads: Option<u64>, vouches: bool) -> Answer {
+        Answer { standing, term, leads, disk: 70, vouches }
+    }
+
+    fn asked(answers: &[(u32, Answer)]) -> Rejoin {
+        let mut rejoin = Rejoin::new([2, 3]);
+        for (other, answer) in answers {
+            assert!(rejoin.heard(*other, *answer));
+        }
+        rejoin
+    }
+
+    #[test]
+    fn founders_are_found_when_nobody_knows_better() {
+        let new = answer(Standing::Undecided, 0, None, false);
+        let voucher = answer(Standing::Member, 1, None, true);
+        let stranger = answer(Standing::Member, 1, None, false);
+        let lost = answer(Standing::Rejoining, 1, None, true);
+        let founder = Some(Verdict::Founder(vec![(2, 70), (3, 70)]));
+        assert_eq!(asked(&[(2, new)]).verdict(), None, "one is silent");
+        assert_eq!(asked(&[(2, new), (3, new)]).verdict(), founder);
+        assert_eq!(asked(&[(2, new), (3, voucher)]).verdict(), founder);
+        assert_eq!(asked(&[(2, voucher), (3, voucher)]).verdict(), founder);
+        assert_eq!(asked(&[(2, new), (3, stranger)]).verdict(), Some(Verdict::Rejoining));
+        assert_eq!(
+            asked(&[(2, voucher), (3, stranger)]).verdict(),
+            Some(Verdict::Rejoining),
+            "one knew another"
+        );
+        assert_eq!(
+            asked(&[(2, new), (3, lost)]).verdict(),
+            None,
+            "there was a cluster, and nobody is left to ask"
+        );
+        assert!(!asked(&[]).heard(4, new), "a stranger is not counted");
+    }
+
+    #[test]
+    fn the_floor_is_the_end_of_the_newest_leader() {
+        let follower = |term| answer(Standing::Member, term, None, false);
+        let leader = |term, last| answer(Standing::Member, term, Some(last), false);
+        assert_eq!(asked(&[(2, leader(5, 10))]).floor(), None);
+        assert_eq!(asked(&[(2, leader(5, 10))]).silent().collect::<Vec<_>>(), [3]);
+        let floor = asked(&[(2, leader(5, 10)), (3, follower(4))]).floor();
+        assert_eq!(floor, Some(Floor { term: 5, index: Some(10) }));
+        let floor = floor.unwrap_or(Floor { term: 0, index: None });
+        assert!(!floor.is_reached(5, 9) && !floor.is_reached(4, 90) && floor.is_reached(5, 10));
+        assert!(floor.is_reached(6, 3), "a later leader's first entry is behind all that was committed");
+        let deposed = asked(&[(2, leader(5, 10)), (3, follower(6))]).floor();
+        assert_eq!(deposed, Some(Floor { term: 6, index: None }));
+        assert!(deposed.is_some_and(|floor| !floor.is_reached(6, 90) && floor.is_reached(7, 1)));
+    }
+}

@@ -1,0 +1,130 @@
+//! What the replay makes of groups with several replicas: their entries, what they have promised, and what of it is lost.
+
+use pyralog_core::GroupId;
+use pyralog_core::batch::BatchView;
+use pyralog_replication::raft::{EntryKind, Header, Standing};
+
+use crate::format::journal::{FrameHeader, FrameKind};
+
+use super::super::partition::{Partition, TailBatch};
+use super::super::replica::Replica;
+use super::{Body, Replay, note_producer};
+
+impl Replay<'_> {
+    /// Notes one entry of a group with several replicas. One that is held already, of the same term, was laid down
+    /// again; any other takes the place of what was there and behind.
+    pub(super) fn entry(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
+        let index = self.index_of(frame.group);
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return };
+        let log = &mut unplaced.log;
+        if log.hard.term < frame.epoch {
+            (log.hard.term, log.hard.vote) = (frame.epoch, 0);
+        }
+        // An older term than that of the start: an entry that was cut off before the start was written.
+        if frame.index <= log.start.index
+            || frame.epoch < log.start.term
+            || lsn < partition.entries_from_lsn
+            || partition.end_unknown
+        {
+            return;
+        }
+        unplaced.newest = unplaced.newest.max((frame.epoch, frame.index));
+        // Those before it may be laid down once more further on, and it with them.
+        let before = unplaced.behind(frame.index - 1);
+        if before.is_none_or(|before| before.offset != frame.base_offset) {
+            return;
+        }
+        let again = unplaced.behind(frame.index).is_some_and(|held| held.term == frame.epoch);
+        if again {
+            if let Some(known) = unplaced.lsns.get_mut((frame.index - unplaced.log.start.index - 1) as usize)
+            {
+                *known = lsn;
+            }
+        } else {
+            unplaced.cut(frame.index);
+            let is_batch = frame.kind == FrameKind::Batch;
+            unplaced.log.headers.push(Header {
+                term: frame.epoch,
+                kind: if is_batch { EntryKind::Batch } else { EntryKind::NewTerm },
+                base_offset: frame.base_offset,
+                next_offset: frame.end_offset(),
+                bytes: frame.body_len,
+            });
+            unplaced.lsns.push_back(lsn);
+            partition.cut_entries(frame.index);
+        }
+        if frame.kind != FrameKind::Batch {
+            return;
+        }
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.partitions.push(index);
+        }
+        if again {
+            partition.replace_entry(frame.index, lsn, body.data);
+            return;
+        }
+        let Ok(batch) = BatchView::parse_exact(body.bytes) else { return };
+        note_producer(partition, &batch, frame.base_offset, self.now.monotonic_us);
+        let max_timestamp = batch.max_timestamp();
+        partition.push_tail(TailBatch {
+            base_offset: frame.base_offset,
+            next_offset: frame.end_offset(),
+            max_timestamp,
+            index: frame.index,
+            lsn,
+            bytes_before: 0,
+            data: body.data,
+        });
+    }
+
+    /// Where a group of several replicas is.
+    fn index_of(&mut self, group: GroupId) -> u32 {
+        match self.by_group.get(&group) {
+            Some(index) => *index,
+            None => {
+                let mut partition = Partition::empty(group, 0, 0);
+                // Its opening was in damage, and with it what it may have promised; or it is dropped further on.
+                partition.end_unknown = self.unknown_damage;
+                self.insert(partition)
+            }
+        }
+    }
+
+    pub(super) fn replica_of(&mut self, group: GroupId) -> Option<&mut Partition> {
+        let index = self.index_of(group);
+        self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
+    }
+
+    /// What a replica held in its journal means nothing any more, and damage in it neither.
+    pub(super) fn rejoin(&mut self, lsn: u64, group: GroupId) {
+        self.suspects.remove(&group);
+        let Some(partition) = self.replica_of(group) else { return };
+        partition.standing = Standing::Rejoining;
+        partition.end_unknown = false;
+        partition.entries_from_lsn = lsn;
+        forget_entries(partition);
+    }
+
+    /// Notes what a replica has promised.
+    pub(super) fn vote(&mut self, frame: &FrameHeader) {
+        let Some(partition) = self.replica_of(frame.group) else { return };
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return };
+        let hard = &mut unplaced.log.hard;
+        if (frame.epoch, frame.record_count) > (hard.term, hard.vote) {
+            (hard.term, hard.vote) = (frame.epoch, frame.record_count);
+        }
+        hard.commit = hard.commit.max(frame.index);
+    }
+}
+
+/// Of one of several replicas: forgets what is not in segments.
+pub(super) fn forget_entries(partition: &mut Partition) {
+    let Replica::Unplaced(unplaced) = &mut partition.replica else { return };
+    unplaced.forget();
+    let start = unplaced.log.start;
+    partition.cut_entries(start.index + 1);
+    partition.log_end = partition.log_end.min(start.offset.max(partition.flushed_to));
+}

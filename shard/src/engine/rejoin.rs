@@ -1,0 +1,260 @@
+//! Replicas that can't know what they have promised: which of the frames say so, whom they ask, and when they are members
+//! again. The rules are `pyralog_replication::raft::rejoin`'s; why they are safe: `docs/replication.md`, "A disk that is
+//! lost".
+//!
+//! A replica comes here in one of three ways. The metadata group begins undecided on an empty disk. A partition that the
+//! catalogue placed on this node before the node had its present disk is opened as one that was here before. And a recovery
+//! that finds damage where entries or votes may have been forgets everything that is not in segments.
+
+use pyralog_core::GroupId;
+use pyralog_replication::raft::{Answer, Floor, HardState, Message, MessageKind, Rejoin, Standing, Verdict};
+
+use crate::format::journal::{FrameHeader, FrameKind};
+
+use super::api::{LogLevel, PeerId};
+use super::pending::Pending;
+use super::replica::Replica;
+use super::replicate::SMALL_FRAMES_BYTES;
+use super::{Action, Engine, Mode};
+
+/// How often those are asked again who have not answered, microseconds.
+const ASK_EVERY_US: u64 = 250_000;
+
+/// What a replica that is no member has found out.
+#[derive(Debug)]
+pub(super) struct Asking {
+    members: Vec<PeerId>,
+    rejoin: Rejoin,
+    /// What changes its standing is on its way to the disk.
+    changing: bool,
+}
+
+/// With what a replica begins to take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// With what its disk holds.
+    Member,
+    /// Without a vote, until its log reaches the floor.
+    Follower(Floor),
+}
+
+impl Begin {
+    /// Term and vote to begin with. In the floor's term the former self may have voted.
+    pub(super) fn hard_state(self, known: HardState, id: u32) -> HardState {
+        match self {
+            Self::Follower(floor) if floor.term >= known.term => {
+                HardState { term: floor.term, vote: id, commit: known.commit }
+            }
+            _ => known,
+        }
+    }
+}
+
+impl Engine {
+    /// Whether a replica can take part by now, and how; has it ask the others if not.
+    pub(super) fn begins(&mut self, index: u32, members: &[PeerId]) -> Option<Begin> {
+        let (node, now_us) = (self.config.node, self.now.monotonic_us);
+        let partition = self.at_mut(index)?;
+        if partition.standing == Standing::Member {
+            return Some(Begin::Member);
+        }
+        let (standing, damaged) = (partition.standing, partition.end_unknown);
+        let asking = partition.asking.get_or_insert_with(|| {
+            let others = members.iter().map(|member| member.node).filter(|other| *other != node);
+            let rejoin = Rejoin::new(others.map(|other| other.0));
+            Box::new(Asking { members: members.to_vec(), rejoin, changing: false })
+        });
+        let (changing, floor) = (asking.changing, asking.rejoin.floor());
+        self.ask_due_us.get_or_insert(now_us);
+        if changing || standing == Standing::Undecided {
+            return None;
+        }
+        if damaged {
+            self.lay_standing(index, Standing::Rejoining);
+            return None;
+        }
+        #[cfg(feature = "planted-bugs")]
+        if self.config.planted == Some(super::planted::PlantedBug::BlankDiskVotes) {
+            return Some(Begin::Member);
+        }
+        floor.map(Begin::Follower)
+    }
+
+    /// Asks those who have not answered, and all when nobody led in the highest term.
+    pub(super) fn ask_others(&mut self) {
+        let now_us = self.now.monotonic_us;
+        if self.ask_due_us.is_none_or(|due| due > now_us) {
+            return;
+        }
+        self.ask_due_us = None;
+        for index in 0..self.partitions.len() as u32 {
+            let Some(partition) = self.at(index) else { continue };
+            let Some(asking) = &partition.asking else { continue };
+            let again = asking.rejoin.floor().is_some_and(|floor| floor.index.is_none())
+                || partition.standing == Standing::Undecided;
+            let silent: Vec<u32> = asking.rejoin.silent().collect();
+            let (group, term) = (partition.group, partition.replica.epoch());
+            let to = asking
+                .members
+                .iter()
+                .copied()
+                .filter(|peer| peer.node != self.config.node && (again || silent.contains(&peer.node.0)));
+            for peer in to.filter(|peer| self.is_linked(*peer)).collect::<Vec<_>>() {
+                let kind = MessageKind::RequestStanding;
+                let mut message = Message::new(kind, group, self.config.node.0, peer.node.0, term);
+                message.index = self.config.disk_id;
+                self.post_beside(peer, message);
+            }
+            self.ask_due_us = Some(now_us + ASK_EVERY_US);
+            // Its frames may have found no room.
+            self.queue_group(index);
+        }
+    }
+
+    /// Another replica of the group asks what this one is.
+    pub(super) fn standing_asked(&mut self, index: u32, from: PeerId, message: &Message) {
+        let Some(partition) = self.at(index).filter(|_| self.mode != Mode::Starting) else { return };
+        let group = partition.group;
+        let leads = match &partition.replica {
+            // The catalogue has not named the others yet.
+            Replica::Single(_) => return,
+            Replica::Unplaced(_) => None,
+            Replica::Raft(replica) => replica.raft.is_leader().then(|| replica.raft.last_index()),
+        };
+        let (node, term) = (self.config.node.0, partition.replica.epoch());
+        let mut answer = Message::new(MessageKind::RequestStandingResponse, group, node, from.node.0, term);
+        answer.commit = partition.standing as u64;
+        answer.transfer = leads.is_some();
+        answer.index = leads.unwrap_or(0);
+        answer.read = self.config.disk_id;
+        answer.reject = self.founders.get(&from.node.0) != Some(&message.index);
+        self.post_beside(from, answer);
+    }
+
+    /// Another replica said what it is.
+    pub(super) fn standing_told(&mut self, index: u32, message: &Message) -> Result<(), String> {
+        let standing = Standing::from_number(message.commit);
+        let answer = Answer {
+            standing: standing.ok_or("a standing that does not exist")?,
+            term: message.term,
+            leads: message.transfer.then_some(message.index),
+            disk: message.read,
+            vouches: !message.reject,
+        };
+        let Some(partition) = self.at_mut(index) else { return Ok(()) };
+        let Some(asking) = &mut partition.asking else { return Ok(()) };
+        if !asking.rejoin.heard(message.from, answer) || asking.changing {
+            return Ok(());
+        }
+        match partition.standing {
+            Standing::Member => {}
+            Standing::Undecided => match asking.rejoin.verdict() {
+                Some(Verdict::Founder(disks)) => {
+                    self.founders = disks.into_iter().collect();
+                    self.lay_standing(index, Standing::Member);
+                }
+                Some(Verdict::Rejoining) => self.lay_standing(index, Standing::Rejoining),
+                None => {}
+            },
+            Standing::Rejoining => {
+                self.replication.place_due |= asking.rejoin.floor().is_some();
+                self.queue_group(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// A replica without a vote whose log reaches the floor is a member again.
+    pub(super) fn join_when_complete(&mut self, index: u32) {
+        let Some(partition) = self.at(index).filter(|p| p.standing == Standing::Rejoining) else { return };
+        let Some(asking) = partition.asking.as_ref().filter(|asking| !asking.changing) else { return };
+        let Some(raft) = partition.replica.raft().map(|replica| &replica.raft) else { return };
+        let Some(floor) = asking.rejoin.floor() else { return };
+        if raft.position(raft.last_index()).is_some_and(|last| floor.is_reached(last.term, last.index)) {
+            self.lay_standing(index, Standing::Member);
+        }
+    }
+
+    /// Lays down what a replica has become; it is that when that is durable. Without room it is tried again.
+    fn lay_standing(&mut self, index: u32, standing: Standing) {
+        if self.at(index).is_none() || !self.journal.has_room(&self.pool, SMALL_FRAMES_BYTES) {
+            return;
+        }
+        let frames = self.standing_frames(index, standing);
+        for frame in frames {
+            match self.journal.lay(&self.pool, &frame, &[], &[]) {
+                Ok(laid) if frame.kind == FrameKind::Rejoin => {
+                    if let Some(partition) = self.at_mut(index) {
+                        partition.entries_from_lsn = laid.lsn;
+                    }
+                }
+                Ok(_) => {}
+                Err(full) => return self.stall(full),
+            }
+        }
+        if let Some(asking) = self.at_mut(index).and_then(|partition| partition.asking.as_mut()) {
+            asking.changing = true;
+        }
+        self.attach(Pending::Standing { partition: index, standing });
+    }
+
+    fn standing_frames(&self, index: u32, standing: Standing) -> Vec<FrameHeader> {
+        let Some(partition) = self.at(index) else { return Vec::new() };
+        let (group, term) = (partition.group, partition.replica.epoch());
+        let frame = |kind| FrameHeader::bodyless(kind, group, 0, term);
+        if standing == Standing::Rejoining {
+            return vec![frame(FrameKind::Rejoin)];
+        }
+        let mut frames = Vec::new();
+        if group == GroupId::METADATA && partition.standing == Standing::Undecided {
+            frames.extend(self.founders.iter().map(|(node, disk)| FrameHeader {
+                record_count: *node,
+                index: *disk,
+                ..frame(FrameKind::Founder)
+            }));
+        }
+        // What it promised meanwhile was not laid down as long as it asked again after each start.
+        if let Some(replica) = partition.replica.raft() {
+            let (record_count, index) = (replica.raft.vote(), replica.raft.commit());
+            frames.push(FrameHeader { record_count, index, ..frame(FrameKind::Vote) });
+        }
+        frames.push(frame(FrameKind::Joined));
+        frames
+    }
+
+    /// What a replica has become is durable.
+    pub(super) fn standing_reached(&mut self, index: u32, standing: Standing, actions: &mut Vec<Action>) {
+        let Some(partition) = self.at_mut(index) else { return };
+        let before = std::mem::replace(&mut partition.standing, standing);
+        // The frame says that everything before it means nothing, damage included.
+        partition.end_unknown = false;
+        if let Some(asking) = &mut partition.asking {
+            asking.changing = false;
+        }
+        let group = partition.group;
+        if standing == Standing::Member {
+            partition.asking = None;
+            if let Some(replica) = partition.replica.raft_mut() {
+                replica.raft.set_votes(true);
+            }
+        }
+        self.replication.place_due = true;
+        self.ask_due_us = Some(self.now.monotonic_us);
+        if group != GroupId::METADATA {
+            return;
+        }
+        let (level, text) = match (before, standing) {
+            (Standing::Undecided, Standing::Member) => {
+                (LogLevel::Info, "this node is one of those with which the cluster begins")
+            }
+            (_, Standing::Member) => {
+                (LogLevel::Info, "this node has the metadata again that its disk has lost")
+            }
+            _ => (
+                LogLevel::Warn,
+                "what this node knew of the cluster is lost, by damage or with its disk: it votes for nobody until it has everything from the others, all of which must be there for that",
+            ),
+        };
+        actions.push(Action::Log { level, text: text.into() });
+    }
+}
