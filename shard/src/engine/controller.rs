@@ -95,6 +95,15 @@ impl Controller {
         }
     }
 
+    /// The catalogue that the next command is checked against.
+    fn newest(&mut self) -> &mut Catalog {
+        if self.in_flight.is_empty() && self.tentative.version != self.committed.version {
+            // It followed others meanwhile.
+            self.tentative = self.committed.clone();
+        }
+        &mut self.tentative
+    }
+
     /// The committed catalogue.
     pub(super) fn catalog(&self) -> &Catalog {
         &self.committed
@@ -115,12 +124,12 @@ impl Engine {
         if let Err((code, detail)) = self.register_node() {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
-        let Some(controller) = &self.controller else { return };
+        let Some(controller) = &mut self.controller else { return };
+        let newest = controller.newest();
         let quorums = Quorums::resolve(request.quorums, self.config.topic_quorums);
         // Before the nodes are looked at: a number that never fits is not the lack of a node.
         let placed = quorums.check().and_then(|()| {
-            place(&controller.tentative, request.partitions, quorums.replication_factor)
-                .map_err(|error| error.to_string())
+            place(newest, request.partitions, quorums.replication_factor).map_err(|error| error.to_string())
         });
         let assignment = match placed {
             Ok(assignment) => assignment,
@@ -137,7 +146,7 @@ impl Engine {
             retention_bytes: request.retention_bytes,
             retention_ms: request.retention_ms,
         });
-        let answer = Response::CreateTopic(CreateTopicReply { id: controller.tentative.next_topic_id });
+        let answer = Response::CreateTopic(CreateTopicReply { id: newest.next_topic_id });
         self.admin(Client { conn, correlation_id, answer }, command, actions);
     }
 
@@ -148,10 +157,11 @@ impl Engine {
         request: &DeleteTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(controller) = self.controller.as_ref().filter(|_| self.controls()) else {
+        let controls = self.controls();
+        let Some(controller) = self.controller.as_mut().filter(|_| controls) else {
             return self.refuse_admin(conn, correlation_id, actions);
         };
-        let Some(topic) = controller.tentative.topic_by_name(request.name).map(|topic| topic.id) else {
+        let Some(topic) = controller.newest().topic_by_name(request.name).map(|topic| topic.id) else {
             let detail = format!("no topic {:?}", request.name);
             return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
         };
@@ -343,11 +353,7 @@ impl Engine {
                 format!("{MAX_WAITING_ADMIN} metadata changes are under way"),
             ));
         }
-        if controller.in_flight.is_empty() && controller.tentative.version != controller.committed.version {
-            // It followed others meanwhile.
-            controller.tentative = controller.committed.clone();
-        }
-        controller.tentative.check(&command)?;
+        controller.newest().check(&command)?;
         let mut builder = std::mem::take(&mut controller.builder);
         let built = build_command(&mut builder, timestamp, &command);
         let appended = built.and_then(|bytes| {
@@ -360,7 +366,7 @@ impl Engine {
         };
         controller.builder = builder;
         let (_, next_offset) = appended?;
-        controller.tentative.apply(&command);
+        controller.newest().apply(&command);
         controller.in_flight.push_back(InFlight { next_offset, command, client });
         match self.at(index).is_some_and(|partition| partition.replica.raft().is_some()) {
             true => self.queue_group(index),
