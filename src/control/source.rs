@@ -76,6 +76,12 @@ impl Source {
         state.shards.iter().all(|known| known.ready)
     }
 
+    /// All shards are ready for the first time.
+    pub(crate) fn all_ready(&self) -> Result<(), String> {
+        let state = self.state();
+        state.node.as_ref().map_or(Ok(()), |node| node.remember_begun().map_err(|error| error.to_string()))
+    }
+
     pub(crate) fn shard_replays(&self, shard: ShardId, done: u64, total: u64) {
         if let Some(known) = self.state().shards.get_mut(usize::from(shard.0)) {
             known.replay = Some((done, total));

@@ -204,6 +204,7 @@ impl Control {
             }
             ControlEvent::ShardReady { shard } => {
                 if self.source.shard_ready(shard) && progress.first_time_ready() {
+                    self.source.all_ready().map_err(Failure::failed)?;
                     let after = units::duration(self.started.elapsed());
                     say(&format!("{READY}{}, {after} after the start\n", self.address));
                 }

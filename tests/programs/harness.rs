@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -98,7 +99,7 @@ impl Cluster {
             command.env("PYRALOG__RUNTIME__SHARDS", "1");
             command.envs(self.settings.iter().copied());
         };
-        let data = self.folder.path().join(format!("node-{id}"));
+        let data = self.data(id);
         let node = Node::start_with(&data, &self.address(id), |command| {
             settings(command);
             command
@@ -108,6 +109,11 @@ impl Cluster {
 
     pub(crate) fn kill(&mut self, id: u16) {
         self.nodes.remove(&id).unwrap().kill();
+    }
+
+    /// Where a node keeps what it has.
+    pub(crate) fn data(&self, id: u16) -> PathBuf {
+        self.folder.path().join(format!("node-{id}"))
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -5,6 +5,7 @@
 mod admin;
 mod cluster;
 mod common;
+mod disk;
 mod files;
 mod harness;
 mod http;

@@ -136,6 +136,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         disk_id: 0,
+        has_begun: false,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,
         follower_reads: false,
         replay_memory_bytes: rng.pick(&[0, 4, 8, 64]) << 20,

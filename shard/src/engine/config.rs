@@ -35,6 +35,8 @@ pub struct EngineConfig {
     /// Random number drawn once when the data folder was made, the same for all shards of the node: another one tells the
     /// other nodes that what this node has promised is lost. Not `u64::MAX`.
     pub disk_id: u64,
+    /// All shards of the node have begun a life with this data folder before: one without anything on its disk has lost it.
+    pub has_begun: bool,
     /// Tail cache, bytes (rounded up to whole chunks, at least four).
     pub cache_bytes: usize,
     /// A replica that does not lead answers fetches, too, with what it knows to be committed. Otherwise it refuses them, as

@@ -33,6 +33,7 @@ impl Default for EngineConfig {
             server_version: String::new(),
             journal_id: 0,
             disk_id: 0,
+            has_begun: false,
             cache_bytes: config.cache_bytes_per_shard(1) as usize,
             follower_reads: false,
             replay_memory_bytes: pyralog_core::limits::REPLAY_MEMORY_BYTES_PER_SHARD,

@@ -149,6 +149,12 @@ fn check_beginning(
     }
     let segments = listing.iter().any(|(file, _)| matches!(file, FileId::Segment(..)));
     let checkpoints = listing.iter().any(|(file, len)| matches!(file, FileId::Checkpoint(_)) && *len > 0);
+    if !segments && !checkpoints && !used && config.has_begun {
+        return Err(RecoveryError(format!(
+            "shard {}: its files are gone, although the node has run with this data folder. Nothing was overwritten. Restore the folders of the shard (journal and data); in a cluster, the node can also be made anew from the others: move its whole data folder (and journal folder) away",
+            config.shard
+        )));
+    }
     if !segments && !checkpoints {
         // The first commit of the first life may be torn; nothing can have been acknowledged before it.
         return Ok(());

@@ -13,7 +13,7 @@ use super::node::StartError;
 use super::paths::{create_folder, sync_folder};
 
 /// Version of the folder's layout.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const NAME: &str = "node.json";
 
 /// The content of `node.json`.
@@ -29,6 +29,8 @@ pub struct NodeFile {
     pub journal_id: u64,
     /// When the folder was made, milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// All shards have begun a life here: one that holds nothing has lost it.
+    pub begun: bool,
 }
 
 impl NodeFile {
@@ -59,6 +61,7 @@ impl NodeFile {
 pub struct DataDir {
     /// What it was made for.
     pub node: NodeFile,
+    path: PathBuf,
     _locks: Vec<File>,
 }
 
@@ -78,7 +81,17 @@ impl DataDir {
             }
             Err(error) => return Err(StartError::new(format!("can't read {}: {error}", path.display()))),
         };
-        Ok(Self { node, _locks: locks })
+        Ok(Self { node, path, _locks: locks })
+    }
+
+    /// Notes that all shards have begun a life here.
+    pub fn remember_begun(&self) -> Result<(), StartError> {
+        if self.node.begun {
+            return Ok(());
+        }
+        let node = NodeFile { begun: true, ..self.node.clone() };
+        write(&self.path, &node)
+            .map_err(|error| StartError::new(format!("can't write {}: {error}", self.path.display())))
     }
 }
 
@@ -169,8 +182,7 @@ fn refuse_strays(path: &Path, data_dir: &Path, journal_dir: &Path) -> Result<(),
 fn create(path: &Path, node_id: u32, shards: u16) -> Result<NodeFile, StartError> {
     let mut random = [0u8; 8];
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let temporary: PathBuf = path.with_extension("json.new");
-    let mut write = || -> std::io::Result<NodeFile> {
+    let mut create = || -> std::io::Result<NodeFile> {
         File::open("/dev/urandom")?.read_exact(&mut random)?;
         let file = NodeFile {
             format: FORMAT,
@@ -178,18 +190,23 @@ fn create(path: &Path, node_id: u32, shards: u16) -> Result<NodeFile, StartError
             shards,
             journal_id: u64::from_le_bytes(random),
             created_ms: created.as_millis() as u64,
+            begun: false,
         };
-        let mut out = File::create(&temporary)?;
-        out.write_all(&serde_json::to_vec_pretty(&file).map_err(std::io::Error::other)?)?;
-        out.sync_all()?;
-        std::fs::rename(&temporary, path)?;
+        write(path, &file)?;
         Ok(file)
     };
-    let file =
-        write().map_err(|error| StartError::new(format!("can't create {}: {error}", path.display())))?;
+    create().map_err(|error| StartError::new(format!("can't create {}: {error}", path.display())))
+}
+
+/// Writes the file anew, durably: afterwards it is the old one or the new one.
+fn write(path: &Path, file: &NodeFile) -> std::io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    let mut out = File::create(&temporary)?;
+    out.write_all(&serde_json::to_vec_pretty(file).map_err(std::io::Error::other)?)?;
+    out.sync_all()?;
+    std::fs::rename(&temporary, path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    sync_folder(folder).map_err(|error| StartError::new(error.detail))?;
-    Ok(file)
+    sync_folder(folder).map_err(|error| std::io::Error::other(error.detail))
 }
 
 #[cfg(test)]
@@ -209,7 +226,12 @@ mod tests {
         assert!(error.contains("set runtime.shards to 2"), "{error}");
         let error = DataDir::open(&data, &data, 9, 2).unwrap_err().to_string();
         assert!(error.contains("belongs to node 1"), "{error}");
-        assert_eq!(DataDir::open(&data, &data, 1, 2).unwrap().node, node);
+        let again = DataDir::open(&data, &data, 1, 2).unwrap();
+        assert_eq!(again.node, node);
+        again.remember_begun().unwrap();
+        drop(again);
+        let begun = DataDir::open(&data, &data, 1, 2).unwrap();
+        assert_eq!(begun.node, NodeFile { begun: true, ..node });
     }
 
     #[test]
@@ -226,7 +248,8 @@ mod tests {
 
     #[test]
     fn every_shard_has_a_journal_id_of_its_own() {
-        let mut node = NodeFile { format: FORMAT, node_id: 1, shards: 2, journal_id: 0, created_ms: 0 };
+        let mut node =
+            NodeFile { format: FORMAT, node_id: 1, shards: 2, journal_id: 0, created_ms: 0, begun: false };
         // The first outputs of splitmix64 from state 0, as everybody computes them.
         assert_eq!(node.shard_journal_id(ShardId(0)), 0xe220_a839_7b1d_cdaf);
         assert_eq!(node.shard_journal_id(ShardId(1)), 0x6e78_9e6a_a1b9_65f4);

@@ -143,7 +143,7 @@ pub struct Node {
     max_connections: usize,
     shards: Vec<Shard>,
     // Last: the folder is locked until no shard writes to it.
-    _data: DataDir,
+    data: DataDir,
 }
 
 impl std::fmt::Debug for Node {
@@ -196,7 +196,7 @@ impl Node {
         let internal_address = internal.as_ref().map(|internal| internal.port.address());
         let names = internal.as_ref().map(|_| look_names_up(mailboxes.clone())).transpose()?;
         let mut node =
-            Self { address, internal: internal_address, max_connections, shards: Vec::new(), _data: data };
+            Self { address, internal: internal_address, max_connections, shards: Vec::new(), data };
         for (index, (cpu, receiver)) in options.shards.iter().zip(receivers).enumerate() {
             let shard = ShardId(index as u16);
             let listener = port.listener().map_err(|error| listen_error(address, &error))?;
@@ -216,6 +216,7 @@ impl Node {
                     shard,
                     journal_id: identity.shard_journal_id(shard),
                     disk_id: identity.disk_id(),
+                    has_begun: identity.begun,
                     ..engine.clone()
                 },
                 paths: Paths::new(&options.data_dir, &options.journal_dir, shard),
@@ -246,6 +247,11 @@ impl Node {
             }
         }
         Ok(node)
+    }
+
+    /// Notes in the data folder that all shards are ready: from now on one that holds nothing has lost it.
+    pub fn remember_begun(&self) -> Result<(), StartError> {
+        self.data.remember_begun()
     }
 
     /// The address that clients connect to.

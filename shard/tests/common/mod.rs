@@ -47,6 +47,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             server_version: "test".into(),
             journal_id: 0,
             disk_id: 0,
+            has_begun: false,
             cache_bytes: 32 << 20,
             follower_reads: false,
             replay_memory_bytes: 4 << 20,

@@ -59,6 +59,7 @@ pub(super) fn config() -> EngineConfig {
         server_version: "test".into(),
         journal_id: 77,
         disk_id: 77,
+        has_begun: false,
         cache_bytes: 32 << 20,
         follower_reads: true,
         replay_memory_bytes: 0,
