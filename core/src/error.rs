@@ -130,6 +130,9 @@ error_codes! {
     /// The leader of the partition changed while the batch was on its way to a quorum.
     LeaderChanged = 27, true, Unknown,
         "the partition's leader changed; refresh metadata, then retry in the same producer session";
+    /// Fewer replicas are in sync than the topic asks for.
+    NotEnoughReplicas = 28, true, NotAccepted,
+        "fewer replicas are in sync than the topic's min_insync_replicas; start the missing nodes, or wait until they have caught up";
 }
 
 impl fmt::Display for ErrorCode {

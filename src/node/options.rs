@@ -142,6 +142,7 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         retention_bytes: storage.retention.bytes,
         retention_ms: storage.retention.ms,
         request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
+        ack_timeout_us: config.replication.ack_timeout_ms.saturating_mul(1_000),
         ..EngineConfig::default()
     }
 }

@@ -9,6 +9,7 @@ mod disk;
 mod files;
 mod harness;
 mod http;
+mod leaders;
 mod node;
 mod partition;
 mod proxy;

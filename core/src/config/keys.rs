@@ -268,8 +268,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "replication.min_insync_replicas",
-        doc: "Copies that must be in sync for a partition to take writes, for topics that do not say otherwise. Kept \
-              with the topic and not acted on yet: a write without its quorum waits until its time is over.",
+        doc: "Copies that must be in sync for a partition to take writes with acks `quorum`, for topics that do not say \
+              otherwise. A copy is in sync that can be reached and had everything within the last 10 seconds.",
         why: "`auto` is the write quorum: what could not be acknowledged is not worth taking.",
         field: |c| {
             Field::OptNumber(
@@ -301,7 +301,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "replication.ack_timeout_ms",
         doc: "A produce that has its offset and not its quorum in this time is answered with RequestTimedOut; it may \
-              still be committed. Checked and not used yet: network.request_timeout_ms holds.",
+              still be committed. A shorter time of the request or of network.request_timeout_ms holds instead.",
         why: "Longer than an election, so that a fail-over is waited for rather than told.",
         field: |c| Field::Duration(&mut c.replication.ack_timeout_ms, Unit::Ms, 10, HOUR_MS),
     },

@@ -239,6 +239,11 @@ impl RaftGroup {
         self.group
     }
 
+    /// The node that holds it.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
     /// What this replica is.
     pub fn role(&self) -> Role {
         match self.raw.raft.state {

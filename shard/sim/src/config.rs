@@ -150,6 +150,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         retention_bytes: None,
         retention_ms: None,
         request_timeout_us: rng.magnitude(200_000, 5_000_000),
+        ack_timeout_us: 5_000_000,
         planted: bug,
     }
 }

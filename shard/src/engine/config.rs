@@ -64,6 +64,8 @@ pub struct EngineConfig {
     pub retention_ms: Option<u64>,
     /// Answer a produce that is not done in this time with `RequestTimedOut`, microseconds.
     pub request_timeout_us: u64,
+    /// A produce that has its offset and not its quorum in this time is answered so as well, microseconds.
+    pub ack_timeout_us: u64,
     /// A deliberate bug, for the simulator's own tests.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<super::planted::PlantedBug>,

@@ -12,6 +12,7 @@
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
 //! | `hand_over` | a shard that stops gives away what it leads |
+//! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
@@ -21,6 +22,7 @@
 //! | `reload` | what recovery left in the journal is read back when it is used |
 
 pub mod api;
+mod balance;
 mod catch_up;
 mod cold;
 pub mod config;
@@ -132,6 +134,7 @@ pub struct Engine {
     reloads: reload::Reloads,
     flush: flush::Flusher,
     replication: replicate::Replication,
+    balance: balance::Balance,
     /// It stops, and waits until then for others to lead what it led.
     hand_over_until_us: Option<u64>,
     /// Why this engine can't be trusted any more; it is fenced at the end of the pass.
@@ -255,6 +258,7 @@ impl Engine {
             self.register_due_us,
             self.hand_over_until_us,
             self.ask_due_us,
+            self.balance.deadline_us(),
         ]
         .into_iter()
         .flatten()
@@ -315,7 +319,8 @@ impl Engine {
     }
 
     fn state_of(&self, partition: &Partition) -> PartitionState {
-        partition.state(self.config.node, self.config.shard, self.now.monotonic_us)
+        let linked = |peer| self.is_linked(peer);
+        partition.state(self.config.node, self.config.shard, self.now.monotonic_us, linked)
     }
 
     fn each_partition(&self) -> impl Iterator<Item = &Partition> {
@@ -493,6 +498,7 @@ impl Engine {
             self.sync_journal(actions);
         }
         self.tick_groups();
+        self.tick_balance();
         self.ask_others();
         if self.register_due_us.is_some_and(|due| due <= now_us) {
             self.keep_registered(actions);

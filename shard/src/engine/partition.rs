@@ -12,11 +12,7 @@ use crate::memory::ChunkSlice;
 use super::api::PeerId;
 use super::producers::Producers;
 use super::rejoin::Asking;
-use super::replica::{Progress, RaftReplica, Replica};
-
-/// A replica that had everything less than this ago is in sync, microseconds: long enough for a garbage collection of
-/// a disk, short enough to see a dead node (Kafka's replica.lag.time.max.ms was 10 s for years).
-const IN_SYNC_US: u64 = 10_000_000;
+use super::replica::{RaftReplica, Replica};
 
 /// A batch in the tail cache.
 #[derive(Clone, Debug)]
@@ -211,13 +207,20 @@ impl Partition {
     }
 
     /// For status pages; this replica is on `shard` of `node`.
-    pub(super) fn state(&self, node: NodeId, shard: ShardId, now_us: u64) -> PartitionState {
+    pub(super) fn state(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        now_us: u64,
+        linked: impl Fn(PeerId) -> bool,
+    ) -> PartitionState {
         let cached = self.tail.front().map_or(0, |first| self.appended_bytes - first.bytes_before);
         let (leader, replicas) = match &self.replica {
             Replica::Raft(replica) if replica.raft.is_leader() => {
-                let members = replica.members.iter().zip(&replica.progress);
-                let states =
-                    members.map(|(member, progress)| self.member_state(replica, *member, progress, now_us));
+                let states = replica.members.iter().map(|member| {
+                    let in_sync = replica.is_in_sync(*member, now_us, linked(*member));
+                    self.member_state(replica, *member, in_sync, now_us)
+                });
                 (node.0, states.collect())
             }
             Replica::Raft(replica) => (replica.raft.leader().unwrap_or(0), Default::default()),
@@ -264,7 +267,7 @@ impl Partition {
         &self,
         replica: &RaftReplica,
         member: PeerId,
-        progress: &Progress,
+        in_sync: bool,
         now_us: u64,
     ) -> ReplicaState {
         let matched = replica.raft.matched_of(member.node.0);
@@ -272,17 +275,13 @@ impl Partition {
         let log_end = known.map_or(0, |position| position.offset);
         let behind = self.tail.partition_point(|batch| batch.next_offset <= log_end);
         let behind = self.tail.get(behind).map_or(self.appended_bytes, |batch| batch.bytes_before);
-        let lag_us = match matched == replica.raft.last_index() {
-            true => 0,
-            false => now_us.saturating_sub(progress.had_all_us),
-        };
         ReplicaState {
             node: member.node.0,
             shard: member.shard.0,
-            in_sync: lag_us < IN_SYNC_US,
+            in_sync,
             log_end,
             lag_bytes: self.appended_bytes - behind,
-            lag_ms: lag_us / 1_000,
+            lag_ms: replica.lag_us(member, now_us) / 1_000,
         }
     }
 }

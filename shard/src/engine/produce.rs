@@ -11,6 +11,7 @@ use pyralog_replication::Group;
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
+use super::api::PeerId;
 use super::journal::{Full, Laid};
 use super::partition::{Partition, TailBatch};
 use super::pending::Pending;
@@ -48,6 +49,10 @@ impl Engine {
             return Err((ErrorCode::Fenced, reason.clone()));
         }
         let index = self.writable_partition(request.group)?;
+        let by_quorum = request.acks == Acks::Quorum;
+        if by_quorum {
+            self.check_in_sync(index)?;
+        }
         if !self.settle(index, actions) {
             return Err(self.no_room());
         }
@@ -55,6 +60,11 @@ impl Engine {
         let timeout_us = match request.timeout_ms {
             0 => self.config.request_timeout_us,
             ms => u64::from(ms) * 1_000,
+        };
+        let replicated = self.at(index).is_some_and(|partition| partition.replica.raft().is_some());
+        let timeout_us = match by_quorum && replicated {
+            true => timeout_us.min(self.config.ack_timeout_us),
+            false => timeout_us,
         };
         let deadline_us = self.now.monotonic_us.saturating_add(timeout_us);
         if let Some(original) = self.dedupe(index, &batch)? {
@@ -122,6 +132,24 @@ impl Engine {
             return Err(self.no_room());
         }
         Ok(index)
+    }
+
+    /// Whether so many replicas are in sync as the topic asks for. Asked before the batch is appended, as it can't be taken
+    /// back.
+    fn check_in_sync(&self, index: u32) -> Result<(), Refusal> {
+        let Some(partition) = self.at(index) else { return Ok(()) };
+        let Some(replica) = partition.replica.raft().filter(|replica| replica.min_insync_replicas > 1) else {
+            return Ok(());
+        };
+        let now_us = self.now.monotonic_us;
+        let in_sync = |peer: &&PeerId| replica.is_in_sync(**peer, now_us, self.is_linked(**peer));
+        let (wanted, there) = (replica.min_insync_replicas, replica.members.iter().filter(in_sync).count());
+        if there >= wanted {
+            return Ok(());
+        }
+        let text =
+            format!("partition {} has {there} replicas in sync, {wanted} are asked for", partition.group);
+        Err((ErrorCode::NotEnoughReplicas, text))
     }
 
     /// Why a group is not served here.

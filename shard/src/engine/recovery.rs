@@ -717,6 +717,7 @@ impl<'a> Replay<'a> {
             leaders: HashMap::with_hasher(RandomState::with_seeds(25, 26, 27, 28)),
             fetches: Default::default(),
             replication: Default::default(),
+            balance: Default::default(),
             cold: Default::default(),
             reloads: Default::default(),
             flush,

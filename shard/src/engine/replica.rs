@@ -37,6 +37,11 @@ pub(super) struct Unplaced {
     pub(super) newest: (u32, u64),
 }
 
+/// A replica that had everything less than this ago is in sync, microseconds: long enough for a garbage collection of
+/// a disk, short enough to see one that does not come along (Kafka's replica.lag.time.max.ms was 10 s for years). One that
+/// can't be reached is not in sync.
+const IN_SYNC_US: u64 = 10_000_000;
+
 /// When a member of a group last had everything that its leader had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -67,6 +72,8 @@ pub(super) struct RaftReplica {
     pub(super) raft: RaftGroup,
     /// The shards of all replicas, this one included, in the order of the catalogue.
     pub(super) members: Vec<PeerId>,
+    /// So many of them have to be in sync for a write that wants a quorum.
+    pub(super) min_insync_replicas: usize,
     /// How far each of them has followed, while this one leads; in the order of `members`.
     pub(super) progress: Vec<Progress>,
     /// The commits of the journal that hold the entries behind the group's start, in their order.
@@ -196,6 +203,22 @@ impl RaftReplica {
         for (member, progress) in self.members.iter().zip(&mut self.progress) {
             progress.note(self.raft.matched_of(member.node.0), last, now_us);
         }
+    }
+
+    /// How long a member has not had everything that this leader has, microseconds.
+    pub(super) fn lag_us(&self, member: PeerId, now_us: u64) -> u64 {
+        let at = self.members.iter().position(|known| *known == member);
+        let progress = at.and_then(|at| self.progress.get(at)).copied().unwrap_or_default();
+        match self.raft.matched_of(member.node.0) == self.raft.last_index() {
+            true => 0,
+            false => now_us.saturating_sub(progress.had_all_us),
+        }
+    }
+
+    /// Whether a member has, or had lately, everything that this leader has.
+    pub(super) fn is_in_sync(&self, member: PeerId, now_us: u64, linked: bool) -> bool {
+        let own = self.raft.id() == member.node.0;
+        self.lag_us(member, now_us) < IN_SYNC_US && (linked || own)
     }
 
     /// This replica leads now.

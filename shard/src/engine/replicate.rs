@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use pyralog_core::batch::BatchView;
 use pyralog_core::limits::CHUNK_BYTES;
-use pyralog_core::{ErrorCode, GroupId, NodeId, ShardId};
+use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{
     EntryHead, EntryKind, GroupConfig, Header, Message, MessageKind, Output, RaftGroup, Refused,
@@ -47,8 +47,8 @@ pub(super) struct Replication {
     pub(super) outbox: Outbox,
     /// Operations of catch-ups under way.
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
-    /// Links that are up, and the life of the shard at their other end.
-    up: BTreeMap<PeerId, u64>,
+    /// Links that are up: the life of the shard at their other end, and since when.
+    up: BTreeMap<PeerId, (u64, u64)>,
     /// The links that were asked for last.
     wanted: Vec<PeerId>,
     output: Output,
@@ -79,7 +79,7 @@ impl Engine {
                 continue;
             }
             wanted.extend(members.iter().copied().filter(|member| member.node != self.config.node));
-            if let Err(refused) = self.place(group, members, usize::from(topic.spec.write_quorum)) {
+            if let Err(refused) = self.place(group, members, topic.spec.quorums()) {
                 let text = format!("partition {group} can't take part: {refused}");
                 actions.push(Action::Log { level: LogLevel::Error, text });
             }
@@ -127,8 +127,14 @@ impl Engine {
             return false;
         }
         let members = self.config.metadata_replicas.clone();
-        let majority = members.len() / 2 + 1;
-        if let Err(refused) = self.place(GroupId::METADATA, members, majority) {
+        let quorum = members.len() as u8 / 2 + 1;
+        let quorums = Quorums {
+            replication_factor: members.len() as u8,
+            write_quorum: quorum,
+            read_quorum: quorum,
+            min_insync_replicas: 1,
+        };
+        if let Err(refused) = self.place(GroupId::METADATA, members, quorums) {
             let text = format!("this node can't take part in the metadata group: {refused}");
             actions.push(Action::Log { level: LogLevel::Error, text });
         }
@@ -151,7 +157,7 @@ impl Engine {
         self.replication.outbox.add(to, message, batches);
     }
 
-    fn place(&mut self, group: GroupId, members: Vec<PeerId>, write_quorum: usize) -> Result<(), Refused> {
+    fn place(&mut self, group: GroupId, members: Vec<PeerId>, quorums: Quorums) -> Result<(), Refused> {
         let now_us = self.now.monotonic_us;
         let (id, timing) = (self.config.node.0, self.config.election);
         let life = self.journal.incarnation().rotate_left(32);
@@ -177,6 +183,7 @@ impl Engine {
             ^ u64::from(group.partition)
             ^ life
             ^ u64::from(id).rotate_left(48);
+        let write_quorum = usize::from(quorums.write_quorum);
         let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
         let mut raft = RaftGroup::new(config, log, now_us)?;
         raft.set_votes(begin == Begin::Member);
@@ -184,6 +191,7 @@ impl Engine {
             high_watermark: raft.high_watermark(),
             raft,
             members,
+            min_insync_replicas: usize::from(quorums.min_insync_replicas),
             progress: Vec::new(),
             lsns,
             flushed,
@@ -323,8 +331,9 @@ impl Engine {
     }
 
     pub(super) fn peer_up(&mut self, peer: PeerId, session: u64) {
-        self.replication.up.insert(peer, session);
         let now_us = self.now.monotonic_us;
+        self.replication.up.insert(peer, (session, now_us));
+        self.plan_balance();
         if self.ask_due_us.is_some() {
             self.ask_due_us = Some(now_us);
         }
@@ -333,6 +342,11 @@ impl Engine {
 
     pub(super) fn is_linked(&self, peer: PeerId) -> bool {
         self.replication.up.contains_key(&peer)
+    }
+
+    /// Since when a link is up.
+    pub(super) fn linked_since_us(&self, peer: PeerId) -> Option<u64> {
+        self.replication.up.get(&peer).map(|(_, since_us)| *since_us)
     }
 
     pub(super) fn peer_down(&mut self, peer: PeerId) {
@@ -674,6 +688,9 @@ impl Engine {
             && let Some(group) = self.at(index).map(|partition| partition.group)
         {
             self.replication.leaders.push(Leadership { group, node: seen.0, epoch: seen.1 });
+        }
+        if leads && !led {
+            self.plan_balance();
         }
         while let Some(replica) = self.raft_mut(index)
             && let Some(first) = replica.waiting.front().copied()

@@ -61,6 +61,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             retention_bytes: None,
             retention_ms: None,
             request_timeout_us: 30_000_000,
+            ack_timeout_us: 30_000_000,
             // On when the whole workspace is built, for the simulator.
             #[cfg(feature = "planted-bugs")]
             planted: None,

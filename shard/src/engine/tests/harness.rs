@@ -73,6 +73,7 @@ pub(super) fn config() -> EngineConfig {
         retention_bytes: None,
         retention_ms: None,
         request_timeout_us: 30_000_000,
+        ack_timeout_us: 30_000_000,
         #[cfg(feature = "planted-bugs")]
         planted: None,
     }
