@@ -5,7 +5,7 @@
 mod peer;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peer::{Peer, TOPIC};
 use pyralog_core::batch::Compression;
@@ -189,6 +189,18 @@ fn a_shard_that_does_not_exist_is_refused_with_the_count() {
     let error = Connection::connect(&peer.address, Some(2), TIMEOUT).unwrap_err();
     assert!(error.to_string().contains("has 2 shards"), "{error}");
     assert!(!error.retriable());
+}
+
+#[test]
+fn an_address_that_keeps_silent_does_not_keep_a_client_from_the_others() {
+    // The system takes the connection; nobody ever answers on it.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = Peer::start(1, 1, 0);
+    let addresses = [silent.local_addr().unwrap().to_string(), peer.address.clone()];
+    let config = ClientConfig { connect_timeout: TIMEOUT, ..ClientConfig::default() };
+    let begun = Instant::now();
+    Client::new(&addresses, config).topic(TOPIC).unwrap();
+    assert!(begun.elapsed() < TIMEOUT / 2, "{:?}", begun.elapsed());
 }
 
 #[test]

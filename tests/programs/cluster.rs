@@ -9,7 +9,7 @@ use pyralog_net::client::{Client, ClientConfig, IdempotentProducer};
 use serde_json::Value;
 
 use crate::common::{PATIENCE, admin};
-use crate::harness::{Cluster, follow, producer, value};
+use crate::harness::{Cluster, Reader, producer, value};
 
 #[test]
 fn three_nodes_form_a_cluster_in_any_order_and_any_of_them_serves_all() {
@@ -52,11 +52,7 @@ fn killed_leaders_cost_no_acknowledged_record() {
     cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
     let mut producer = producer(cluster.client(), "t");
     // Reads along, whoever leads.
-    let all = Arc::new(AtomicU64::new(u64::MAX));
-    let follower = std::thread::spawn({
-        let (client, all) = (cluster.client(), Arc::clone(&all));
-        move || follow(client, "t", 0, &all)
-    });
+    let reader = Reader::begin(cluster.client(), "t", 0);
     let mut sent = 0;
     let mut send = |producer: &mut IdempotentProducer, count: u64| {
         for _ in 0..count {
@@ -80,9 +76,8 @@ fn killed_leaders_cost_no_acknowledged_record() {
     let sent = send(&mut producer, 100);
     producer.flush().unwrap();
     assert_eq!(producer.stats().acked_records, sent * 2);
-    all.store(sent, Ordering::Relaxed);
     let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
-    assert!(follower.join().unwrap() == expected, "who read along has read everything once and in order");
+    assert!(reader.end(sent) == expected, "who read along has read everything once and in order");
     for partition in 0..2 {
         let read = cluster.read("t", partition);
         let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();

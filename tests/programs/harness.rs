@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pyralog_net::client::{
@@ -211,18 +213,47 @@ pub(crate) fn producer(client: Client, topic: &str) -> IdempotentProducer {
     IdempotentProducer::new(client, topic, config).unwrap()
 }
 
-/// Reads a partition as it grows, until it has read as many records as `all` says.
-pub(crate) fn follow(client: Client, topic: &str, partition: u32, all: &AtomicU64) -> Vec<Vec<u8>> {
+/// Reads a partition as it grows.
+pub(crate) struct Reader {
+    wanted: Arc<AtomicU64>,
+    read: Arc<AtomicU64>,
+    thread: JoinHandle<Vec<Vec<u8>>>,
+}
+
+impl Reader {
+    pub(crate) fn begin(client: Client, topic: &'static str, partition: u32) -> Self {
+        let (wanted, read) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::new(AtomicU64::new(0)));
+        let thread = std::thread::spawn({
+            let (wanted, read) = (Arc::clone(&wanted), Arc::clone(&read));
+            move || follow(client, topic, partition, &wanted, &read)
+        });
+        Self { wanted, read, thread }
+    }
+
+    /// Records so far.
+    pub(crate) fn records(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// The values of all records, as soon as it has read so many.
+    pub(crate) fn end(self, records: u64) -> Vec<Vec<u8>> {
+        self.wanted.store(records, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+fn follow(client: Client, topic: &str, partition: u32, wanted: &AtomicU64, read: &AtomicU64) -> Vec<Vec<u8>> {
     let config = ConsumerConfig::default();
     let mut consumer = Consumer::new(client, topic, partition, StartAt::Earliest, config).unwrap();
     let mut values = Vec::new();
-    while (values.len() as u64) < all.load(Ordering::Relaxed) {
+    while (values.len() as u64) < wanted.load(Ordering::Relaxed) {
         consumer
             .poll(Duration::from_millis(100), |record| -> Result<(), ClientError> {
                 values.push(record.value.unwrap().to_vec());
                 Ok(())
             })
             .unwrap();
+        read.store(values.len() as u64, Ordering::Relaxed);
     }
     values
 }

@@ -1,8 +1,8 @@
-//! Three real nodes whose links to each other are cut, late and slow, and which are killed: what was acknowledged
-//! stays, once and in order, and nobody acknowledges what does not.
+//! Three real nodes whose links to each other are cut, late and slow, and which are paused and killed: what was
+//! acknowledged stays, once and in order, and nobody acknowledges what does not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use pyralog_net::client::{Connection, IdempotentProducer, Place};
 use pyralog_net::message::{Acks, ProduceRequest, Request, Response};
 
 use crate::common::PATIENCE;
-use crate::harness::{Cluster, eventually, follow, producer, value};
+use crate::harness::{Cluster, Reader, eventually, producer, value};
 use crate::proxy::{Network, Way};
 
 const TOPIC: &str = "t";
@@ -50,6 +50,10 @@ impl Load {
             move || send_until(&stop, partitions, &mut producer)
         });
         Self { stop, told, thread }
+    }
+
+    fn acknowledged(&self, partition: usize) -> usize {
+        self.told.0.lock().unwrap()[partition].len()
     }
 
     /// Waits until so many more of each partition are acknowledged.
@@ -183,19 +187,17 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_and_the_others_go_on() {
     let cluster = Cluster::behind_proxies(3, &[]);
     cluster.admin_ok(&["topic", "create", TOPIC]);
     let load = Load::begin(&cluster, 1);
-    let all = Arc::new(AtomicU64::new(u64::MAX));
-    let reader = std::thread::spawn({
-        let (client, all) = (cluster.client(), Arc::clone(&all));
-        move || follow(client, TOPIC, 0, &all)
-    });
+    let reader = Reader::begin(cluster.client(), TOPIC, 0);
     for way in [Way::Closed, Way::Swallowed] {
         go_on_without_the_leader(&cluster, &load, |network, leader| network.set_around(leader, way));
     }
     let history = load.end();
     each_holds(&cluster, &history);
     let records = cluster.records(TOPIC, 0);
-    all.store(records.len() as u64, Ordering::Relaxed);
-    assert!(reader.join().unwrap().iter().eq(records.values()), "who read along has read the same");
+    assert!(
+        reader.end(records.len() as u64).iter().eq(records.values()),
+        "who has read along has read the same"
+    );
 }
 
 #[test]
@@ -265,6 +267,50 @@ fn a_late_slow_or_absent_follower_holds_nothing_up() {
     let history = vec![(0..next as i64).collect()];
     check(0, &cluster.records(TOPIC, 0), &history);
     each_holds(&cluster, &history);
+}
+
+#[test]
+fn a_leader_that_was_paused_finds_itself_replaced() {
+    const PARTITIONS: u32 = 3;
+    /// From the pause until records flow again, for clients that give a request as long.
+    const BOUND: Duration = Duration::from_secs(5);
+    let cluster = Cluster::formed(3);
+    cluster.admin_ok(&["topic", "create", TOPIC, "--partitions", &PARTITIONS.to_string()]);
+    let load = Load::begin(&cluster, PARTITIONS);
+    let reader = Reader::begin(cluster.client(), TOPIC, 0);
+    // Back after others have gone on for a while, and back as soon as another leads.
+    for more in [2_000, 0] {
+        load.await_more(200);
+        let old = cluster.leader(TOPIC, 0);
+        let mut stray = Stray::to(&cluster, old, 0);
+        let node = &cluster.nodes[&old];
+        node.signal(libc::SIGSTOP);
+        while !node.is_stopped() {}
+        let paused = Instant::now();
+        stray.send();
+        cluster.leader_but(TOPIC, 0, old);
+        if more > 0 {
+            load.await_more(100);
+            assert!(paused.elapsed() < BOUND, "no acknowledgement for {:?}", paused.elapsed());
+            let acknowledged = load.acknowledged(0) as u64;
+            eventually(|| (reader.records() >= acknowledged).then_some(()));
+            assert!(paused.elapsed() < BOUND, "nothing to read for {:?}", paused.elapsed());
+            load.await_more(more);
+        }
+        node.signal(libc::SIGCONT);
+        stray.is_refused();
+        load.await_more(200);
+        await_in_sync(&cluster);
+    }
+    let history = load.end();
+    (0..PARTITIONS).for_each(|partition| {
+        check(partition as usize, &cluster.records(TOPIC, partition), &history);
+    });
+    let records = cluster.records(TOPIC, 0);
+    assert!(
+        reader.end(records.len() as u64).iter().eq(records.values()),
+        "who has read along has read the same"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
@@ -18,6 +18,8 @@ use crate::message::{
 
 /// A page of metadata behind all topics: the nodes, and nothing else.
 const NO_TOPICS: u32 = u32::MAX - 1;
+/// How long one of several nodes may keep silent before others are asked.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -114,8 +116,8 @@ impl Client {
 
     /// A new connection to a shard, which the caller owns.
     pub fn open(&self, place: Place) -> Result<Connection, ClientError> {
-        let connect = |address: &String| {
-            let timeout = self.config.connect_timeout;
+        let longest = self.config.connect_timeout;
+        let connect = |address: &String, timeout: Duration| {
             let mut connection =
                 Connection::connect_as(&self.config.name, address, Some(place.shard), timeout)?;
             connection.set_timeout(self.config.request_timeout);
@@ -123,16 +125,65 @@ impl Client {
         };
         // A node that is alone is reached where it was found, whatever it calls itself.
         if let Some(address) = self.nodes.get(&place.node).filter(|_| self.nodes.len() > 1) {
-            return connect(address).and_then(|connection| is_there(connection, place));
+            return connect(address, longest).and_then(|connection| is_there(connection, place));
         }
         let mut last = ClientError::Usage("no address of a node was given".into());
-        for address in &self.addresses {
-            match connect(address).and_then(|connection| is_there(connection, place)) {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
+        // One that keeps silent is given its whole time only when no other answers.
+        let timeouts: &[Duration] =
+            if self.addresses.len() > 1 { &[SILENCE.min(longest), longest] } else { &[longest] };
+        for timeout in timeouts {
+            for address in &self.addresses {
+                match connect(address, *timeout).and_then(|connection| is_there(connection, place)) {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => last = error,
+                }
             }
         }
         Err(last)
+    }
+
+    /// Waits for the reply to a request about a partition of `topic` that is led at `place`: `receive` is called with how
+    /// long to wait, at first for `at_least`. Ends early when the node there keeps silent and others know that the
+    /// partition is led elsewhere by now: the connection to a node that has stopped may stay open for long.
+    pub(super) fn await_reply<T>(
+        &self,
+        topic: &str,
+        place: Place,
+        (at_least, at_most): (Duration, Duration),
+        mut receive: impl FnMut(Duration) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let begun = Instant::now();
+        let mut wait = at_least + SILENCE;
+        loop {
+            let left = at_most.saturating_sub(begun.elapsed());
+            let address = match receive(wait.min(left)) {
+                Err(ClientError::TimedOut { address, .. }) => address,
+                result => return result,
+            };
+            if wait >= left || self.led_elsewhere(topic, place) {
+                let timeout_ms = begun.elapsed().as_millis() as u64;
+                return Err(ClientError::TimedOut { address, timeout_ms });
+            }
+            wait *= 2;
+        }
+    }
+
+    /// Whether another node knows of a newer leader of a partition that was led at `place`.
+    fn led_elsewhere(&self, topic: &str, place: Place) -> bool {
+        let Some(known) = self.topics.get(topic) else { return false };
+        let mut others = self.nodes.iter().filter(|(node, _)| **node != place.node);
+        others.any(|(_, address)| {
+            let request = Request::Metadata(MetadataRequest { topic: Some(topic), start_after: 0 });
+            let connection = Connection::connect_as(&self.config.name, address, Some(0), SILENCE);
+            let told = connection.and_then(|mut connection| Ok(metadata_reply(connection.call(&request)?)));
+            let told = told.ok().flatten().and_then(|reply| reply.topics.into_iter().next());
+            told.is_some_and(|told| {
+                known.partitions.iter().zip(&told.partitions).any(|(before, now)| {
+                    let moved = Place::leader_of(now).is_some_and(|leader| leader != place);
+                    Place::leader_of(before) == Some(place) && moved && now.epoch > before.epoch
+                })
+            })
+        })
     }
 
     /// Asks another node first the next time that any of them will do.

@@ -160,17 +160,22 @@ impl Consumer {
     }
 
     fn receive(&mut self, correlation_id: u64, max_wait: Duration) -> Result<FetchReplyHead, ClientError> {
-        let Some((_, connection)) = &mut self.connection else { return Err(not_connected()) };
-        let received = connection.recv_within(max_wait + self.client.config().request_timeout)?;
-        match received.response {
-            Response::Fetch(head) if received.correlation_id == correlation_id => {
-                self.scratch.clear();
-                self.scratch.extend_from_slice(received.batches);
-                Ok(head)
+        let Self { client, topic, connection, scratch, .. } = self;
+        let Some((_, connection)) = connection else { return Err(not_connected()) };
+        let (node, shard) = (connection.hello().node, connection.hello().shard);
+        let waits = (max_wait, max_wait + client.config().request_timeout);
+        client.await_reply(topic, Place { node, shard }, waits, |wait| {
+            let received = connection.recv_within(wait)?;
+            match received.response {
+                Response::Fetch(head) if received.correlation_id == correlation_id => {
+                    scratch.clear();
+                    scratch.extend_from_slice(received.batches);
+                    Ok(head)
+                }
+                Response::Error(error) => Err(ClientError::Server { code: error.code, detail: error.detail }),
+                other => Err(connection.protocol(format!("a fetch was answered with {other:?}"))),
             }
-            Response::Error(error) => Err(ClientError::Server { code: error.code, detail: error.detail }),
-            other => Err(connection.protocol(format!("a fetch was answered with {other:?}"))),
-        }
+        })
     }
 
     /// Visits the records of the batches in `scratch` from the position on.

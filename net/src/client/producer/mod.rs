@@ -339,7 +339,10 @@ impl IdempotentProducer {
     /// Takes one reply from a shard, or repairs what keeps it from coming.
     fn receive_one(&mut self, place: Place) -> Result<(), ClientError> {
         let timeout = self.client.config().request_timeout.min(self.config.delivery_timeout);
-        let (partition, correlation_id, response) = match self.link(place).receive(timeout) {
+        let link = self.links.entry(place).or_default();
+        let waits = (Duration::ZERO, timeout);
+        let received = self.client.await_reply(&self.topic, place, waits, |wait| link.receive(wait));
+        let (partition, correlation_id, response) = match received {
             Ok(received) => received,
             Err(error) => return self.recover(Some(place), error),
         };
