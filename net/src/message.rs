@@ -69,6 +69,32 @@ pub struct ProduceRequest<'a> {
     pub batch: &'a [u8],
 }
 
+/// Who may answer a read, and what it sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Consistency {
+    /// The leader, from what it knows. One that was cut off from the others may not know that it has been replaced for as
+    /// long as an election takes at most.
+    #[default]
+    Leader = 0,
+    /// The leader, after a majority has confirmed that it leads: everything that was acknowledged before the request.
+    Linearizable = 1,
+    /// Any replica, from what it knows to be committed, which may be less than another one knows: also without a leader.
+    AnyReplica = 2,
+}
+
+impl Consistency {
+    /// The one with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Leader),
+            1 => Some(Self::Linearizable),
+            2 => Some(Self::AnyReplica),
+            _ => None,
+        }
+    }
+}
+
 /// Read whole batches from one partition, from the batch that holds `offset` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchRequest {
@@ -82,6 +108,8 @@ pub struct FetchRequest {
     pub max_bytes: u32,
     /// How long to wait for `min_bytes`, milliseconds.
     pub max_wait_ms: u32,
+    /// Who may answer.
+    pub consistency: Consistency,
 }
 
 /// Which offset is wanted.
@@ -103,6 +131,8 @@ pub struct ListOffsetsRequest {
     pub group: GroupId,
     /// What to find.
     pub spec: OffsetSpec,
+    /// Who may answer.
+    pub consistency: Consistency,
 }
 
 /// Metadata of one topic, or of all when `topic` is `None`. Topics come in the order of their ids and in

@@ -11,7 +11,7 @@ use peer::{Peer, TOPIC};
 use pyralog_core::batch::Compression;
 use pyralog_core::{ErrorCode, Outcome};
 use pyralog_net::client::*;
-use pyralog_net::message::{FetchRequest, OffsetSpec, Request, Response};
+use pyralog_net::message::{Consistency, FetchRequest, OffsetSpec, Request, Response};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -255,7 +255,14 @@ fn offsets_fetches_and_positions() {
     let error = client.list_offsets("no-such-topic", 0, OffsetSpec::Latest).unwrap_err();
     assert!(error.to_string().contains("no-such-topic"), "{error}");
     let group = pyralog_core::GroupId::METADATA;
-    let request = FetchRequest { group, offset: 0, min_bytes: 0, max_bytes: 1 << 20, max_wait_ms: 0 };
+    let request = FetchRequest {
+        group,
+        offset: 0,
+        min_bytes: 0,
+        max_bytes: 1 << 20,
+        max_wait_ms: 0,
+        consistency: Consistency::Leader,
+    };
     let mut bytes = Vec::new();
     let head = client.fetch(TOPIC, 1, request, &mut bytes).unwrap();
     assert_eq!((head.high_watermark, head.batch_bytes as usize), (10, bytes.len()));

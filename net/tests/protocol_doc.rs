@@ -62,6 +62,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
                 min_bytes: 1,
                 max_bytes: 1 << 20,
                 max_wait_ms: 500,
+                consistency: Consistency::Leader,
             }),
         ),
         (
@@ -69,6 +70,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::ListOffsets(ListOffsetsRequest {
                 group,
                 spec: OffsetSpec::Timestamp(1_700_000_000_000),
+                consistency: Consistency::Leader,
             }),
         ),
         ("Metadata", Request::Metadata(MetadataRequest { topic: Some("orders"), start_after: 0 })),

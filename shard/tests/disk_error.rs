@@ -9,7 +9,7 @@ use std::time::Instant;
 use common::{Client, PATIENCE, Rig, batch, fetch, produce, topic};
 use pyralog_core::batch::BatchView;
 use pyralog_core::{GroupId, Outcome};
-use pyralog_net::message::{FetchRequest, Request, Response};
+use pyralog_net::message::{Consistency, FetchRequest, Request, Response};
 use pyralog_shard::runtime::ControlEvent;
 
 /// Writes at or above this position of any file fail from now on.
@@ -118,8 +118,14 @@ fn a_shard_whose_disk_fails_fences_itself_and_comes_back_with_all_it_acknowledge
     refuse_writes_from(libc::RLIM_INFINITY);
     let mut waiting = Client::silent(rig.addr());
     let group = GroupId::new(topic, 0);
-    let request =
-        FetchRequest { group, offset: records, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 5_000 };
+    let request = FetchRequest {
+        group,
+        offset: records,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        max_wait_ms: 5_000,
+        consistency: Consistency::Leader,
+    };
     if waiting.try_hello(0).is_some() && waiting.try_send(&Request::Fetch(request)).is_some() {
         let _closed_or_answered = waiting.reply();
     }

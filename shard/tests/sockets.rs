@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Client, PATIENCE, Rig, batch, produce, topic};
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::frame::{MAGIC, kind};
-use pyralog_net::message::{DescribePartitionsRequest, FetchRequest, Request, Response};
+use pyralog_net::message::{Consistency, DescribePartitionsRequest, FetchRequest, Request, Response};
 use pyralog_net::{FrameHeader, Hello};
 use pyralog_shard::runtime::{ControlEvent, Node};
 
@@ -282,7 +282,14 @@ fn requests_in_flight_are_bounded_within_one_packet() {
     let (topic, mut good) = topic(&rig, "t", 1);
     let mut client = Client::new(rig.addr(), 0);
     let group = GroupId::new(topic, 0);
-    let request = FetchRequest { group, offset: 0, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 60_000 };
+    let request = FetchRequest {
+        group,
+        offset: 0,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        max_wait_ms: 60_000,
+        consistency: Consistency::Leader,
+    };
     let mut out = Vec::new();
     (0..6_000u64).for_each(|id| Request::Fetch(request).encode(id, &mut out).unwrap());
     let waiting = |node: &Node| node.status()[0].status.waiting_fetches;

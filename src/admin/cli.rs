@@ -213,6 +213,17 @@ pub(crate) enum From {
     Time(i64),
 }
 
+/// Who may answer a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadFrom {
+    /// The leader, from what it knows.
+    Leader,
+    /// The leader, when a majority has confirmed that it leads: everything acknowledged before.
+    Linearizable,
+    /// Any replica, from what it knows to be committed: also without a leader. Not with --follow.
+    AnyReplica,
+}
+
 /// How records are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RecordFormat {
@@ -240,6 +251,9 @@ pub(crate) struct Consume {
     /// Stop at the end that the log had at the start (the default otherwise).
     #[arg(long)]
     pub(crate) exit_at_end: bool,
+    /// Who may answer.
+    #[arg(long, value_enum, default_value_t = ReadFrom::Leader)]
+    pub(crate) consistency: ReadFrom,
     /// How records are printed.
     #[arg(long, value_enum, default_value_t = RecordFormat::Raw)]
     pub(crate) format: RecordFormat,

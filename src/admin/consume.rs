@@ -11,12 +11,12 @@ use pyralog_core::batch::{BatchError, BatchView};
 use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION};
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::client::{Client, ClientError, Place};
-use pyralog_net::message::{FetchRequest, OffsetSpec, Request, Response, TopicMetadata};
+use pyralog_net::message::{Consistency, FetchRequest, OffsetSpec, Request, Response, TopicMetadata};
 
-use super::cli::{Consume, From, PartitionArg};
+use super::cli::{Consume, From, PartitionArg, ReadFrom};
 use super::records::Printer;
 use super::{cluster, explain};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// How long a follower's fetch waits for records at the server.
 const FOLLOW_WAIT_MS: u32 = 5_000;
@@ -47,8 +47,19 @@ type Sender = flume::Sender<Result<Fetched, Failure>>;
 
 /// Runs the command.
 pub(crate) fn run(cluster: &[String], mut client: Client, arguments: &Consume) -> Result<(), Failure> {
+    let consistency = match arguments.consistency {
+        ReadFrom::Leader => Consistency::Leader,
+        ReadFrom::Linearizable => Consistency::Linearizable,
+        ReadFrom::AnyReplica => Consistency::AnyReplica,
+    };
+    client.set_consistency(consistency);
     let topic = cluster::find(&mut client, &arguments.topic)?;
     let follow = arguments.follow || (arguments.from == From::End && !arguments.exit_at_end);
+    if follow && consistency == Consistency::AnyReplica {
+        let text = "following reads from the leaders; leave --consistency any-replica out, or read up to the end with \
+                    --exit-at-end";
+        return Err(Failure::new(Exit::Usage, text.to_owned()));
+    }
     let mut ranges = Vec::new();
     for partition in partitions(&topic, arguments.partition)? {
         let mut range = range(&mut client, &topic.name, partition, arguments.from)?;
@@ -60,7 +71,7 @@ pub(crate) fn run(cluster: &[String], mut client: Client, arguments: &Consume) -
     // Two replies wait while one is printed.
     let (sender, receiver) = flume::bounded(2);
     match follow {
-        true => follow_all(cluster, &topic, ranges, &sender)?,
+        true => follow_all(cluster, consistency, &topic, ranges, &sender)?,
         false => {
             let name = topic.name;
             thread::spawn(move || read_all(client, &name, ranges, &sender));
@@ -147,7 +158,7 @@ fn fetch(client: &mut Client, topic: &str, range: Range) -> Result<Fetched, Fail
 }
 
 fn fetch_request(group: GroupId, offset: i64, max_bytes: u32, max_wait_ms: u32) -> FetchRequest {
-    FetchRequest { group, offset, min_bytes: 1, max_bytes, max_wait_ms }
+    FetchRequest { group, offset, min_bytes: 1, max_bytes, max_wait_ms, consistency: Consistency::Leader }
 }
 
 /// The offset after the last of these batches; `None` when there is none.
@@ -164,11 +175,13 @@ fn next_offset(mut batches: &[u8]) -> Result<Option<i64>, BatchError> {
 /// One thread and connection per shard that leads; each partition has one fetch waiting there at all times.
 fn follow_all(
     cluster: &[String],
+    consistency: Consistency,
     topic: &TopicMetadata,
     ranges: Vec<Range>,
     sender: &Sender,
 ) -> Result<(), Failure> {
     let (mut client, name) = (super::client(cluster, RETRY_FOR), topic.name.clone());
+    client.set_consistency(consistency);
     let places =
         leaders(&mut client, &name, topic.id, ranges).map_err(|error| explain(error, Some(&name)))?;
     if let Some(most) =
@@ -290,6 +303,8 @@ impl Follower {
         for (index, range) in self.ranges.iter().enumerate() {
             let group = GroupId::new(self.follow.topic, range.partition);
             let request = fetch_request(group, range.from, FOLLOW_FETCH_BYTES, FOLLOW_WAIT_MS);
+            let consistency = self.client.config().consistency;
+            let request = FetchRequest { consistency, ..request };
             waiting.insert(connection.send(&Request::Fetch(request))?, index);
         }
         loop {

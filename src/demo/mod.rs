@@ -19,7 +19,7 @@ use pyralog_core::limits::MAX_FETCH_BYTES;
 use pyralog_net::client::{
     Client, ClientConfig, ClientError, IdempotentProducer, Place, ProducerConfig, ProducerStats,
 };
-use pyralog_net::message::{FetchRequest, PartitionState, ReplicaState};
+use pyralog_net::message::{Consistency, FetchRequest, PartitionState, ReplicaState};
 
 use crate::failure::Failure;
 use crate::node::Settings;
@@ -358,6 +358,7 @@ fn read_partition(client: &mut Client, partition: u32, lines: u64) -> Result<Sum
             min_bytes: 0,
             max_bytes: MAX_FETCH_BYTES as u32,
             max_wait_ms: 0,
+            consistency: Consistency::Leader,
         };
         let head = checked(client.fetch(TOPIC, partition, request, &mut batches))?;
         let mut rest = batches.as_slice();

@@ -13,4 +13,5 @@ mod leaders;
 mod node;
 mod partition;
 mod proxy;
+mod reads;
 mod tidy;

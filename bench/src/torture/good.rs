@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
-use pyralog_net::message::{Acks, FetchRequest, ProduceRequest, Request, Response};
+use pyralog_net::message::{Acks, Consistency, FetchRequest, ProduceRequest, Request, Response};
 
 use crate::latency::{Latencies, Summary};
 use crate::session::Session;
@@ -57,7 +57,14 @@ pub fn run(addr: SocketAddr, topic: &str, stop: &AtomicBool) -> anyhow::Result<G
 }
 
 fn check(session: &mut Session, group: GroupId, offset: i64, value: &[u8]) -> anyhow::Result<()> {
-    let fetch = FetchRequest { group, offset, min_bytes: 1, max_bytes: 1 << 20, max_wait_ms: 1000 };
+    let fetch = FetchRequest {
+        group,
+        offset,
+        min_bytes: 1,
+        max_bytes: 1 << 20,
+        max_wait_ms: 1000,
+        consistency: Consistency::Leader,
+    };
     let reply = session.call(&Request::Fetch(fetch)).context("the good connection's fetch")?;
     let (batch, _) = BatchView::parse(reply.batches).with_context(|| format!("fetch at offset {offset}"))?;
     batch.check_crc()?;

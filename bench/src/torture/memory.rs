@@ -9,7 +9,9 @@ use anyhow::Context;
 use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchBuilder, Compression};
 use pyralog_core::limits::MAX_FETCH_BYTES;
-use pyralog_net::message::{Acks, FetchRequest, ProduceRequest, Request, Response, TopicMetadata};
+use pyralog_net::message::{
+    Acks, Consistency, FetchRequest, ProduceRequest, Request, Response, TopicMetadata,
+};
 
 use crate::cli::MemoryArgs;
 use crate::session::Session;
@@ -115,7 +117,14 @@ fn stalled_reader(
     let mut requests = Vec::new();
     for correlation in 0..UNREAD_FETCHES as u64 {
         let max_bytes = MAX_FETCH_BYTES as u32;
-        let fetch = FetchRequest { group, offset: 0, min_bytes: 1, max_bytes, max_wait_ms: 60_000 };
+        let fetch = FetchRequest {
+            group,
+            offset: 0,
+            min_bytes: 1,
+            max_bytes,
+            max_wait_ms: 60_000,
+            consistency: Consistency::Leader,
+        };
         Request::Fetch(fetch).encode(correlation, &mut requests)?;
     }
     socket.set_nonblocking(true)?;

@@ -4,7 +4,7 @@ use pyralog_core::batch::{BatchBuilder, Compression};
 use pyralog_core::{GroupId, Quorums};
 use pyralog_net::FrameHeader;
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
+    Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
     ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, Request,
 };
 
@@ -161,16 +161,32 @@ fn corpus(victim: &str, victim_id: u32) -> anyhow::Result<Vec<Vec<u8>>> {
     builder.set_producer(1 << 40, 0, 0);
     let idempotent = builder.build(Compression::None)?.to_vec();
     let mut requests = vec![
-        Request::Fetch(FetchRequest { group, offset: 0, min_bytes: 0, max_bytes: 4096, max_wait_ms: 0 }),
+        Request::Fetch(FetchRequest {
+            group,
+            offset: 0,
+            min_bytes: 0,
+            max_bytes: 4096,
+            max_wait_ms: 0,
+            consistency: Consistency::Leader,
+        }),
         Request::Fetch(FetchRequest {
             group,
             offset: 1,
             min_bytes: 1 << 20,
             max_bytes: 4096,
             max_wait_ms: 10,
+            consistency: Consistency::Leader,
         }),
-        Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Earliest }),
-        Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Timestamp(1_700_000_000_000) }),
+        Request::ListOffsets(ListOffsetsRequest {
+            group,
+            spec: OffsetSpec::Earliest,
+            consistency: Consistency::Leader,
+        }),
+        Request::ListOffsets(ListOffsetsRequest {
+            group,
+            spec: OffsetSpec::Timestamp(1_700_000_000_000),
+            consistency: Consistency::Leader,
+        }),
         Request::Metadata(MetadataRequest { topic: None, start_after: 0 }),
         Request::Metadata(MetadataRequest { topic: Some(victim), start_after: 0 }),
         Request::InitProducerId,

@@ -11,9 +11,9 @@ use super::error::ClientError;
 use super::place::Place;
 use crate::codec::MAX_DESCRIBED_PARTITIONS;
 use crate::message::{
-    CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
-    InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata,
-    OffsetSpec, PartitionState, Request, Response, TopicMetadata,
+    Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead,
+    FetchRequest, InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest,
+    NodeMetadata, OffsetSpec, PartitionState, Request, Response, TopicMetadata,
 };
 
 /// A page of metadata behind all topics: the nodes, and nothing else.
@@ -32,6 +32,8 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long requests that change nothing are tried again after retriable errors.
     pub retry_for: Duration,
+    /// Who may answer its reads.
+    pub consistency: Consistency,
 }
 
 impl Default for ClientConfig {
@@ -41,6 +43,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             retry_for: Duration::from_secs(30),
+            consistency: Consistency::Leader,
         }
     }
 }
@@ -92,6 +95,8 @@ pub struct Client {
     nodes: BTreeMap<u32, String>,
     /// Who takes administrative requests; 0 when nobody is known to.
     controller: u32,
+    /// Counted on when a read has to ask another replica.
+    read_turn: usize,
 }
 
 impl Client {
@@ -106,7 +111,13 @@ impl Client {
             topics: HashMap::new(),
             nodes: BTreeMap::new(),
             controller: 0,
+            read_turn: 0,
         }
+    }
+
+    /// Who may answer its reads from now on.
+    pub fn set_consistency(&mut self, consistency: Consistency) {
+        self.config.consistency = consistency;
     }
 
     /// Its settings.
@@ -312,10 +323,11 @@ impl Client {
         partition: u32,
         spec: OffsetSpec,
     ) -> Result<ListOffsetsReply, ClientError> {
+        let consistency = self.config.consistency;
         self.call_partition(
             topic,
             partition,
-            |group| Request::ListOffsets(ListOffsetsRequest { group, spec }),
+            |group| Request::ListOffsets(ListOffsetsRequest { group, spec, consistency }),
             |received| match received.response {
                 Response::ListOffsets(reply) => Some(reply),
                 _ => None,
@@ -323,7 +335,7 @@ impl Client {
         )
     }
 
-    /// Reads from a partition; `request.group` is filled in. The batches' bytes replace the content of `into`.
+    /// Reads from a partition; `request.group` and `request.consistency` are filled in. The batches' bytes replace the content of `into`.
     pub fn fetch(
         &mut self,
         topic: &str,
@@ -331,10 +343,11 @@ impl Client {
         request: FetchRequest,
         into: &mut Vec<u8>,
     ) -> Result<FetchReplyHead, ClientError> {
+        let consistency = self.config.consistency;
         self.call_partition(
             topic,
             partition,
-            |group| Request::Fetch(FetchRequest { group, ..request }),
+            |group| Request::Fetch(FetchRequest { group, consistency, ..request }),
             |received| match received.response {
                 Response::Fetch(head) => {
                     into.clear();
@@ -450,7 +463,7 @@ impl Client {
                 return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
             };
             let group = GroupId::new(metadata.id, partition);
-            let result = match Place::leader_of(place) {
+            let result = match Place::reader_of(place, self.config.consistency, self.read_turn) {
                 Some(place) => self.call(place, &request(group), ClientError::asks_elsewhere, &mut parse),
                 None => Err(nobody_leads(group)),
             };
@@ -461,6 +474,7 @@ impl Client {
             let Some(wait) = retries.after(&error) else { return Err(error) };
             self.forget_topic(topic);
             self.turn_elsewhere();
+            self.read_turn += 1;
             std::thread::sleep(wait);
         }
     }

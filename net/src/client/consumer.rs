@@ -60,6 +60,8 @@ pub struct Consumer {
     partition: u32,
     config: ConsumerConfig,
     connection: Option<(GroupId, Connection)>,
+    /// Counted on when another replica is to be asked.
+    turn: usize,
     position: i64,
     scratch: Vec<u8>,
 }
@@ -85,7 +87,16 @@ impl Consumer {
             (None, _) => 0,
         };
         let topic = topic.to_owned();
-        Ok(Self { client, topic, partition, config, connection: None, position, scratch: Vec::new() })
+        Ok(Self {
+            client,
+            topic,
+            partition,
+            config,
+            connection: None,
+            turn: 0,
+            position,
+            scratch: Vec::new(),
+        })
     }
 
     /// Offset of the next record.
@@ -130,6 +141,7 @@ impl Consumer {
         }
         let Some(wait) = retries.after(&error) else { return Err(error) };
         if error.asks_elsewhere() {
+            self.turn += 1;
             // Whatever is wrong with that is met again by the next fetch.
             let _ = self.client.topic_afresh(&self.topic);
         }
@@ -145,7 +157,8 @@ impl Consumer {
                 return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
             };
             let group = GroupId::new(metadata.id, self.partition);
-            let place = Place::leader_of(place).ok_or_else(|| nobody_leads(group))?;
+            let consistency = self.client.config().consistency;
+            let place = Place::reader_of(place, consistency, self.turn).ok_or_else(|| nobody_leads(group))?;
             self.connection = Some((group, self.client.open(place)?));
         }
         let Some((group, connection)) = &mut self.connection else { return Err(not_connected()) };
@@ -156,6 +169,7 @@ impl Consumer {
             min_bytes: u32::from(max_wait_ms > 0),
             max_bytes: self.config.max_bytes.min(MAX_FETCH_BYTES as u32),
             max_wait_ms,
+            consistency: self.client.config().consistency,
         }))
     }
 

@@ -8,7 +8,7 @@ use pyralog_core::{GroupId, Quorums};
 use super::{DecodeError, EncodeError, MAX_DESCRIBED_PARTITIONS, Reader, Writer};
 use crate::frame::kind;
 use crate::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
+    Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
     ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, Request,
 };
 
@@ -57,7 +57,7 @@ impl<'a> Request<'a> {
             }
             Self::Fetch(r) => {
                 group(&mut w, r.group).i64(r.offset).u32(r.min_bytes).u32(r.max_bytes).u32(r.max_wait_ms);
-                w.reserved(4);
+                w.u8(r.consistency as u8).reserved(3);
             }
             Self::ListOffsets(r) => {
                 let (spec, timestamp) = match r.spec {
@@ -65,7 +65,7 @@ impl<'a> Request<'a> {
                     OffsetSpec::Latest => (1, 0),
                     OffsetSpec::Timestamp(timestamp) => (2, timestamp),
                 };
-                group(&mut w, r.group).u8(spec).reserved(7).i64(timestamp);
+                group(&mut w, r.group).u8(spec).u8(r.consistency as u8).reserved(6).i64(timestamp);
             }
             Self::Metadata(r) => {
                 let topic = r.topic.unwrap_or_default();
@@ -163,15 +163,23 @@ fn decode_fetch(reader: &mut Reader<'_>) -> Result<FetchRequest, DecodeError> {
         min_bytes: reader.u32_within("min_bytes", MAX_FETCH_BYTES as u32)?,
         max_bytes: reader.u32_within("max_bytes", MAX_FETCH_BYTES as u32)?,
         max_wait_ms: reader.u32_within("max_wait_ms", MAX_FETCH_WAIT_MS)?,
+        consistency: decode_consistency(reader)?,
     };
-    reader.reserved(4, "max_wait_ms")?;
+    reader.reserved(3, "consistency")?;
     Ok(request)
+}
+
+fn decode_consistency(reader: &mut Reader<'_>) -> Result<Consistency, DecodeError> {
+    let value = reader.u8("consistency")?;
+    let unknown = DecodeError::UnknownValue { field: "consistency", value: u64::from(value) };
+    Consistency::from_number(value).ok_or(unknown)
 }
 
 fn decode_list_offsets(reader: &mut Reader<'_>) -> Result<ListOffsetsRequest, DecodeError> {
     let group = decode_group(reader)?;
     let spec = reader.u8("spec")?;
-    reader.reserved(7, "spec")?;
+    let consistency = decode_consistency(reader)?;
+    reader.reserved(6, "consistency")?;
     let timestamp = reader.i64("timestamp")?;
     let spec = match (spec, timestamp) {
         (0, 0) => OffsetSpec::Earliest,
@@ -180,7 +188,7 @@ fn decode_list_offsets(reader: &mut Reader<'_>) -> Result<ListOffsetsRequest, De
         (0 | 1, _) => return Err(DecodeError::ReservedNotZero { after: "spec" }),
         (value, _) => return Err(DecodeError::UnknownValue { field: "spec", value: u64::from(value) }),
     };
-    Ok(ListOffsetsRequest { group, spec })
+    Ok(ListOffsetsRequest { group, spec, consistency })
 }
 
 fn decode_metadata<'a>(reader: &mut Reader<'a>) -> Result<MetadataRequest<'a>, DecodeError> {

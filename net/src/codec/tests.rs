@@ -173,11 +173,10 @@ proptest! {
         let requests = [
             Request::Produce(ProduceRequest { group, acks, timeout_ms: a, batch: &batch }),
             Request::Fetch(FetchRequest {
-                group, offset: x, min_bytes: a % (max + 1), max_bytes: b % (max + 1), max_wait_ms: c % 60_001,
-            }),
-            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Earliest }),
-            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Latest }),
-            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Timestamp(y) }),
+                group, offset: x, min_bytes: a % (max + 1), max_bytes: b % (max + 1), max_wait_ms: c % 60_001, consistency: Consistency::AnyReplica }),
+            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Earliest, consistency: Consistency::Leader }),
+            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Latest, consistency: Consistency::Linearizable }),
+            Request::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Timestamp(y), consistency: Consistency::Leader }),
             Request::Metadata(MetadataRequest { topic: wanted.as_deref(), start_after: a }),
             Request::InitProducerId,
             Request::CreateTopic(CreateTopicRequest {
@@ -254,7 +253,14 @@ proptest! {
 fn trailing_reserved_and_out_of_bound_bytes_are_errors() {
     let mut frame = Vec::new();
     let group = GroupId::new(1, 2);
-    let fetch = FetchRequest { group, offset: 0, min_bytes: 0, max_bytes: 1, max_wait_ms: 0 };
+    let fetch = FetchRequest {
+        group,
+        offset: 0,
+        min_bytes: 0,
+        max_bytes: 1,
+        max_wait_ms: 0,
+        consistency: Consistency::Leader,
+    };
     Request::Fetch(fetch).encode(1, &mut frame).unwrap();
     let body = &frame[FRAME_HEADER_BYTES..];
     let changed = |at: usize, value: u8| {
@@ -262,7 +268,8 @@ fn trailing_reserved_and_out_of_bound_bytes_are_errors() {
         body[at] = value;
         Request::decode(kind::FETCH, &body).unwrap_err()
     };
-    assert_eq!(changed(28, 1), DecodeError::ReservedNotZero { after: "max_wait_ms" });
+    assert_eq!(changed(28, 3), DecodeError::UnknownValue { field: "consistency", value: 3 });
+    assert_eq!(changed(29, 1), DecodeError::ReservedNotZero { after: "consistency" });
     assert!(matches!(changed(23, 1), DecodeError::OutOfBound { field: "max_bytes", .. }));
     let longer = [body, &[0]].concat();
     let error = Request::decode(kind::FETCH, &longer).unwrap_err();

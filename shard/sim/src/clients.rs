@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use pyralog_core::{ErrorCode, GroupId, Outcome};
 use pyralog_net::message::{
-    Acks, DescribePartitionsRequest, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, Response,
+    Acks, Consistency, DescribePartitionsRequest, FetchRequest, ListOffsetsRequest, OffsetSpec,
+    PartitionHealth, Response,
 };
 use pyralog_shard::engine::ConnId;
 
@@ -502,13 +503,20 @@ impl World {
                         OffsetSpec::Timestamp(self.now().wall_ms - back)
                     }
                 };
-                Owned::ListOffsets(ListOffsetsRequest { group, spec })
+                Owned::ListOffsets(ListOffsetsRequest { group, spec, consistency: Consistency::Leader })
             }
             Some(offset) => {
                 let max_wait_ms = if self.rng.percent(50) { self.rng.magnitude(1, 2_000) as u32 } else { 0 };
                 let min_bytes = if self.rng.percent(50) { 1 } else { self.rng.magnitude(1, 200_000) as u32 };
                 let max_bytes = self.rng.magnitude(1, 2 << 20) as u32;
-                Owned::Fetch(FetchRequest { group, offset, min_bytes, max_bytes, max_wait_ms })
+                Owned::Fetch(FetchRequest {
+                    group,
+                    offset,
+                    min_bytes,
+                    max_bytes,
+                    max_wait_ms,
+                    consistency: Consistency::Leader,
+                })
             }
         };
         reader.busy = self.request(index, shard, request, None);
@@ -618,13 +626,24 @@ impl World {
             (1, _) => {
                 let offset = self.rng.pick(&[-1, i64::MIN, i64::MAX, 1 << 40]);
                 let max_bytes = self.rng.pick(&[0, 1, u32::MAX]);
-                let fetch = FetchRequest { group, offset, min_bytes: u32::MAX, max_bytes, max_wait_ms: 0 };
+                let fetch = FetchRequest {
+                    group,
+                    offset,
+                    min_bytes: u32::MAX,
+                    max_bytes,
+                    max_wait_ms: 0,
+                    consistency: Consistency::Leader,
+                };
                 self.request(index, shard, Owned::Fetch(fetch), None);
                 return;
             }
             (2, _) => {
                 let group = GroupId::new(group.topic.0, 77_777);
-                let list = ListOffsetsRequest { group, spec: OffsetSpec::Earliest };
+                let list = ListOffsetsRequest {
+                    group,
+                    spec: OffsetSpec::Earliest,
+                    consistency: Consistency::Leader,
+                };
                 self.request(index, shard, Owned::ListOffsets(list), None);
                 return;
             }

@@ -138,7 +138,6 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         disk_id: 0,
         has_begun: false,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,
-        follower_reads: false,
         replay_memory_bytes: rng.pick(&[0, 4, 8, 64]) << 20,
         cache_enabled: rng.percent(50),
         max_buffer_time_us: rng.magnitude(5_000, 2_000_000),

@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::{Acks, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, Response};
+use pyralog_net::message::{
+    Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, Response,
+};
 use pyralog_shard::engine::planted::PlantedBug;
 
 use crate::batch::{self, Spec};
@@ -289,7 +291,11 @@ impl World {
         let mut tries = 0;
         while tries < 60 && !self.over() {
             let Some(from) = offset else {
-                let list = ListOffsetsRequest { group, spec: OffsetSpec::Earliest };
+                let list = ListOffsetsRequest {
+                    group,
+                    spec: OffsetSpec::Earliest,
+                    consistency: Consistency::Leader,
+                };
                 match self.call(shard, Owned::ListOffsets(list), None) {
                     Some((_, Reply::Message(Response::ListOffsets(reply)))) => offset = Some(reply.offset),
                     _ => self.pause(20_000),
@@ -298,7 +304,14 @@ impl World {
                 continue;
             };
             let max_bytes = self.rng.magnitude(1, 4 << 20) as u32;
-            let fetch = FetchRequest { group, offset: from, min_bytes: 0, max_bytes, max_wait_ms: 0 };
+            let fetch = FetchRequest {
+                group,
+                offset: from,
+                min_bytes: 0,
+                max_bytes,
+                max_wait_ms: 0,
+                consistency: Consistency::Leader,
+            };
             let Some((sent, reply)) = self.call(shard, Owned::Fetch(fetch), None) else {
                 tries += 1;
                 self.pause(20_000);

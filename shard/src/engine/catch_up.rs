@@ -9,7 +9,7 @@
 
 use pyralog_core::batch::BatchView;
 use pyralog_core::{GroupId, NodeId, ShardId};
-use pyralog_net::message::FetchRequest;
+use pyralog_net::message::{Consistency, FetchRequest};
 use pyralog_replication::metadata::Command;
 use pyralog_replication::raft::{
     EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
@@ -93,6 +93,7 @@ impl Engine {
             min_bytes: 0,
             max_bytes: ASK_BYTES,
             max_wait_ms: 0,
+            consistency: Consistency::Leader,
         };
         let name = u64::from(group.topic.0) << 32 | u64::from(group.partition);
         self.fetch(conn_of(from), name, &fetch, actions);

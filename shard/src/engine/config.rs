@@ -39,9 +39,6 @@ pub struct EngineConfig {
     pub has_begun: bool,
     /// Tail cache, bytes (rounded up to whole chunks, at least four).
     pub cache_bytes: usize,
-    /// A replica that does not lead answers fetches, too, with what it knows to be committed. Otherwise it refuses them, as
-    /// it may know less than a client has read elsewhere.
-    pub follower_reads: bool,
     /// Bytes of batches that a recovery keeps in memory; what is beyond stays in the journal until it is used.
     pub replay_memory_bytes: usize,
     /// Whether batches stay in the cache after they were written to segments.

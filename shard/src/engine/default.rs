@@ -35,7 +35,6 @@ impl Default for EngineConfig {
             disk_id: 0,
             has_begun: false,
             cache_bytes: config.cache_bytes_per_shard(1) as usize,
-            follower_reads: false,
             replay_memory_bytes: pyralog_core::limits::REPLAY_MEMORY_BYTES_PER_SHARD,
             cache_enabled: storage.cache_config.enabled,
             max_buffer_time_us: storage.cache_config.max_buffer_time_ms.saturating_mul(1_000),

@@ -6,13 +6,14 @@ use ahash::RandomState;
 use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_WAITING_FETCHES_PER_SHARD};
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    FetchReplyHead, FetchRequest, ListOffsetsReply, ListOffsetsRequest, OffsetSpec, Response,
+    Consistency, FetchReplyHead, FetchRequest, ListOffsetsReply, ListOffsetsRequest, OffsetSpec, Response,
 };
 use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
 
 use super::catch_up::is_peer;
+use super::linear::Read;
 use super::partition::Partition;
 use super::produce::{Refusal, check_leads};
 use super::{Action, ConnId, Engine, Mode, ReplyBody, reply};
@@ -108,12 +109,22 @@ impl Engine {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);
         };
-        if let Err((code, detail)) = self.check_answers(conn, partition) {
+        if let Err((code, detail)) = self.check_answers(conn, request.consistency, partition) {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
         let high_watermark = partition.replica.high_watermark();
         let offset = request.offset;
-        if offset < partition.log_start || offset > high_watermark {
+        // Another replica may have told more than this one knows yet: that is the end here.
+        let beyond = offset > high_watermark && request.consistency != Consistency::AnyReplica;
+        if request.consistency == Consistency::Linearizable {
+            match self.confirm_first(conn, correlation_id, index, Read::Fetch(*request)) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err((code, detail)) => return self.refuse(conn, correlation_id, code, detail, actions),
+            }
+        }
+        let Some(partition) = self.at(index) else { return };
+        if offset < partition.log_start || beyond {
             let detail = format!("offset {offset}; the log holds {}..{high_watermark}", partition.log_start);
             return self.refuse(conn, correlation_id, ErrorCode::OffsetOutOfRange, detail, actions);
         }
@@ -127,8 +138,13 @@ impl Engine {
 
     /// Whether this replica may answer clients about what is committed: the only one, or a leader that knows what those
     /// before it have committed. Other replicas ask for what is certainly committed and are always answered.
-    fn check_answers(&self, conn: ConnId, partition: &Partition) -> Result<(), Refusal> {
-        if self.config.follower_reads || is_peer(conn) {
+    fn check_answers(
+        &self,
+        conn: ConnId,
+        consistency: Consistency,
+        partition: &Partition,
+    ) -> Result<(), Refusal> {
+        if consistency == Consistency::AnyReplica || is_peer(conn) {
             return Ok(());
         }
         check_leads(partition)?;
@@ -269,6 +285,7 @@ impl Engine {
             }
         }
         self.cold.forget_connection(conn);
+        self.linear_reads.forget_connection(conn);
         self.reloads.forget_connection(conn);
     }
 
@@ -354,10 +371,18 @@ impl Engine {
             let (code, detail) = self.not_here(request.group);
             return self.refuse(conn, correlation_id, code, detail, actions);
         };
-        if let Err((code, detail)) = self.check_answers(conn, partition) {
+        if let Err((code, detail)) = self.check_answers(conn, request.consistency, partition) {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
         let high_watermark = partition.replica.high_watermark();
+        if request.consistency == Consistency::Linearizable {
+            match self.confirm_first(conn, correlation_id, index, Read::ListOffsets(*request)) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err((code, detail)) => return self.refuse(conn, correlation_id, code, detail, actions),
+            }
+        }
+        let Some(partition) = self.at(index) else { return };
         let found = match request.spec {
             OffsetSpec::Earliest => ListOffsetsReply { offset: partition.log_start, timestamp: -1 },
             OffsetSpec::Latest => ListOffsetsReply { offset: high_watermark, timestamp: -1 },

@@ -9,6 +9,7 @@
 //! | `produce` | checks, dedupes, appends a batch; answers when its group commit is done |
 //! | `journal`, `pending` | group commits: their order, their layout, who waits for them |
 //! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
+//! | `linear` | reads that a majority has to confirm first |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
 //! | `hand_over` | a shard that stops gives away what it leads |
@@ -32,6 +33,7 @@ mod fetch;
 mod flush;
 mod hand_over;
 mod journal;
+mod linear;
 mod metadata;
 mod outbox;
 mod partition;
@@ -131,6 +133,7 @@ pub struct Engine {
     leaders: HashMap<GroupId, Leadership, RandomState>,
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
+    linear_reads: linear::LinearReads,
     reloads: reload::Reloads,
     flush: flush::Flusher,
     replication: replicate::Replication,
@@ -465,6 +468,7 @@ impl Engine {
         }
         self.fail_metadata_waiters(ErrorCode::StorageFailed, actions);
         self.fail_reloads(ErrorCode::StorageFailed, actions);
+        self.fail_reads(None, ErrorCode::Fenced, actions);
         self.fail_replicated(ErrorCode::StorageFailed, actions);
         let text = format!(
             "shard {}: {reason}. The shard takes no writes until it has re-read its disk; check the disk's health (dmesg, smartctl)",
@@ -483,6 +487,7 @@ impl Engine {
         if self.timeouts_due_us.is_some_and(|due| due <= now_us) {
             self.timeouts_due_us = None;
             self.expire_produces(actions);
+            self.expire_reads(actions);
         }
         // The look itself is in every pass.
         self.stall_due_us.take_if(|due| *due <= now_us);
@@ -547,7 +552,7 @@ impl Engine {
             lasts.then(|| due.unwrap_or_else(|| now_us.saturating_add(every_us)))
         };
         // Produces carry their own time-outs: look at the waiting ones now and then.
-        let waits = !self.journal.idle() || self.produces_wait();
+        let waits = !self.journal.idle() || self.produces_wait() || !self.linear_reads.is_empty();
         self.timeouts_due_us = keep(self.timeouts_due_us, waits, TIMEOUT_CHECK_US);
         self.stall_due_us = keep(self.stall_due_us, !self.has_room(), STALL_CHECK_US);
     }
@@ -562,6 +567,7 @@ impl Engine {
             Mode::Starting | Mode::Serving | Mode::Stopping => {
                 self.mode = Mode::Stopping;
                 self.fail_fetches(ErrorCode::NotReady, actions);
+                self.fail_reads(None, ErrorCode::NotReady, actions);
                 if self.hand_over_until_us.is_none() && !self.begin_hand_over() {
                     self.flush_for_shutdown();
                 }

@@ -719,6 +719,7 @@ impl<'a> Replay<'a> {
             replication: Default::default(),
             balance: Default::default(),
             cold: Default::default(),
+            linear_reads: Default::default(),
             reloads: Default::default(),
             flush,
             hand_over_until_us: None,

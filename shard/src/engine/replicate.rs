@@ -474,6 +474,7 @@ impl Engine {
     ) -> bool {
         let mut out = std::mem::take(&mut self.replication.output);
         let mut done = true;
+        let mut confirmed = Vec::new();
         loop {
             // What just came in has its room already, and must be told apart from what is held at once.
             if incoming.is_none() && !self.journal.has_room(&self.pool, SMALL_FRAMES_BYTES) {
@@ -493,9 +494,11 @@ impl Engine {
             for message in out.messages.drain(..) {
                 self.post(index, message);
             }
+            confirmed.extend(out.reads.drain(..).map(|(number, _)| number));
         }
         self.replication.output = out;
         self.advance(index, actions);
+        self.reads_confirmed(confirmed, actions);
         done
     }
 
@@ -691,6 +694,10 @@ impl Engine {
         }
         if leads && !led {
             self.plan_balance();
+        }
+        if led && !leads {
+            let group = self.at(index).map(|partition| partition.group);
+            self.fail_reads(group, ErrorCode::NotLeader, actions);
         }
         while let Some(replica) = self.raft_mut(index)
             && let Some(first) = replica.waiting.front().copied()

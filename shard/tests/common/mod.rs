@@ -8,7 +8,9 @@ use std::time::Duration;
 use pyralog_core::batch::{BatchBuilder, Compression};
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::frame::kind;
-use pyralog_net::message::{Acks, CreateTopicRequest, FetchRequest, ProduceRequest, Request, Response};
+use pyralog_net::message::{
+    Acks, Consistency, CreateTopicRequest, FetchRequest, ProduceRequest, Request, Response,
+};
 use pyralog_net::{FrameHeader, Hello, HelloReply};
 use pyralog_shard::engine::{EngineConfig, FsyncPolicy};
 use pyralog_shard::runtime::{ControlEvent, Node, NodeOptions};
@@ -49,7 +51,6 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             disk_id: 0,
             has_begun: false,
             cache_bytes: 32 << 20,
-            follower_reads: false,
             replay_memory_bytes: 4 << 20,
             cache_enabled: true,
             max_buffer_time_us: 1_000_000,
@@ -253,7 +254,14 @@ pub(crate) fn produce(topic: u32, partition: u32, batch: &[u8]) -> Request<'_> {
 /// A fetch of all that fits.
 pub(crate) fn fetch(topic: u32, partition: u32, offset: i64) -> Request<'static> {
     let group = GroupId::new(topic, partition);
-    Request::Fetch(FetchRequest { group, offset, min_bytes: 0, max_bytes: 8 << 20, max_wait_ms: 0 })
+    Request::Fetch(FetchRequest {
+        group,
+        offset,
+        min_bytes: 0,
+        max_bytes: 8 << 20,
+        max_wait_ms: 0,
+        consistency: Consistency::Leader,
+    })
 }
 
 /// Creates a topic; returns its id and the connection to shard 0.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use pyralog_core::batch::BatchView;
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, MetadataRequest, PartitionHealth,
-    ProduceRequest, Request, Response,
+    Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, Durability, FetchRequest, MetadataRequest,
+    PartitionHealth, ProduceRequest, Request, Response,
 };
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{MessageKind, frame};
@@ -670,7 +670,14 @@ impl World {
         loop {
             self.correlation += 1;
             let correlation_id = self.correlation;
-            let fetch = FetchRequest { group, offset, min_bytes: 0, max_bytes: 1 << 20, max_wait_ms: 0 };
+            let fetch = FetchRequest {
+                group,
+                offset,
+                min_bytes: 0,
+                max_bytes: 1 << 20,
+                max_wait_ms: 0,
+                consistency: Consistency::AnyReplica,
+            };
             let bytes = self.fetch(id, correlation_id, fetch);
             if bytes.is_empty() {
                 return values;

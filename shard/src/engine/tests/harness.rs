@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
 use pyralog_core::{GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
+    Acks, Consistency, CreateTopicRequest, FetchReplyHead, FetchRequest, ProduceRequest, Request, Response,
 };
 use pyralog_replication::metadata::{Assignment, Catalog, Command, NodeInfo, Replica, TopicSpec};
 use pyralog_replication::raft::Timing;
@@ -61,7 +61,6 @@ pub(super) fn config() -> EngineConfig {
         disk_id: 77,
         has_begun: false,
         cache_bytes: 32 << 20,
-        follower_reads: true,
         replay_memory_bytes: 0,
         cache_enabled: true,
         max_buffer_time_us: 10_000_000,
@@ -227,7 +226,14 @@ impl Shard {
     }
 
     pub(super) fn fetch(&mut self, group: GroupId, offset: i64, max_bytes: u32) -> Got {
-        self.call(Request::Fetch(FetchRequest { group, offset, min_bytes: 0, max_bytes, max_wait_ms: 0 }))
+        self.call(Request::Fetch(FetchRequest {
+            group,
+            offset,
+            min_bytes: 0,
+            max_bytes,
+            max_wait_ms: 0,
+            consistency: Consistency::AnyReplica,
+        }))
     }
 
     /// All records from the log start on, as (offset, value).

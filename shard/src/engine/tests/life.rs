@@ -2,7 +2,8 @@
 
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    Acks, Durability, FetchRequest, ListOffsetsRequest, OffsetSpec, ProduceRequest, Request, Response,
+    Acks, Consistency, Durability, FetchRequest, ListOffsetsRequest, OffsetSpec, ProduceRequest, Request,
+    Response,
 };
 
 use super::disk::MemDisk;
@@ -120,7 +121,11 @@ fn a_large_log_goes_through_cache_segments_and_recycled_journal() {
     check(&mut shard);
     assert!(shard.engine.status().counters.cache_misses > 0, "old batches come from segments");
     for wanted in [0i64, 1_001, 1_050, 1_198, 5_000] {
-        let request = ListOffsetsRequest { group: P0, spec: OffsetSpec::Timestamp(wanted) };
+        let request = ListOffsetsRequest {
+            group: P0,
+            spec: OffsetSpec::Timestamp(wanted),
+            consistency: Consistency::AnyReplica,
+        };
         let expected = ((wanted - 1_000 + 1) / 2).clamp(0, 100);
         match shard.call(Request::ListOffsets(request)) {
             Got::Message(Response::ListOffsets(found)) => assert_eq!(found.offset, expected, "time {wanted}"),
@@ -137,7 +142,14 @@ fn a_large_log_goes_through_cache_segments_and_recycled_journal() {
 fn fetches_wait_for_enough_data_or_their_time() {
     let mut shard = Shard::start(config(), MemDisk::default());
     shard.create("t", 1);
-    let fetch = FetchRequest { group: P0, offset: 0, min_bytes: 100, max_bytes: 1 << 20, max_wait_ms: 500 };
+    let fetch = FetchRequest {
+        group: P0,
+        offset: 0,
+        min_bytes: 100,
+        max_bytes: 1 << 20,
+        max_wait_ms: 500,
+        consistency: Consistency::AnyReplica,
+    };
     let waiting = shard.send(Request::Fetch(fetch));
     shard.produce(P0, &batch(0, None, &[b"small"]));
     assert!(!shard.replies.contains_key(&waiting), "69 bytes are not 100");
@@ -368,7 +380,11 @@ fn a_search_by_time_does_not_step_over_damage() {
     let mut shard = shard.restart();
     let search = |shard: &mut Shard, wanted| {
         let spec = OffsetSpec::Timestamp(wanted);
-        shard.call(Request::ListOffsets(ListOffsetsRequest { group: P0, spec }))
+        shard.call(Request::ListOffsets(ListOffsetsRequest {
+            group: P0,
+            spec,
+            consistency: Consistency::AnyReplica,
+        }))
     };
     assert!(matches!(search(&mut shard, 1_004), Got::Message(Response::ListOffsets(f)) if f.offset == 4));
     // The batch of offset 4 gets an earlier timestamp.

@@ -1,7 +1,7 @@
 //! What a replay leaves in the journal is read back when it is used.
 
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::{DeleteTopicRequest, FetchRequest, Request, Response};
+use pyralog_net::message::{Consistency, DeleteTopicRequest, FetchRequest, Request, Response};
 
 use super::disk::MemDisk;
 use super::harness::{Got, Shard, batch, config};
@@ -40,7 +40,14 @@ fn journal_read(op: &IoOp) -> bool {
 
 fn fetch_at(offset: i64) -> Request<'static> {
     let (min_bytes, max_bytes, max_wait_ms) = (0, 1 << 20, 0);
-    Request::Fetch(FetchRequest { group: P0, offset, min_bytes, max_bytes, max_wait_ms })
+    Request::Fetch(FetchRequest {
+        group: P0,
+        offset,
+        min_bytes,
+        max_bytes,
+        max_wait_ms,
+        consistency: Consistency::AnyReplica,
+    })
 }
 
 fn code(got: &Got) -> ErrorCode {
