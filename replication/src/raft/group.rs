@@ -44,6 +44,30 @@ pub struct GroupConfig {
     pub seed: u64,
 }
 
+/// Terms beyond this one are refused: no cluster has so many elections, and the last ones leave no room for another.
+pub const MAX_TERM: u32 = u32::MAX / 2;
+
+/// In which terms a replica votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Votes {
+    /// In all.
+    All,
+    /// In those above this one.
+    InTermsAbove(u32),
+    /// In none.
+    None,
+}
+
+impl Votes {
+    fn in_term(self, term: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::InTermsAbove(floor) => term > floor,
+            Self::None => false,
+        }
+    }
+}
+
 /// What a replica is at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -144,8 +168,8 @@ pub struct RaftGroup {
     incoming: (u64, Vec<EntryHead>),
     /// Leader and followers agree on everything and rely on their links being up.
     quiet: bool,
-    /// It may vote, and be voted for.
-    votes: bool,
+    /// For whom it votes. With less than for all it is not voted for either.
+    votes: Votes,
     /// Followers that were told to begin at a snapshot, and when.
     snapshots: Vec<(u32, u64)>,
     now_us: u64,
@@ -193,7 +217,7 @@ impl RaftGroup {
             timers,
             incoming: (0, Vec::new()),
             quiet: false,
-            votes: true,
+            votes: Votes::All,
             snapshots: Vec::new(),
             now_us,
             high_watermark,
@@ -225,7 +249,7 @@ impl RaftGroup {
     }
 
     /// Whether it may vote and be voted for: not as long as it does not know everything that it has promised.
-    pub fn set_votes(&mut self, votes: bool) {
+    pub fn set_votes(&mut self, votes: Votes) {
         self.votes = votes;
     }
 
@@ -375,7 +399,9 @@ impl RaftGroup {
         self.check(message)?;
         self.now_us = now_us;
         let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
-        if asks && !self.votes || message.kind == MessageKind::TimeoutNow && !self.may_campaign() {
+        if asks && !self.votes.in_term(message.term)
+            || message.kind == MessageKind::TimeoutNow && !self.may_campaign()
+        {
             return Ok(());
         }
         if message.kind == MessageKind::Quiesce {
@@ -433,6 +459,9 @@ impl RaftGroup {
     fn check(&self, message: &Message) -> Result<(), Refused> {
         let start = self.start();
         let last = self.last_index();
+        if message.term > MAX_TERM {
+            return Err(Refused::Impossible("a term beyond all terms"));
+        }
         match message.kind {
             MessageKind::Append => {
                 if message.index >= self.commit() && message.log_term < start.term {
@@ -663,7 +692,7 @@ impl RaftGroup {
     }
 
     fn may_campaign(&self) -> bool {
-        self.votes && self.raw.raft.raft_log.applied >= self.start().index
+        self.votes == Votes::All && self.raw.raft.raft_log.applied >= self.start().index
     }
 
     fn note_leading(&mut self, now_us: u64) {

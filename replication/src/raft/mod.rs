@@ -22,7 +22,7 @@ pub mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use group::{GroupConfig, NotLeader, Output, Proposed, RaftGroup, Refused, Role};
+pub use group::{GroupConfig, MAX_TERM, NotLeader, Output, Proposed, RaftGroup, Refused, Role, Votes};
 pub use log::{EntryKind, HardState, Header, Position, RecoveredLog};
 pub use message::{EntryHead, Message, MessageKind};
 pub use rejoin::{Answer, Floor, Rejoin, Standing, Verdict};

@@ -43,13 +43,14 @@ struct Client {
 
 /// How a partition is opened of which the disk holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 enum Opening {
     /// Nobody has written to it.
-    New,
+    New = 0,
     /// The disk has lost it, and the others have it.
-    Rejoins,
+    Rejoins = 1,
     /// The disk has lost it, and nobody else has it.
-    Lost,
+    Lost = 2,
 }
 
 /// A command in the metadata group that is not committed yet.
@@ -261,6 +262,8 @@ impl Engine {
     pub(super) fn metadata_leadership_lost(&mut self, actions: &mut Vec<Action>) {
         let Some(controller) = &mut self.controller else { return };
         controller.reserving = false;
+        // The others may have gone on with as many commands, and other ones.
+        controller.tentative = controller.committed.clone();
         let unknown: Vec<Client> = controller.in_flight.drain(..).filter_map(|waits| waits.client).collect();
         let not_taken: Vec<_> = controller.waiting_for_ids.drain(..).collect();
         for Client { conn, correlation_id, .. } in unknown {
@@ -514,7 +517,8 @@ impl Engine {
                 return self.postpone_catalog(catalog);
             }
         }
-        self.opens_are_suspect = false;
+        // In a cluster the first catalogue after a restart may lack what was opened last.
+        self.opens_are_suspect &= self.config.is_clustered();
         self.close_strangers(&catalog, actions);
         for (group, text) in std::mem::take(&mut self.recovered_gaps) {
             if self.by_group.contains_key(&group) {
@@ -624,13 +628,16 @@ impl Engine {
     fn open_group(&mut self, group: GroupId, opening: Opening) -> bool {
         let epoch = self.journal.incarnation() as u32;
         let mut frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
-        frame.record_count = u32::from(opening == Opening::Rejoins);
+        frame.record_count = opening as u32;
         if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
         }
         let mut partition = Partition::empty(group, epoch, 0);
-        partition.end_unknown = opening == Opening::Lost;
+        if opening == Opening::Lost {
+            partition.end_unknown = true;
+            self.flush.remember_damage();
+        }
         if opening == Opening::Rejoins {
             partition.standing = Standing::Rejoining;
         }

@@ -797,6 +797,7 @@ impl Engine {
             replay_from,
             groups,
             catalog: self.controller.as_ref().map(|controller| controller.catalog().encode()),
+            opens_are_suspect: self.opens_are_suspect && self.config.is_clustered(),
             dropped_at: self.dropped_at,
             founders: self.founders.iter().map(|(node, disk)| (*node, *disk)).collect(),
         }

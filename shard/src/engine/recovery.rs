@@ -70,6 +70,9 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
     let from = checkpoint.map(|checkpoint| checkpoint.replay_from);
     let end = scan(disk, config.journal_id, &files, from, &mut replay)
         .map_err(|error| RecoveryError(error.to_string()))?;
+    if config.has_begun && checkpoint.is_none() && end.commits == 0 && !replay.damaged {
+        return Err(nothing_left(&config));
+    }
     replay.check_segments(&listing);
     slots.make_durable(disk)?;
     replay.remove_leftovers(disk, &listing, slots.older())?;
@@ -149,21 +152,38 @@ fn check_beginning(
     }
     let segments = listing.iter().any(|(file, _)| matches!(file, FileId::Segment(..)));
     let checkpoints = listing.iter().any(|(file, len)| matches!(file, FileId::Checkpoint(_)) && *len > 0);
-    if !segments && !checkpoints && !used && config.has_begun {
-        return Err(RecoveryError(format!(
-            "shard {}: its files are gone, although the node has run with this data folder. Nothing was overwritten. Restore the folders of the shard (journal and data); in a cluster, the node can also be made anew from the others: move its whole data folder (and journal folder) away",
-            config.shard
-        )));
-    }
     if !segments && !checkpoints {
         // The first commit of the first life may be torn; nothing can have been acknowledged before it.
         return Ok(());
     }
     Err(RecoveryError(format!(
-        "shard {}: no valid checkpoint, and the journal does not hold its beginning{}: the shard can't tell what it held. Nothing was changed. Restore checkpoint.0 or checkpoint.1 of the shard from a backup; `pyralog-admin log verify` lists what is readable",
+        "shard {}: no valid checkpoint, and the journal does not hold its beginning{}: the shard can't tell what it held. Nothing was changed. {}; `pyralog-admin log verify` lists what is readable",
         config.shard,
         if used { "" } else { " (its files are blank)" },
+        remedy(config, "Restore checkpoint.0 or checkpoint.1 of the shard from a backup")
     )))
+}
+
+/// The shard has lived on this disk, and there is nothing.
+fn nothing_left(config: &EngineConfig) -> RecoveryError {
+    RecoveryError(format!(
+        "shard {}: its files are gone, although the node has run with this data folder. Nothing was overwritten. {}",
+        config.shard,
+        remedy(
+            config,
+            "Mount its disk, or restore the folders of the shard (journal and data) from a backup"
+        )
+    ))
+}
+
+/// In a cluster an older state of a node must not come back: it has promised more since.
+fn remedy(config: &EngineConfig, alone: &'static str) -> &'static str {
+    match config.is_clustered() {
+        true => {
+            "Mount its disk if it is not; otherwise move the node's whole data folder (and journal folder) away, and the node is made anew from the others. Never restore one from a backup: what the node has promised since would be forgotten"
+        }
+        false => alone,
+    }
 }
 
 /// The body of a frame: as it was read, and as it is kept.
@@ -195,6 +215,8 @@ struct Replay<'a> {
     /// Partitions whose log may have gone on in damage; cleared by a later batch, which shows the gap.
     suspects: BTreeSet<GroupId>,
     unknown_damage: bool,
+    /// Last commit that such damage may be in.
+    damaged_to_lsn: u64,
     /// Damaged batches of the commit that comes next, until its intact ones are there: in the order of their
     /// offsets, or an intact batch before a damaged one would be taken for an old one.
     broken: Vec<FrameHeader>,
@@ -233,7 +255,8 @@ impl<'a> Replay<'a> {
             dropped_at: checkpoint.map_or(0, |checkpoint| checkpoint.dropped_at),
             incarnation: checkpoint.map_or(0, |checkpoint| checkpoint.incarnation),
             suspects: BTreeSet::new(),
-            unknown_damage: false,
+            damaged_to_lsn: 0,
+            unknown_damage: checkpoint.is_some_and(|checkpoint| checkpoint.opens_are_suspect),
             broken: Vec::new(),
             damaged: false,
             log: Vec::new(),
@@ -490,6 +513,12 @@ impl<'a> Replay<'a> {
         self.reload(disk)?;
         let mut buffer = Vec::new();
         for partition in self.partitions.iter_mut().flatten() {
+            let suspect = self.suspects.contains(&partition.group) || partition.end_unknown;
+            if suspect && matches!(partition.replica, Replica::Unplaced(_)) {
+                // What it holds behind its segments may have been replaced by what is damaged.
+                partition.end_unknown = true;
+                forget_entries(partition);
+            }
             if partition.group == GroupId::METADATA && matches!(partition.replica, Replica::Unplaced(_)) {
                 // Its commands are applied from memory when they are known to be committed.
                 continue;
@@ -802,7 +831,12 @@ impl ScanSink for Replay<'_> {
                         if frame.record_count > 0 {
                             partition.standing = Standing::Rejoining;
                         }
+                        partition.end_unknown = frame.record_count > 1;
                         self.insert(partition);
+                        // Its first vote may be in the part of the commit that is damaged.
+                        if self.config.is_clustered() && header.lsn <= self.damaged_to_lsn {
+                            self.suspects.insert(frame.group);
+                        }
                     }
                 }
                 FrameKind::Rejoin => self.rejoin(header.lsn, frame.group),
@@ -838,6 +872,7 @@ impl ScanSink for Replay<'_> {
             Lost::Body(frame) if frame.kind == FrameKind::Batch => self.broken.push(frame),
             _ => {
                 self.unknown_damage = true;
+                self.damaged_to_lsn = self.damaged_to_lsn.max(damage.last_lsn);
                 self.suspects.extend(self.by_group.keys().copied());
             }
         }

@@ -7,7 +7,9 @@
 //! that finds damage where entries or votes may have been forgets everything that is not in segments.
 
 use pyralog_core::GroupId;
-use pyralog_replication::raft::{Answer, Floor, HardState, Message, MessageKind, Rejoin, Standing, Verdict};
+use pyralog_replication::raft::{
+    Answer, Floor, HardState, MAX_TERM, Message, MessageKind, Rejoin, Standing, Verdict, Votes,
+};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -34,11 +36,21 @@ pub(super) struct Asking {
 pub(super) enum Begin {
     /// With what its disk holds.
     Member,
-    /// Without a vote, until its log reaches the floor.
+    /// Without a vote of its own, until its log reaches the floor.
     Follower(Floor),
 }
 
 impl Begin {
+    /// For whom it votes.
+    pub(super) fn votes(self, members: usize) -> Votes {
+        match self {
+            Self::Member => Votes::All,
+            // The other one holds everything that was committed, and nobody else could elect it.
+            Self::Follower(floor) if members == 2 => Votes::InTermsAbove(floor.term),
+            Self::Follower(_) => Votes::None,
+        }
+    }
+
     /// Term and vote to begin with. In the floor's term the former self may have voted.
     pub(super) fn hard_state(self, known: HardState, id: u32) -> HardState {
         match self {
@@ -107,6 +119,9 @@ impl Engine {
             }
             self.ask_due_us = Some(now_us + ASK_EVERY_US);
             // Its frames may have found no room.
+            if self.at(index).is_some_and(|partition| partition.end_unknown) {
+                self.replication.place_due.insert(group);
+            }
             self.queue_group(index);
         }
     }
@@ -127,13 +142,19 @@ impl Engine {
         answer.transfer = leads.is_some();
         answer.index = leads.unwrap_or(0);
         answer.read = self.config.disk_id;
-        answer.reject = self.founders.get(&from.node.0) != Some(&message.index);
+        // Who is registered was a member once, and does not ask whether it is a founder unless it has lost that.
+        let registered =
+            self.controller.as_ref().is_some_and(|c| c.catalog().nodes.contains_key(&from.node.0));
+        answer.reject = registered || self.founders.get(&from.node.0) != Some(&message.index);
         self.post_beside(from, answer);
     }
 
     /// Another replica said what it is.
     pub(super) fn standing_told(&mut self, index: u32, message: &Message) -> Result<(), String> {
         let standing = Standing::from_number(message.commit);
+        if message.to != self.config.node.0 || message.term > MAX_TERM {
+            return Err(format!("a standing for node {} in term {}", message.to, message.term));
+        }
         let answer = Answer {
             standing: standing.ok_or("a standing that does not exist")?,
             term: message.term,
@@ -156,9 +177,12 @@ impl Engine {
                 Some(Verdict::Rejoining) => self.lay_standing(index, Standing::Rejoining),
                 None => {}
             },
+            Standing::Rejoining if partition.replica.raft().is_some() => self.queue_group(index),
             Standing::Rejoining => {
-                self.replication.place_due |= asking.rejoin.floor().is_some();
-                self.queue_group(index);
+                if asking.rejoin.floor().is_some() {
+                    let group = partition.group;
+                    self.replication.place_due.insert(group);
+                }
             }
         }
         Ok(())
@@ -226,8 +250,10 @@ impl Engine {
     pub(super) fn standing_reached(&mut self, index: u32, standing: Standing, actions: &mut Vec<Action>) {
         let Some(partition) = self.at_mut(index) else { return };
         let before = std::mem::replace(&mut partition.standing, standing);
-        // The frame says that everything before it means nothing, damage included.
-        partition.end_unknown = false;
+        if standing == Standing::Rejoining {
+            // The frame says that everything before it means nothing, damage included.
+            partition.end_unknown = false;
+        }
         if let Some(asking) = &mut partition.asking {
             asking.changing = false;
         }
@@ -235,11 +261,11 @@ impl Engine {
         if standing == Standing::Member {
             partition.asking = None;
             if let Some(replica) = partition.replica.raft_mut() {
-                replica.raft.set_votes(true);
+                replica.raft.set_votes(Votes::All);
             }
         }
-        self.replication.place_due = true;
-        self.ask_due_us = Some(self.now.monotonic_us);
+        self.replication.place_due.insert(group);
+        self.ask_due_us.get_or_insert(self.now.monotonic_us);
         if group != GroupId::METADATA {
             return;
         }

@@ -6,7 +6,7 @@
 //! durable. Back on the leader the commit moves, and with it the high watermark; who waited for it is answered.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use pyralog_core::batch::BatchView;
@@ -24,7 +24,6 @@ use super::api::{IoToken, Leadership, PeerId};
 use super::outbox::Outbox;
 use super::partition::Partition;
 use super::pending::Pending;
-use super::rejoin::Begin;
 use super::replica::{RaftReplica, Replica, Unplaced};
 use super::{Action, Engine, LogLevel, Mode};
 
@@ -55,7 +54,7 @@ pub(super) struct Replication {
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,
     /// Replicas may be able to take part that were not before.
-    pub(super) place_due: bool,
+    pub(super) place_due: BTreeSet<GroupId>,
     /// Leaders that the node's shards have to be told.
     leaders: Vec<Leadership>,
 }
@@ -70,19 +69,12 @@ impl Engine {
         }
         let groups: Vec<GroupId> = self.each_partition().map(|partition| partition.group).collect();
         for group in groups {
-            let Some(topic) = catalog.topics.get(&group.topic.0) else { continue };
-            let replicas = topic.spec.assignment.replicas(group.partition);
-            let members: Vec<PeerId> = replicas
-                .map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) })
-                .collect();
+            let members = members_of(catalog, group);
             if members.len() < 2 {
                 continue;
             }
             wanted.extend(members.iter().copied().filter(|member| member.node != self.config.node));
-            if let Err(refused) = self.place(group, members, topic.spec.quorums()) {
-                let text = format!("partition {group} can't take part: {refused}");
-                actions.push(Action::Log { level: LogLevel::Error, text });
-            }
+            self.place_in(catalog, group, members, actions);
         }
         // All of them: another shard may have begun anew.
         let known = self.each_partition().filter_map(|partition| {
@@ -100,6 +92,32 @@ impl Engine {
         if wanted != self.replication.wanted {
             self.replication.wanted.clone_from(&wanted);
             actions.push(Action::WantPeers { peers: wanted });
+        }
+    }
+
+    /// Has a replica take part that could not before, if it can now.
+    fn place_one(&mut self, group: GroupId, actions: &mut Vec<Action>) {
+        if group == GroupId::METADATA {
+            self.place_metadata(actions);
+        } else if let Some(catalog) = self.catalog.clone() {
+            let members = members_of(&catalog, group);
+            if members.len() > 1 {
+                self.place_in(&catalog, group, members, actions);
+            }
+        }
+    }
+
+    fn place_in(
+        &mut self,
+        catalog: &Catalog,
+        group: GroupId,
+        members: Vec<PeerId>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(topic) = catalog.topics.get(&group.topic.0) else { return };
+        if let Err(refused) = self.place(group, members, topic.spec.quorums()) {
+            let text = format!("partition {group} can't take part: {refused}");
+            actions.push(Action::Log { level: LogLevel::Error, text });
         }
     }
 
@@ -185,8 +203,13 @@ impl Engine {
             ^ u64::from(id).rotate_left(48);
         let write_quorum = usize::from(quorums.write_quorum);
         let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
-        let mut raft = RaftGroup::new(config, log, now_us)?;
-        raft.set_votes(begin == Begin::Member);
+        let raft = RaftGroup::new(config, log, now_us);
+        if raft.is_err() {
+            // Its log is gone with that: it must not be taken for an empty one.
+            partition.end_unknown = true;
+        }
+        let mut raft = raft?;
+        raft.set_votes(begin.votes(members.len()));
         partition.replica = Replica::Raft(Box::new(RaftReplica {
             high_watermark: raft.high_watermark(),
             raft,
@@ -422,8 +445,8 @@ impl Engine {
 
     /// Takes what the groups have to do, and sends what is to be sent.
     pub(super) fn pump(&mut self, actions: &mut Vec<Action>) {
-        if std::mem::take(&mut self.replication.place_due) {
-            self.place_all(actions);
+        while let Some(group) = self.replication.place_due.pop_first() {
+            self.place_one(group, actions);
         }
         self.ask_others();
         let mut left = Vec::new();
@@ -805,6 +828,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// The shards that hold a partition, the preferred leader's first.
+fn members_of(catalog: &Catalog, group: GroupId) -> Vec<PeerId> {
+    let replicas = catalog.replicas(group);
+    replicas.map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) }).collect()
 }
 
 /// The batch of an entry of an append that just came.

@@ -132,6 +132,8 @@ pub struct Checkpoint {
     pub groups: Vec<GroupCheckpoint>,
     /// Shard 0: the metadata (opaque here).
     pub catalog: Option<Vec<u8>>,
+    /// Damage may hide groups: what the catalogue names and the disk does not hold may be lost.
+    pub opens_are_suspect: bool,
     /// Version of the newest catalogue by which a group was dropped.
     pub dropped_at: u64,
     /// Shard 0: the other nodes with which the metadata group began, and the numbers of their disks.
@@ -211,6 +213,7 @@ impl Checkpoint {
         let catalog = self.catalog.as_deref().unwrap_or_default();
         put_count(out, catalog.len())?;
         out.extend(catalog);
+        out.push(u8::from(self.opens_are_suspect));
         out.extend(self.dropped_at.to_le_bytes());
         put_count(out, self.founders.len())?;
         for (node, disk) in &self.founders {
@@ -280,9 +283,20 @@ impl Checkpoint {
             return None;
         }
         let catalog = has_catalog.then(|| catalog.to_vec());
+        let opens_are_suspect = flag(reader)?;
         let dropped_at = reader.u64()?;
         let founders = list(reader, FOUNDER_BYTES, |reader| Some((reader.u32()?, reader.u64()?)))?;
-        Some(Self { seq, journal_id, incarnation, replay_from, groups, catalog, dropped_at, founders })
+        Some(Self {
+            seq,
+            journal_id,
+            incarnation,
+            replay_from,
+            groups,
+            catalog,
+            opens_are_suspect,
+            dropped_at,
+            founders,
+        })
     }
 }
 
@@ -468,6 +482,7 @@ mod tests {
             },
             groups: vec![group(0), group(1)],
             catalog: Some(b"catalog".to_vec()),
+            opens_are_suspect: true,
             dropped_at: 6,
             founders: vec![(3, 1 << 60)],
         }

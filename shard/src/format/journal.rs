@@ -248,7 +248,7 @@ pub enum FrameKind {
     /// A record batch; the body.
     Batch = 1,
     /// The group is on this shard from here on; `base_offset` is where its log starts. With a `record_count` of 1 it was
-    /// here before, on a disk that is lost, and the replica begins as with [`FrameKind::Rejoin`].
+    /// here before, on a disk that is lost, and the replica begins as with [`FrameKind::Rejoin`]; with 2 it was the only one.
     OpenGroup = 2,
     /// The group is gone; earlier frames of it mean nothing. `index` is the version of the catalogue that says so.
     DropGroup = 3,
@@ -413,7 +413,7 @@ impl FrameHeader {
         } else if match self.kind {
             FrameKind::Batch => !(1..=MAX_BATCH_RECORDS).contains(&records),
             FrameKind::Vote | FrameKind::Founder => false,
-            FrameKind::OpenGroup => records > 1,
+            FrameKind::OpenGroup => records > 2,
             _ => records != 0,
         } {
             "record count"

@@ -116,6 +116,7 @@ fn the_example_of_a_checkpoint() {
             }],
         }],
         catalog: None,
+        opens_are_suspect: false,
         dropped_at: 12,
         founders: vec![(2, 0x0102_0304_0506_0708)],
     };

@@ -50,6 +50,7 @@ impl Data {
                 producers: Vec::new(),
             }],
             catalog: None,
+            opens_are_suspect: false,
             dropped_at: 0,
             founders: Vec::new(),
         };

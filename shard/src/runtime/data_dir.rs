@@ -30,6 +30,7 @@ pub struct NodeFile {
     /// When the folder was made, milliseconds since the Unix epoch.
     pub created_ms: u64,
     /// All shards have begun a life here: one that holds nothing has lost it.
+    #[serde(default)]
     pub begun: bool,
 }
 

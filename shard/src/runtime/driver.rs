@@ -466,6 +466,8 @@ impl Driver {
     fn announce(&mut self) {
         if !self.announced_ready && self.engine.as_ref().is_some_and(|engine| engine.status().ready) {
             self.announced_ready = true;
+            // Should it have to recover within this run, it must not begin on an empty disk.
+            self.config.has_begun = true;
             let _ = self.control.send(ControlEvent::ShardReady { shard: self.shard });
         }
     }

@@ -104,7 +104,7 @@ impl Replay<'_> {
         let Some(partition) = self.replica_of(group) else { return };
         partition.standing = Standing::Rejoining;
         partition.end_unknown = false;
-        partition.entries_from_lsn = lsn;
+        partition.entries_from_lsn = partition.entries_from_lsn.max(lsn);
         forget_entries(partition);
     }
 
