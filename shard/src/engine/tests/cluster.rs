@@ -65,7 +65,7 @@ struct Session {
 }
 
 /// Batches that an idempotent producer has under way at most.
-const OPEN: usize = 5;
+const OPEN: i32 = 5;
 
 #[derive(Default)]
 struct Node {
@@ -476,7 +476,10 @@ impl World {
         let value = self.value(self.sessions[at].group);
         let session = &mut self.sessions[at];
         let group = session.group;
-        if session.open.iter().all(|(.., waits)| *waits) && session.open.len() < OPEN && new {
+        // From the oldest one on, answered or not: a leader remembers no more of a producer.
+        let first = session.open.front().map_or(session.next_sequence, |(first, ..)| *first);
+        let room = session.next_sequence - first < OPEN;
+        if session.open.iter().all(|(.., waits)| *waits) && room && new {
             session.open.push_back((session.next_sequence, value, false));
             session.next_sequence += 1;
         }
