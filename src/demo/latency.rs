@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchBuilder, Compression};
+use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::client::{ClientError, Connection};
 use pyralog_net::message::{Acks, Durability, ProduceRequest, Request, Response};
 
@@ -27,14 +27,15 @@ pub(crate) struct Run {
     pub(crate) acknowledged: u64,
 }
 
-/// Produces records of 256 bytes, each a batch of its own with a durable acknowledgement, `window` at once.
+/// Produces records of 256 bytes, each a batch of its own with a durable acknowledgement, `window` at once. `None`: the
+/// partition is led elsewhere by now.
 pub(crate) fn run(
     connection: &mut Connection,
     group: GroupId,
     name: &'static str,
     window: usize,
     time: Duration,
-) -> Result<Run, Failure> {
+) -> Result<Option<Run>, Failure> {
     let batch = batch()?;
     let request =
         Request::Produce(ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch: &batch });
@@ -52,7 +53,9 @@ pub(crate) fn run(
             begun.push_back(Instant::now());
             checked(connection.send(&request))?;
         }
-        durable(&checked(connection.recv())?.response)?;
+        if !durable(&checked(connection.recv())?.response)? {
+            return Ok(None);
+        }
         acknowledged += 1;
         if let Some(begun) = begun.pop_front()
             && acknowledged > WARM_UP
@@ -63,7 +66,7 @@ pub(crate) fn run(
             started = Instant::now();
         }
     }
-    Ok(Run { name, latency_ns, elapsed: started.elapsed(), acknowledged })
+    Ok(Some(Run { name, latency_ns, elapsed: started.elapsed(), acknowledged }))
 }
 
 fn batch() -> Result<Vec<u8>, Failure> {
@@ -74,15 +77,18 @@ fn batch() -> Result<Vec<u8>, Failure> {
     built.map(<[u8]>::to_vec).map_err(|error| Failure::failed(error.to_string()))
 }
 
-/// The reply must say that the record is on stable storage.
-fn durable(response: &Response) -> Result<(), Failure> {
+/// The reply must say that the record is on stable storage. False: that it is led elsewhere.
+fn durable(response: &Response) -> Result<bool, Failure> {
     match response {
-        Response::Produce(reply) if reply.durability == Durability::QuorumDurable => Ok(()),
+        Response::Produce(reply) if reply.durability == Durability::QuorumDurable => Ok(true),
         Response::Produce(reply) => {
             let reached = reply.durability;
             Err(Failure::failed(format!(
                 "an acknowledgement says {reached:?} where durable on a quorum was asked for"
             )))
+        }
+        Response::Error(error) if matches!(error.code, ErrorCode::NotLeader | ErrorCode::LeaderChanged) => {
+            Ok(false)
         }
         Response::Error(error) => {
             let error = ClientError::Server { code: error.code, detail: error.detail.clone() };
