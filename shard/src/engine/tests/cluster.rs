@@ -619,32 +619,64 @@ impl World {
             }
         }
         for round in 0..40_000 {
-            for a in self.ids() {
-                for b in self.ids() {
-                    self.link(a, b);
-                }
-                while !self.node(a).io.is_empty() {
-                    self.io(a);
-                }
-            }
-            self.deliver();
-            if self.network.values().all(VecDeque::is_empty) {
-                self.tick(5_000);
-                for at in 0..self.sessions.len() {
-                    self.produce_in_session(at, false);
-                }
-            }
+            self.go_on();
             let open = self.sessions.iter().any(|session| !session.open.is_empty());
             if round % 50 == 0 && !open && self.converged() {
                 return;
             }
         }
-        for group in self.groups.clone() {
+        for group in self.groups.iter().copied().chain([GroupId::METADATA]).collect::<Vec<_>>() {
             for id in self.ids() {
                 println!("node {id} {group}: {:?}", self.node(id).engine.as_ref().unwrap().partition(group));
             }
         }
         panic!("the replicas do not agree");
+    }
+
+    /// Whatever is up and not cut gets on, without anything new.
+    fn go_on(&mut self) {
+        for a in self.ids() {
+            for b in self.ids() {
+                self.link(a, b);
+            }
+            while !self.node(a).io.is_empty() {
+                self.io(a);
+            }
+        }
+        self.deliver();
+        if self.network.values().all(VecDeque::is_empty) {
+            self.tick(5_000);
+            for at in 0..self.sessions.len() {
+                self.produce_in_session(at, false);
+            }
+        }
+    }
+
+    /// Goes on until another node than `old` leads the metadata.
+    fn await_controller_but(&mut self, old: u32) -> u32 {
+        for _ in 0..40_000 {
+            self.go_on();
+            if let Some(leader) = self.leader(GroupId::METADATA).filter(|leader| *leader != old) {
+                return leader;
+            }
+        }
+        panic!("nobody leads the metadata");
+    }
+
+    /// The answer of the node that leads the metadata, as soon as it takes requests.
+    fn answer_to(&mut self, ask: impl Fn(&mut Self)) -> Response {
+        for round in 0..40_000 {
+            match self.answer.take() {
+                Some(Response::Error(error)) if error.code == ErrorCode::NotController => {}
+                Some(answer) => return answer,
+                None => {}
+            }
+            if round % 100 == 0 {
+                ask(self);
+            }
+            self.go_on();
+        }
+        panic!("the metadata's leader does not answer");
     }
 
     fn converged(&self) -> bool {
@@ -826,6 +858,52 @@ fn lives_that_once_went_wrong_go_well() {
     for seed in ONCE_WRONG {
         std::panic::catch_unwind(|| life(*seed, 6_000)).unwrap_or_else(|_| panic!("seed {seed}"));
     }
+}
+
+#[test]
+fn a_new_controller_goes_on_from_what_it_has_followed() {
+    let followed = || {
+        let mut world = World::new(1, 3, 1, 2);
+        world.heal();
+        let leader = world.leader(GroupId::METADATA).unwrap();
+        world.crash(leader);
+        world.await_controller_but(leader);
+        world
+    };
+    let mut world = followed();
+    let next = world.groups[0].topic.0 + 1;
+    let created = world.answer_to(|world| world.create_topic("new", 1));
+    assert!(matches!(&created, Response::CreateTopic(reply) if reply.id == next), "{created:?}");
+    let delete = Request::DeleteTopic(DeleteTopicRequest { name: "replicated" });
+    let deleted = followed().answer_to(|world| world.administer(delete.clone()));
+    assert!(matches!(deleted, Response::DeleteTopic), "{deleted:?}");
+}
+
+#[test]
+fn a_controller_forgets_what_it_could_not_commit() {
+    let mut world = World::new(2, 3, 1, 2);
+    world.heal();
+    let first = world.leader(GroupId::METADATA).unwrap();
+    // Its command goes nowhere; the one that the others commit takes its place.
+    for other in world.ids() {
+        world.cut.insert(pair(first, other));
+        world.unlink(first, other);
+    }
+    world.create_topic("lost", 1);
+    world.await_controller_but(first);
+    let lost = world.answer_to(|_| {});
+    assert!(matches!(&lost, Response::Error(error) if error.code == ErrorCode::LeaderChanged), "{lost:?}");
+    let created = world.answer_to(|world| world.create_topic("kept", 1));
+    assert!(matches!(created, Response::CreateTopic(_)), "{created:?}");
+    let mut leader = 0;
+    while leader != first {
+        world.heal();
+        let before = world.leader(GroupId::METADATA).unwrap();
+        world.crash(before);
+        leader = world.await_controller_but(before);
+    }
+    let again = world.answer_to(|world| world.create_topic("lost", 1));
+    assert!(matches!(again, Response::CreateTopic(_)), "{again:?}");
 }
 
 #[test]

@@ -232,7 +232,7 @@ impl Shard {
             min_bytes: 0,
             max_bytes,
             max_wait_ms: 0,
-            consistency: Consistency::AnyReplica,
+            consistency: Consistency::Leader,
         }))
     }
 

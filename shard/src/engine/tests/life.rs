@@ -124,7 +124,7 @@ fn a_large_log_goes_through_cache_segments_and_recycled_journal() {
         let request = ListOffsetsRequest {
             group: P0,
             spec: OffsetSpec::Timestamp(wanted),
-            consistency: Consistency::AnyReplica,
+            consistency: Consistency::Leader,
         };
         let expected = ((wanted - 1_000 + 1) / 2).clamp(0, 100);
         match shard.call(Request::ListOffsets(request)) {
@@ -148,7 +148,7 @@ fn fetches_wait_for_enough_data_or_their_time() {
         min_bytes: 100,
         max_bytes: 1 << 20,
         max_wait_ms: 500,
-        consistency: Consistency::AnyReplica,
+        consistency: Consistency::Leader,
     };
     let waiting = shard.send(Request::Fetch(fetch));
     shard.produce(P0, &batch(0, None, &[b"small"]));
@@ -383,7 +383,7 @@ fn a_search_by_time_does_not_step_over_damage() {
         shard.call(Request::ListOffsets(ListOffsetsRequest {
             group: P0,
             spec,
-            consistency: Consistency::AnyReplica,
+            consistency: Consistency::Leader,
         }))
     };
     assert!(matches!(search(&mut shard, 1_004), Got::Message(Response::ListOffsets(f)) if f.offset == 4));

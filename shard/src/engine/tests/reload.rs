@@ -46,7 +46,7 @@ fn fetch_at(offset: i64) -> Request<'static> {
         min_bytes,
         max_bytes,
         max_wait_ms,
-        consistency: Consistency::AnyReplica,
+        consistency: Consistency::Leader,
     })
 }
 
@@ -139,7 +139,8 @@ fn a_file_that_is_cut_inside_the_last_padding_is_told_and_stops_nobody() {
     let mut shard = replayed(1);
     let journal = shard.disk.files.get_mut(&FileId::Journal(0)).unwrap();
     // One batch of a single value: what follows its last byte is padding up to the block, then nothing.
-    let last = journal.iter().rposition(|byte| *byte == b'v').unwrap();
+    // A checksum may hold one of its bytes by chance.
+    let last = journal.windows(8).rposition(|bytes| bytes == [b'v'; 8]).unwrap() + 7;
     assert!(last % 4096 < 4000, "there is padding behind byte {last}");
     journal.truncate(last + 16);
     let reply = shard.fetch(P0, 0, 1 << 20);
