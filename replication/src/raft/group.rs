@@ -517,10 +517,15 @@ impl RaftGroup {
 
     /// The leader goes quiet: follow it, if this replica holds just what it holds.
     fn quiesce_told(&mut self, now_us: u64, message: &Message) -> Result<(), Refused> {
+        if message.term != self.term() || self.leader() != Some(message.from) {
+            // It woke up alone and asked for votes: nothing else tells it that there is a leader, or the leader that this one
+            // has a newer term, as long as the others sleep.
+            let mut alive = message.clone();
+            (alive.kind, alive.commit) = (MessageKind::Heartbeat, 0);
+            return self.step(now_us, &alive);
+        }
         let last = self.last_index();
-        let same = message.term == self.term()
-            && self.leader() == Some(message.from)
-            && !self.is_leader()
+        let same = !self.is_leader()
             && message.index == last
             && message.commit == last
             && self.position(last).is_some_and(|position| position.term == message.log_term);

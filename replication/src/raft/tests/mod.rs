@@ -154,3 +154,44 @@ fn planted_bugs_are_caught() {
         assert!(caught.is_some(), "{bug:?} is not caught within 300 seeds");
     }
 }
+
+/// A group of three of which one leads for sure.
+fn led(seed: u64) -> (World, u32) {
+    let mut world = World::new(seed, 3, 2);
+    while world.leader().is_none_or(|leader| !world.replica(leader).unwrap().leads_surely()) {
+        settle(&mut world);
+        world.tick(10_000);
+    }
+    let leader = world.leader().unwrap();
+    (world, leader)
+}
+
+/// Lets time pass as an idle group does: its leader goes quiet instead of sending heartbeats, whenever it can.
+fn sleep(world: &mut World) {
+    for _ in 0..200 {
+        let leader = world.leader();
+        if leader.is_some() && world.ids().all(|id| world.replica(id).unwrap().is_quiet()) {
+            return;
+        }
+        leader.into_iter().for_each(|leader| world.try_quiesce(leader));
+        settle(world);
+        world.tick(10_000);
+        settle(world);
+    }
+    let replicas: Vec<_> = world.ids().map(|id| format!("{:?}", world.replica(id))).collect();
+    panic!("the group does not fall quiet: {replicas:#?}");
+}
+
+/// A link that goes down wakes the replicas at its ends, and nobody else: a follower may wake alone. Its leader answers
+/// what it asks for with nothing but that it sleeps, as often as it asks.
+#[test]
+fn a_follower_that_woke_alone_follows_again() {
+    let (mut world, leader) = led(1);
+    sleep(&mut world);
+    let follower = world.ids().find(|id| *id != leader).unwrap();
+    let now_us = world.now_us;
+    world.replica(follower).unwrap().campaign(now_us);
+    world.drain(follower, &[], 0);
+    sleep(&mut world);
+    assert_eq!(world.replica(follower).unwrap().leader(), Some(leader));
+}
