@@ -343,6 +343,17 @@ impl RaftGroup {
         matched.get(self.write_quorum - 1).map_or(0, |held| self.commit().min(*held))
     }
 
+    /// Offset after the last record that `write_quorum` replicas are known to hold durably. A majority is as good as the commit,
+    /// which everybody learns of; of more only a leader knows, and only of what it still holds.
+    pub fn acknowledged_offset(&self) -> Option<i64> {
+        let index = match self.write_quorum == self.voters.len() / 2 + 1 {
+            true => self.commit(),
+            false if self.is_leader() => self.acknowledged(),
+            false => return None,
+        };
+        self.position(index).map(|position| position.offset)
+    }
+
     fn matched(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let progress = self.raw.raft.prs();
         self.voters

@@ -333,8 +333,13 @@ impl Engine {
     fn answer_duplicate(&mut self, pending: Pending, next_offset: i64, actions: &mut Vec<Action>) {
         let Pending::Produce { partition: index, acks, .. } = pending else { return };
         let Some(partition) = self.at(index) else { return };
-        let committed = partition.replica.high_watermark() >= next_offset;
         let by_quorum = partition.replica.raft().is_some() && acks != Acks::Leader;
+        // What is committed may have less copies than a quorum above the majority asks for.
+        let done_below = match partition.replica.raft() {
+            Some(replica) if by_quorum => replica.acknowledged,
+            _ => partition.replica.high_watermark(),
+        };
+        let committed = done_below >= next_offset;
         if !committed && by_quorum {
             return self.wait_for_quorum(index, pending);
         }

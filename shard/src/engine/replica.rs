@@ -82,10 +82,13 @@ pub(super) struct RaftReplica {
     pub(super) flushed: Position,
     /// Outputs whose frames are laid down and not durable, oldest first: their number, and what leaves when they are.
     pub(super) laid: VecDeque<(u64, Vec<Message>)>,
-    /// Produces that wait for the high watermark, in the order of their offsets.
+    /// Produces that wait for a write quorum, in the order of their offsets.
     pub(super) waiting: VecDeque<Pending>,
-    /// The high watermark as it was last told to those who wait.
+    /// Records below this are committed, as it was last told to those who read.
     pub(super) high_watermark: i64,
+    /// Records below this are held by a write quorum, which may be more than a commit takes, as it was last told to those who
+    /// wait; known anew by each leadership.
+    pub(super) acknowledged: i64,
     /// Whether it led when that was last looked at.
     pub(super) led: bool,
     /// Leader and term as they were last told.
@@ -191,7 +194,7 @@ impl RaftReplica {
         proposed.map(|proposed| proposed.index).map_err(|error| (ErrorCode::NotLeader, error.to_string()))
     }
 
-    /// Has a produce wait for the high watermark.
+    /// Has a produce wait for a write quorum.
     pub(super) fn wait(&mut self, pending: Pending) {
         let at = self.waiting.partition_point(|other| other.next_offset() <= pending.next_offset());
         self.waiting.insert(at, pending);
@@ -221,8 +224,16 @@ impl RaftReplica {
         self.lag_us(member, now_us) < IN_SYNC_US && (linked || own)
     }
 
+    /// Takes notice of what a write quorum holds, as far as this replica can know.
+    pub(super) fn note_acknowledged(&mut self) {
+        if let Some(offset) = self.raft.acknowledged_offset() {
+            self.acknowledged = offset.max(self.acknowledged);
+        }
+    }
+
     /// This replica leads now.
     pub(super) fn begin_leading(&mut self, now_us: u64) {
+        self.acknowledged = 0;
         self.progress = vec![Progress::begun(self.raft.last_index(), now_us); self.members.len()];
     }
 

@@ -212,6 +212,7 @@ impl Engine {
         raft.set_votes(begin.votes(members.len()));
         partition.replica = Replica::Raft(Box::new(RaftReplica {
             high_watermark: raft.high_watermark(),
+            acknowledged: 0,
             raft,
             members,
             min_insync_replicas: usize::from(quorums.min_insync_replicas),
@@ -688,8 +689,8 @@ impl Engine {
         last
     }
 
-    /// Looks at what a group has become: answers those who waited for the high watermark, and those who can't any
-    /// more because it does not lead.
+    /// Looks at what a group has become: answers those who waited for a write quorum, and those who can't any more
+    /// because it does not lead.
     fn advance(&mut self, index: u32, actions: &mut Vec<Action>) {
         let now_us = self.now.monotonic_us;
         let Some(replica) = self.raft_mut(index) else { return };
@@ -709,6 +710,8 @@ impl Engine {
         if leads {
             replica.note_progress(now_us);
         }
+        replica.note_acknowledged();
+        let acknowledged = replica.acknowledged;
         let seen = (replica.raft.leader().unwrap_or(0), replica.raft.term());
         if std::mem::replace(&mut replica.told, seen) != seen
             && let Some(group) = self.at(index).map(|partition| partition.group)
@@ -724,10 +727,10 @@ impl Engine {
         }
         while let Some(replica) = self.raft_mut(index)
             && let Some(first) = replica.waiting.front().copied()
-            && (first.next_offset() <= after || !leads)
+            && (first.next_offset() <= acknowledged || !leads)
         {
             replica.waiting.pop_front();
-            match first.next_offset() <= after {
+            match first.next_offset() <= acknowledged {
                 true => self.answer(first, actions),
                 false => self.tell_unknown(first, ErrorCode::LeaderChanged, actions),
             }
@@ -779,7 +782,7 @@ impl Engine {
         self.replication.waits
     }
 
-    /// A produce waits for the high watermark of its group.
+    /// A produce waits for the write quorum of its group.
     pub(super) fn wait_for_quorum(&mut self, index: u32, pending: Pending) {
         self.replication.waits = true;
         if let Some(replica) = self.raft_mut(index) {
@@ -788,7 +791,7 @@ impl Engine {
         self.queue_group(index);
     }
 
-    /// Everybody who waits for a high watermark learns that this engine does not bring it.
+    /// Everybody who waits for a write quorum learns that this engine does not bring it.
     pub(super) fn fail_replicated(&mut self, code: ErrorCode, actions: &mut Vec<Action>) {
         let replicas = self.partitions.iter_mut().flatten().filter_map(|p| p.replica.raft_mut());
         let waiting: Vec<Pending> =

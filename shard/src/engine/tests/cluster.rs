@@ -944,3 +944,37 @@ fn a_blank_disk_that_votes_is_caught() {
     let fails = |seed| std::panic::catch_unwind(|| live(seed, 6_000, blank)).is_err();
     assert!((30_000..30_100).any(fails), "none of 100 lives shows it");
 }
+
+/// A commit takes a majority. A topic may ask for more copies, and only a leader knows how many there are.
+#[test]
+fn stepping_down_does_not_make_a_write_quorum() {
+    let mut world = World::new(7, 3, 1, 3);
+    world.heal();
+    let group = world.groups[0];
+    let leader = world.leader(group).unwrap();
+    let [heir, last] = [leader % 3 + 1, (leader + 1) % 3 + 1];
+    for other in [leader, heir] {
+        world.cut.insert(pair(other, last));
+        world.unlink(other, last);
+    }
+    world.sent.clear();
+    world.produce(leader, group);
+    for _ in 0..20 {
+        world.io(leader);
+        world.io(heir);
+        world.deliver();
+    }
+    assert_eq!((world.sent.len(), world.acknowledged.len()), (1, 0), "two of three copies");
+    // It hands over to the one that it reaches.
+    world.event(leader, Event::Shutdown);
+    for _ in 0..1_000 {
+        if world.sent.is_empty() {
+            break;
+        }
+        world.deliver();
+        world.io(heir);
+        world.tick(100);
+    }
+    assert!(world.sent.is_empty(), "the client is told that the outcome is unknown");
+    assert_eq!(world.acknowledged.len(), 0, "two of three copies, and it is acknowledged");
+}
