@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use pyralog_core::{ErrorCode, GroupId, Outcome};
+use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 use pyralog_net::message::{
     Acks, Consistency, DescribePartitionsRequest, FetchRequest, ListOffsetsRequest, OffsetSpec,
     PartitionHealth, Response,
@@ -724,7 +724,13 @@ impl World {
                     if self.rng.percent(40) { self.rng.magnitude(64 << 10, 1 << 20) as i64 } else { 0 };
                 let partitions = self.rng.range(1, 3) as u32;
                 let name = format!("extra-{topics}");
-                Owned::CreateTopic { name, partitions, retention_bytes, retention_ms: 0 }
+                Owned::CreateTopic {
+                    name,
+                    partitions,
+                    quorums: Quorums::UNSET,
+                    retention_bytes,
+                    retention_ms: 0,
+                }
             }
             1 => {
                 let Some(catalog) = self.catalog.clone() else { return };

@@ -61,6 +61,8 @@ struct Frame {
     group: GroupId,
     /// Base offset of the batch; `None` for the other kinds of frames.
     batch: Option<i64>,
+    /// Its checksum.
+    crc: u32,
     range: Range<u64>,
 }
 
@@ -89,6 +91,7 @@ fn frames(bytes: &[u8], position: u64, head: &CommitHead) -> Vec<Frame> {
             kind,
             group: GroupId { topic: TopicId(topic), partition },
             batch: (kind == 1).then_some(base as i64),
+            crc: bytes.get(at + FRAME_HEADER..).and_then(batch::head).map_or(0, |head| head.crc),
             range: position + at as u64..position + end as u64,
         });
         at = end;
@@ -107,6 +110,8 @@ pub(crate) struct Place {
     pub lsn: u64,
     /// The life of the journal that wrote it.
     pub incarnation: u64,
+    /// Checksum of the batch.
+    pub crc: u32,
 }
 
 /// What a crash may have cost silently: commits from `lsn` on, because no later durable point survived.
@@ -128,6 +133,8 @@ pub(crate) struct Tracker {
     segment_taint: BTreeSet<(GroupId, i64)>,
     /// Segments whose index was hit, or may have been lost with a crash: it is never flushed.
     index_suspect: BTreeSet<(GroupId, i64)>,
+    /// Batches that an engine had written and did not know to be durable when it went.
+    unsure: BTreeSet<(GroupId, i64)>,
     hit_lsns: BTreeSet<u64>,
     open_lsns: BTreeSet<u64>,
     first_lsn_of_life: Option<u64>,
@@ -182,8 +189,9 @@ impl Tracker {
             }
             for frame in &commit.frames {
                 if let Some(base) = frame.batch {
-                    let place = Place { lsn: head.lsn, incarnation: head.incarnation };
+                    let place = Place { lsn: head.lsn, incarnation: head.incarnation, crc: frame.crc };
                     self.places.insert((frame.group, base), place);
+                    self.unsure.remove(&(frame.group, base));
                     self.journal_taint.remove(&(frame.group, base));
                 }
             }
@@ -310,6 +318,30 @@ impl Tracker {
     /// Whether the commit and all before it are on the platter, as far as the disk told.
     pub(crate) fn claim_holds(&self, place: Place) -> bool {
         self.open_lsns.range(..=place.lsn).next().is_none()
+    }
+
+    /// Whether the batch with this checksum is in the journal and on the platter, as far as the disk told.
+    pub(crate) fn journaled(&self, group: GroupId, base: i64, crc: u32) -> bool {
+        self.place(group, base).is_some_and(|place| place.crc == crc && self.claim_holds(place))
+    }
+
+    /// Whether a batch at this offset is in a segment.
+    pub(crate) fn in_segment(&self, group: GroupId, base: i64) -> bool {
+        let segment = self.segments.range((group, i64::MIN)..=(group, base)).next_back();
+        segment.is_some_and(|(_, batches)| batches.values().any(|(_, offset)| *offset == base))
+    }
+
+    /// The same, and no engine went before it knew.
+    pub(crate) fn journaled_surely(&self, group: GroupId, base: i64, crc: u32) -> bool {
+        self.journaled(group, base, crc) && !self.unsure.contains(&(group, base))
+    }
+
+    /// The engine is gone: whether what it wrote and never knew to be durable is there was left to chance.
+    pub(crate) fn engine_gone(&mut self) {
+        if let Some(first) = self.open_lsns.first().copied() {
+            let open = self.places.iter().filter(|(_, place)| place.lsn >= first);
+            self.unsure.extend(open.map(|(batch, _)| *batch));
+        }
     }
 
     /// The power went.

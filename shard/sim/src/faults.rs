@@ -1,16 +1,15 @@
 //! Which faults a life has, how often, and a count of those that happened.
 
-use std::fmt;
-
 use crate::rng::Rng;
 
+/// Kinds of faults, each with its name, and a count of those that happened.
 macro_rules! kinds {
-    ($( $(#[doc = $doc:literal])+ $name:ident = $text:literal; )+) => {
+    ($kind:ident, $counts:ident; $( $(#[doc = $doc:literal])+ $name:ident = $text:literal; )+) => {
         /// A kind of fault.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum FaultKind { $( $(#[doc = $doc])+ $name, )+ }
+        pub enum $kind { $( $(#[doc = $doc])+ $name, )+ }
 
-        impl FaultKind {
+        impl $kind {
             /// Every kind.
             pub const ALL: &'static [Self] = &[ $( Self::$name, )+ ];
 
@@ -19,10 +18,45 @@ macro_rules! kinds {
                 match self { $( Self::$name => $text, )+ }
             }
         }
+
+        /// Faults that happened, by kind.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct $counts([u64; $kind::ALL.len()]);
+
+        impl $counts {
+            /// One more.
+            pub fn add(&mut self, kind: $kind) {
+                self.0[kind as usize] += 1;
+            }
+
+            /// How many of a kind.
+            pub fn of(&self, kind: $kind) -> u64 {
+                self.0[kind as usize]
+            }
+
+            /// Adds another life's.
+            pub fn merge(&mut self, other: &Self) {
+                for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+                    *mine += theirs;
+                }
+            }
+        }
+
+        impl std::fmt::Display for $counts {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                for (index, kind) in $kind::ALL.iter().enumerate() {
+                    let gap = if index == 0 { "" } else { " " };
+                    write!(f, "{gap}{} {}", kind.name(), self.of(*kind))?;
+                }
+                Ok(())
+            }
+        }
     };
 }
+pub(crate) use kinds;
 
 kinds! {
+    FaultKind, FaultCounts;
     /// A write reported durable, or a flush reported done, that never reached the platter.
     LostWrite = "lost";
     /// A write that landed at another place.
@@ -51,39 +85,6 @@ kinds! {
     CrashInRecovery = "crash-in-recovery";
     /// Stopped in good order.
     CleanStop = "clean-stop";
-}
-
-/// Faults that happened, by kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FaultCounts([u64; FaultKind::ALL.len()]);
-
-impl FaultCounts {
-    /// One more.
-    pub fn add(&mut self, kind: FaultKind) {
-        self.0[kind as usize] += 1;
-    }
-
-    /// How many of a kind.
-    pub fn of(&self, kind: FaultKind) -> u64 {
-        self.0[kind as usize]
-    }
-
-    /// Adds another life's.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
-            *mine += theirs;
-        }
-    }
-}
-
-impl fmt::Display for FaultCounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, kind) in FaultKind::ALL.iter().enumerate() {
-            let gap = if index == 0 { "" } else { " " };
-            write!(f, "{gap}{} {}", kind.name(), self.of(*kind))?;
-        }
-        Ok(())
-    }
 }
 
 /// How often each fault strikes in this life; 0 = never, else once in so many chances.
@@ -157,6 +158,11 @@ impl FaultPlan {
     /// A disk that may fail but never lies.
     pub fn be_honest(&mut self) {
         (self.lost, self.misdirected, self.rot_every_us, self.lies_left) = (0, 0, 0, 0);
+    }
+
+    /// A disk that neither lies nor fails: what a crash takes is all that is ever lost.
+    pub fn be_faultless(&mut self) {
+        *self = Self { torn: self.torn, ..Self::default() };
     }
 
     /// Whether no operation of the disk ever fails.

@@ -13,12 +13,14 @@
 //! | `clients`, `request`, `batch` | producers, consumers, rogues; what they send |
 //! | `model` | what the log must hold, and the checks |
 //! | `sweep` | many lives, and the line of counts |
+//! | `cluster` | lives of several nodes, on the same disks |
 
 // The simulator is a test: where its own bookkeeping is wrong it should stop at once.
 #![allow(clippy::indexing_slicing)]
 
 mod batch;
 mod clients;
+pub mod cluster;
 pub mod config;
 mod damage;
 mod disk;

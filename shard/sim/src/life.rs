@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
 use pyralog_net::message::{
     Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, Response,
 };
@@ -82,17 +82,22 @@ fn quiet_panics() {
     });
 }
 
+/// Runs `live` and says which panic ended it, if one did.
+pub(crate) fn guarded(live: impl FnOnce()) -> Result<(), String> {
+    quiet_panics();
+    PANIC.with(|cell| *cell.borrow_mut() = Some(String::new()));
+    let outcome = catch_unwind(AssertUnwindSafe(live));
+    let text = PANIC.with(|cell| cell.borrow_mut().take());
+    outcome.map_err(|_| format!("panic: {}", text.unwrap_or_default().replace('\n', " ")))
+}
+
 /// Runs the life of `seed`. The same seed, bug and build give the same life to the last event.
 pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> LifeReport {
-    quiet_panics();
     let mut rng = Rng::new(seed);
     let config = LifeConfig::draw(&mut rng, bug);
     let mut world = World::new(config, rng, trace);
-    PANIC.with(|cell| *cell.borrow_mut() = Some(String::new()));
-    let outcome = catch_unwind(AssertUnwindSafe(|| world.live()));
-    let text = PANIC.with(|cell| cell.borrow_mut().take());
-    if outcome.is_err() {
-        world.fail(format!("panic: {}", text.unwrap_or_default().replace('\n', " ")));
+    if let Err(what) = guarded(|| world.live()) {
+        world.fail(what);
     }
     LifeReport {
         seed,
@@ -183,8 +188,13 @@ impl World {
                 if self.over() {
                     return;
                 }
-                let request =
-                    Owned::CreateTopic { name: name.clone(), partitions, retention_bytes, retention_ms };
+                let request = Owned::CreateTopic {
+                    name: name.clone(),
+                    partitions,
+                    quorums: Quorums::UNSET,
+                    retention_bytes,
+                    retention_ms,
+                };
                 match self.call(0, request, None) {
                     Some((_, Reply::Message(Response::CreateTopic(_)))) => break,
                     Some((_, Reply::Message(Response::Error(error)))) => match error.code {

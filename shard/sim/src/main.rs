@@ -1,9 +1,9 @@
-//! `pyralog-sim`: lives of a simulated node, many by seed range or one with its trace.
+//! `pyralog-sim`: lives of a simulated node or cluster, many by seed range or one with its trace.
 
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use pyralog_sim::{PlantedBug, run, sweep};
+use pyralog_sim::{PlantedBug, cluster, run, sweep};
 
 /// Runs the real engine on a simulated disk that crashes, fails and lies, and checks that nothing
 /// acknowledged is lost.
@@ -22,6 +22,9 @@ struct Arguments {
     /// Plant a bug that the simulator must find.
     #[arg(long)]
     bug: Option<Bug>,
+    /// Lives of a cluster of three or five nodes instead of a single node.
+    #[arg(long)]
+    cluster: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
     quiet: bool,
@@ -50,26 +53,55 @@ impl From<Bug> for PlantedBug {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let bug = arguments.bug.map(PlantedBug::from);
-    let failed = match arguments.seed {
-        Some(seed) => {
-            let report = run(seed, bug, !arguments.quiet);
-            report.trace.iter().for_each(|line| println!("{line}"));
-            let counts = (report.events, report.acknowledged, report.cut_short, report.coverage);
-            println!("seed {seed}: {counts:?} | {}", report.faults);
-            if let Some(violation) = &report.violation {
-                println!("seed {seed}: VIOLATION {violation}");
-            }
-            report.violation.is_some()
-        }
-        None => {
-            let totals = sweep(arguments.first, arguments.seeds, bug, |report| {
-                if let Some(violation) = &report.violation {
-                    println!("seed {}: VIOLATION {violation}", report.seed);
-                }
-            });
-            println!("{totals}");
-            !totals.failed.is_empty()
-        }
+    let passed = match (arguments.cluster, arguments.seed) {
+        (false, Some(seed)) => replay(seed, bug, !arguments.quiet),
+        (true, Some(seed)) => replay_cluster(seed, bug, !arguments.quiet),
+        (false, None) => many(arguments.first, arguments.seeds, bug),
+        (true, None) => many_clusters(arguments.first, arguments.seeds, bug),
     };
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn replay(seed: u64, bug: Option<PlantedBug>, trace: bool) -> bool {
+    let report = run(seed, bug, trace);
+    report.trace.iter().for_each(|line| println!("{line}"));
+    let counts = (report.events, report.acknowledged, report.cut_short, report.coverage);
+    println!("seed {seed}: {counts:?} | {}", report.faults);
+    if let Some(violation) = &report.violation {
+        println!("seed {seed}: VIOLATION {violation}");
+    }
+    report.violation.is_none()
+}
+
+fn replay_cluster(seed: u64, bug: Option<PlantedBug>, trace: bool) -> bool {
+    let report = cluster::run(seed, bug, trace);
+    report.trace.iter().for_each(|line| println!("{line}"));
+    let mut totals = cluster::ClusterTotals::default();
+    totals.add(&report);
+    println!("seed {seed}: {totals}");
+    if let Some(violation) = &report.violation {
+        println!("seed {seed}: VIOLATION {violation}");
+    }
+    report.violation.is_none()
+}
+
+fn many(first: u64, count: u64, bug: Option<PlantedBug>) -> bool {
+    let totals = sweep(first, count, bug, |report| {
+        if let Some(violation) = &report.violation {
+            println!("seed {}: VIOLATION {violation}", report.seed);
+        }
+    });
+    println!("{totals}");
+    totals.failed.is_empty()
+}
+
+fn many_clusters(first: u64, count: u64, bug: Option<PlantedBug>) -> bool {
+    let totals = cluster::sweep(first, count, bug, |report| {
+        if let Some(violation) = &report.violation {
+            let seed = report.seed;
+            println!("seed {seed}: VIOLATION {violation} (replay with: pyralog-sim --cluster --seed {seed})");
+        }
+    });
+    println!("{totals}");
+    totals.failed.is_empty()
 }

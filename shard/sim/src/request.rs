@@ -18,7 +18,7 @@ pub(crate) enum Owned {
     ListOffsets(ListOffsetsRequest),
     Metadata { start_after: u32 },
     InitProducerId,
-    CreateTopic { name: String, partitions: u32, retention_bytes: i64, retention_ms: i64 },
+    CreateTopic { name: String, partitions: u32, quorums: Quorums, retention_bytes: i64, retention_ms: i64 },
     DeleteTopic { name: String },
     Describe(DescribePartitionsRequest),
     Ping,
@@ -43,11 +43,11 @@ impl Owned {
                 Request::Metadata(MetadataRequest { topic: None, start_after: *start_after })
             }
             Self::InitProducerId => Request::InitProducerId,
-            Self::CreateTopic { name, partitions, retention_bytes, retention_ms } => {
+            Self::CreateTopic { name, partitions, quorums, retention_bytes, retention_ms } => {
                 Request::CreateTopic(CreateTopicRequest {
                     name,
                     partitions: *partitions,
-                    quorums: Quorums::UNSET,
+                    quorums: *quorums,
                     retention_bytes: *retention_bytes,
                     retention_ms: *retention_ms,
                 })

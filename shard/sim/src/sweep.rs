@@ -93,13 +93,33 @@ impl fmt::Display for Totals {
 /// Runs `count` lives from seed `first` on; `each` sees the reports in the order of their seeds.
 pub fn sweep(first: u64, count: u64, bug: Option<PlantedBug>, mut each: impl FnMut(&LifeReport)) -> Totals {
     let mut totals = Totals::default();
+    in_order(
+        first,
+        count,
+        |seed| run(seed, bug, false),
+        |report| {
+            totals.add(&report);
+            each(&report);
+        },
+    );
+    totals
+}
+
+/// Has `live` run for each of `count` seeds from `first` on; `each` sees what they came to in the order of their seeds.
+pub(crate) fn in_order<R: Send>(
+    first: u64,
+    count: u64,
+    live: impl Fn(u64) -> R + Sync,
+    mut each: impl FnMut(R),
+) {
     std::thread::scope(|scope| {
-        let lanes: Vec<mpsc::Receiver<LifeReport>> = (0..THREADS)
+        let live = &live;
+        let lanes: Vec<mpsc::Receiver<R>> = (0..THREADS)
             .map(|lane| {
                 let (reports, lives) = mpsc::sync_channel(64);
                 scope.spawn(move || {
                     for seed in (first..first + count).filter(|seed| seed % THREADS == lane) {
-                        if reports.send(run(seed, bug, false)).is_err() {
+                        if reports.send(live(seed)).is_err() {
                             return;
                         }
                     }
@@ -108,12 +128,9 @@ pub fn sweep(first: u64, count: u64, bug: Option<PlantedBug>, mut each: impl FnM
             })
             .collect();
         for seed in first..first + count {
-            let report = lanes.get((seed % THREADS) as usize).and_then(|lane| lane.recv().ok());
-            if let Some(report) = report {
-                totals.add(&report);
-                each(&report);
+            if let Some(report) = lanes.get((seed % THREADS) as usize).and_then(|lane| lane.recv().ok()) {
+                each(report);
             }
         }
     });
-    totals
 }
