@@ -36,6 +36,12 @@ enum Bug {
     AckBeforeFlush,
     /// End the log at a bad checksum in its middle.
     TruncateOnBadChecksum,
+    /// Acknowledge before the quorum (with --cluster).
+    AckBeforeQuorum,
+    /// Send votes that are not in the journal (with --cluster).
+    VoteWithoutFlush,
+    /// Take messages of older terms as current ones (with --cluster).
+    AcceptOldTerms,
     /// Use a recycled journal file without a fresh generation.
     ReuseWithoutGeneration,
 }
@@ -45,6 +51,9 @@ impl From<Bug> for PlantedBug {
         match bug {
             Bug::AckBeforeFlush => Self::AckBeforeFlush,
             Bug::TruncateOnBadChecksum => Self::TruncateOnBadChecksum,
+            Bug::AckBeforeQuorum => Self::AckBeforeQuorum,
+            Bug::VoteWithoutFlush => Self::VoteWithoutFlush,
+            Bug::AcceptOldTerms => Self::AcceptOldTerms,
             Bug::ReuseWithoutGeneration => Self::ReuseWithoutGeneration,
         }
     }

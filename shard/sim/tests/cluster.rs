@@ -1,8 +1,44 @@
-//! Lives of clusters: a short sweep, and its replay.
+//! Lives of clusters: a short sweep, its replay, and the planted bugs that it must find.
 
+use pyralog_sim::PlantedBug;
 use pyralog_sim::cluster::faults::{BLANK_DISKS, ClusterFault};
 use pyralog_sim::cluster::{run, sweep};
 use pyralog_sim::faults::FaultKind;
+
+/// So many lives are tried until one shows a bug.
+const LIVES: u64 = 300;
+
+/// The lives from seed `first` on show the bug; `first` is so that it does not take many of them.
+fn is_caught(bug: PlantedBug, first: u64) {
+    let mut lives = (first..first + LIVES).map(|seed| run(seed, Some(bug), false));
+    let caught = lives.find_map(|report| Some((report.seed, report.violation?)));
+    assert!(caught.is_some(), "{bug:?} is not caught by {LIVES} lives from seed {first} on");
+    if let Some((seed, violation)) = caught {
+        println!("{bug:?} caught by seed {seed} {violation}");
+        // The same life without the bug is fine: what was caught is the bug.
+        assert_eq!(run(seed, None, false).violation, None, "seed {seed} without {bug:?}");
+    }
+}
+
+#[test]
+fn acknowledging_before_the_quorum_is_caught() {
+    is_caught(PlantedBug::AckBeforeQuorum, 1);
+}
+
+#[test]
+fn votes_that_are_not_durable_are_caught() {
+    is_caught(PlantedBug::VoteWithoutFlush, 1);
+}
+
+#[test]
+fn taking_messages_of_older_terms_is_caught() {
+    is_caught(PlantedBug::AcceptOldTerms, 1);
+}
+
+#[test]
+fn truncating_at_a_bad_checksum_is_caught() {
+    is_caught(PlantedBug::TruncateOnBadChecksum, 80);
+}
 
 #[test]
 fn a_sweep_finds_nothing_and_reaches_everything() {

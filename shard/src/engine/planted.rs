@@ -7,8 +7,21 @@ pub enum PlantedBug {
     AckBeforeFlush,
     /// A commit whose checksum does not match ends the log, also below the durable point.
     TruncateOnBadChecksum,
+    /// Produces are acknowledged by the leader's own commit, whatever quorum they ask for.
+    AckBeforeQuorum,
+    /// Votes leave before anything of them is in the journal, which does not get them either.
+    VoteWithoutFlush,
+    /// A message of an older term is taken as if it were of the current one.
+    AcceptOldTerms,
     /// A recycled journal file keeps its old generation, and commits do not check the chain.
     ReuseWithoutGeneration,
     /// A replica whose disk was exchanged for an empty one votes as if nothing had been.
     BlankDiskVotes,
+}
+
+impl super::Engine {
+    /// Whether this engine has the bug.
+    pub(super) fn has_bug(&self, bug: PlantedBug) -> bool {
+        self.config.planted == Some(bug)
+    }
 }

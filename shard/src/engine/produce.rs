@@ -304,6 +304,8 @@ impl Engine {
             return self.attach(pending);
         };
         let replicated = self.at(index).is_some_and(|partition| partition.replica.raft().is_some());
+        #[cfg(feature = "planted-bugs")]
+        let replicated = replicated && !self.has_bug(super::planted::PlantedBug::AckBeforeQuorum);
         match pending {
             Pending::Produce { acks, .. } if replicated && acks != Acks::Leader => {
                 self.wait_for_quorum(index, pending);

@@ -332,6 +332,8 @@ impl Engine {
             }
         }
         let now_us = self.now.monotonic_us;
+        #[cfg(feature = "planted-bugs")]
+        let message = &self.planted_accept_old_terms(index, message);
         let Some(replica) = self.raft_mut(index) else { return Ok(()) };
         let stepped = replica.raft.step(now_us, message).map_err(|refused| refused.to_string());
         if appends {
@@ -340,6 +342,16 @@ impl Engine {
         }
         self.queue_group(index);
         stepped
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    fn planted_accept_old_terms(&mut self, index: u32, message: &Message) -> Message {
+        let has_bug = self.has_bug(super::planted::PlantedBug::AcceptOldTerms);
+        let term = self.raft_mut(index).map_or(0, |replica| replica.raft.term());
+        match has_bug {
+            true => Message { term: term.max(message.term), ..message.clone() },
+            false => message.clone(),
+        }
     }
 
     /// Whether so many bytes of frames find room.
@@ -536,6 +548,10 @@ impl Engine {
     ) -> Result<(), String> {
         let Some(group) = self.at(index).map(|partition| partition.group) else { return Ok(()) };
         let mut laid_any = false;
+        #[cfg(feature = "planted-bugs")]
+        if self.has_bug(super::planted::PlantedBug::VoteWithoutFlush) {
+            out.must_sync = false;
+        }
         if let Some(hard) = out.hard_state.filter(|_| out.must_sync) {
             let mut frame = FrameHeader::bodyless(FrameKind::Vote, group, 0, hard.term);
             (frame.record_count, frame.index) = (hard.vote, hard.commit);

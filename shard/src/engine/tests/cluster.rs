@@ -145,7 +145,7 @@ impl World {
                 replication_factor: nodes as u8,
                 write_quorum,
                 read_quorum: nodes as u8 + 1 - write_quorum,
-                min_insync_replicas: if seed % 2 == 0 { write_quorum } else { 1 },
+                min_insync_replicas: if seed.is_multiple_of(2) { write_quorum } else { 1 },
             },
             admin: ADMIN,
             answer: None,
