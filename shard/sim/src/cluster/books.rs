@@ -228,7 +228,8 @@ impl World {
         let held = self.books.held.range(of_seat).map(|((_, group), end)| (*group, *end));
         for (group, end) in held.filter(|(group, _)| exists(*group)) {
             let lacks = |state: &PartitionState| {
-                state.health != PartitionHealth::LogEndUnknown && state.log_end < end
+                let told = state.health == PartitionHealth::Rejoining && self.nodes[seat.node].lies;
+                !told && state.log_end < end
             };
             if let Some(state) = state(group).filter(lacks) {
                 let known = state.log_end;

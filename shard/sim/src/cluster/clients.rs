@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use pyralog_core::{ErrorCode, GroupId, Outcome};
 use pyralog_net::message::{
-    Acks, FetchRequest, ListOffsetsRequest, MetadataReply, OffsetSpec, ProduceReply, Response,
+    Acks, Consistency, FetchRequest, ListOffsetsRequest, MetadataReply, OffsetSpec, ProduceReply, Response,
 };
 use pyralog_shard::engine::ConnId;
 
@@ -361,18 +361,29 @@ impl World {
             *reader = Reader { group: self.pick_group(), ..Reader::default() };
         }
         let Some(group) = reader.group else { return };
-        let anywhere = self.config.engine.follower_reads && self.rng.percent(60);
+        let anywhere = self.config.reads_anywhere && self.rng.percent(60);
         let seat = if anywhere { self.any_replica(index, group) } else { self.leader_seat(index, group) };
         let Some(seat) = seat else { return };
+        let consistency = match anywhere {
+            true => Consistency::AnyReplica,
+            false => self.rng.pick(&[Consistency::Leader, Consistency::Leader, Consistency::Linearizable]),
+        };
         let request = match reader.offset {
             None => {
                 let spec = self.rng.pick(&[OffsetSpec::Earliest, OffsetSpec::Earliest, OffsetSpec::Latest]);
-                Owned::ListOffsets(ListOffsetsRequest { group, spec })
+                Owned::ListOffsets(ListOffsetsRequest { group, spec, consistency })
             }
             Some(offset) => {
                 let max_wait_ms = if self.rng.percent(50) { self.rng.magnitude(1, 1_000) as u32 } else { 0 };
                 let max_bytes = self.rng.magnitude(1, 1 << 20) as u32;
-                Owned::Fetch(FetchRequest { group, offset, min_bytes: 1, max_bytes, max_wait_ms })
+                Owned::Fetch(FetchRequest {
+                    group,
+                    offset,
+                    min_bytes: 1,
+                    max_bytes,
+                    max_wait_ms,
+                    consistency,
+                })
             }
         };
         reader.busy = self.request(index, seat, request, None);

@@ -54,6 +54,8 @@ pub struct ClusterConfig {
     pub active_us: u64,
     /// Idempotent producers, other producers, consumers.
     pub clients: [u64; 3],
+    /// Consumers ask any replica now and then.
+    pub reads_anywhere: bool,
     /// Slowest pause of a client between two steps, microseconds.
     pub think_us: u64,
     /// The network.
@@ -90,6 +92,7 @@ impl ClusterConfig {
             byte_budget: if heavy { 16 << 20 } else { 4 << 20 },
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
+            reads_anywhere: rng.percent(30),
             think_us: rng.magnitude(500, 50_000),
             network: NetworkPlan {
                 latency_us: (low_us, low_us * rng.range(2, 10)),
@@ -139,7 +142,6 @@ fn engine(rng: &mut Rng, nodes: usize, shards: usize, heavy: bool, bug: Option<P
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         cache_bytes: 16 << 20,
-        follower_reads: rng.percent(30),
         cache_enabled: rng.percent(40),
         max_buffer_time_us: if heavy {
             rng.magnitude(5_000, 60_000)

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    Acks, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, PartitionState, Response,
+    Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, PartitionState,
+    Response,
 };
 
 use super::audit::Held;
@@ -23,9 +24,6 @@ const AGREE_US: u64 = 90_000_000;
 const SERVE_US: u64 = 30_000_000;
 /// Between two looks at whether the cluster agrees, microseconds.
 const LOOK_US: u64 = 50_000;
-/// Replicas whose disks hid what they had promised may stay aside. To be made `false` when such replicas are mended from
-/// the others.
-const ASIDE_IS_FINE: bool = true;
 
 impl World {
     /// No more faults; then everything that has to hold at the end.
@@ -46,10 +44,24 @@ impl World {
         self.count_aside();
     }
 
-    /// Has everybody agree: first the nodes whose disks have not lied, then all. What a lying disk has spoilt is not mended
-    /// from the others yet, so that who needs it has to get it elsewhere.
+    /// Has everybody agree: first the nodes whose disks have not lied, then all. What a segment on a lying disk has lost is not
+    /// mended from the others yet, so that who needs it has to get it elsewhere.
     fn gather(&mut self, when: &str) {
         let lying: Vec<usize> = (0..self.config.nodes).filter(|node| self.has_lied(*node)).collect();
+        // A node that does not know yet whether it is one of the first has to hear from all.
+        let until = self.now_us + AGREE_US;
+        let waits = |world: &Self, node: usize| {
+            let state = world.shard(Seat { node, shard: 0 }).state_of(GroupId::METADATA);
+            let undecided = state.is_none_or(|state| state.health == PartitionHealth::Rejoining);
+            world.nodes[node].state == NodeState::Down
+                || world.nodes[node].state == NodeState::Up && undecided
+        };
+        while self.now_us < until
+            && !self.over()
+            && (0..self.config.nodes).any(|node| !lying.contains(&node) && waits(self, node))
+        {
+            self.pause(LOOK_US);
+        }
         lying.iter().for_each(|node| self.keep_down(*node));
         self.await_agreement(&format!("the nodes with honest disks, {when},"));
         for node in lying {
@@ -189,14 +201,15 @@ impl World {
         }
     }
 
-    /// Whether a replica takes no part, and may: damage hides what it promised, or the metadata that would tell it of the
-    /// group.
+    /// Whether a replica is no member, and need not be: damage hides what it promised, or that of the metadata that would
+    /// tell it of the group, and some node is out that it has to ask.
     fn is_aside(&self, seat: Seat, group: GroupId) -> bool {
         let hidden = |seat: Seat, group: GroupId| {
             let state = self.shard(seat).state_of(group);
-            state.is_some_and(|state| state.health == PartitionHealth::LogEndUnknown)
+            state.is_some_and(|state| state.health == PartitionHealth::Rejoining)
         };
-        let may = ASIDE_IS_FINE && self.nodes[seat.node].lies && self.has_lied(seat.node);
+        let somebody_is_out = self.nodes.iter().any(|node| node.state != NodeState::Up);
+        let may = somebody_is_out && self.nodes[seat.node].lies && self.has_lied(seat.node);
         may && (hidden(seat, group) || hidden(Seat { shard: 0, ..seat }, GroupId::METADATA))
     }
 
@@ -236,12 +249,6 @@ impl World {
                 self.pause(20_000);
                 continue;
             };
-            // Any replica may answer, and one that does not lead may know less.
-            if self.config.engine.follower_reads && !self.leads_group(seat, group) {
-                self.clients[0].forget_the_way();
-                self.pause(20_000);
-                continue;
-            }
             match self.call_once(seat, request.clone(), batch) {
                 Some(reply) if self.is_spoilt(seat, &reply) => {
                     self.model.damage_reported += 1;
@@ -332,7 +339,11 @@ impl World {
     }
 
     fn read_one(&mut self, group: GroupId) {
-        let list = Owned::ListOffsets(ListOffsetsRequest { group, spec: OffsetSpec::Earliest });
+        let list = Owned::ListOffsets(ListOffsetsRequest {
+            group,
+            spec: OffsetSpec::Earliest,
+            consistency: Consistency::Linearizable,
+        });
         let Some(Reply::Message(Response::ListOffsets(start))) = self.call(group, &list, None) else {
             return self.fail(format!("{group}: nobody tells where the log starts"));
         };
@@ -340,7 +351,14 @@ impl World {
         let mut bases = BTreeSet::new();
         while !self.over() {
             let max_bytes = self.rng.magnitude(1, 4 << 20) as u32;
-            let fetch = FetchRequest { group, offset, min_bytes: 0, max_bytes, max_wait_ms: 0 };
+            let fetch = FetchRequest {
+                group,
+                offset,
+                min_bytes: 0,
+                max_bytes,
+                max_wait_ms: 0,
+                consistency: Consistency::Leader,
+            };
             let reply = self.call(group, &Owned::Fetch(fetch), None);
             let trimmed = reply.as_ref().and_then(Reply::error) == Some(ErrorCode::OffsetOutOfRange);
             if trimmed && self.model.groups.get(&group).is_some_and(|model| !model.keeps_all) {

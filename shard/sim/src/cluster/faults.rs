@@ -3,10 +3,6 @@
 use crate::faults::{FaultPlan, kinds};
 use crate::rng::Rng;
 
-/// Whether a lying disk may be replaced by an empty one. Off: a node with an empty disk votes today as if it were new, and so
-/// helps to elect leaders that lack acknowledged batches. To be turned on with the change that keeps it from voting.
-pub const BLANK_DISKS: bool = false;
-
 kinds! {
     ClusterFault, ClusterFaultCounts;
     /// A link broken; what was in flight may be lost.

@@ -6,7 +6,7 @@
 
 use pyralog_shard::engine::recover;
 
-use super::faults::{BLANK_DISKS, ClusterFault};
+use super::faults::ClusterFault;
 use super::trouble::Trouble;
 use super::world::{Happening, Input, NodeState, Seat, World};
 use crate::disk::SimDisk;
@@ -66,7 +66,7 @@ impl World {
         self.exit(node);
         if self.has_silent_loss(node) {
             self.take_out(node, ClusterFault::TakenOut);
-        } else if BLANK_DISKS && self.nodes[node].lies && !self.closing && self.rng.one_in(4) {
+        } else if self.nodes[node].lies && !self.closing && self.rng.one_in(4) {
             self.replace_disk(node);
         }
         true
@@ -107,12 +107,14 @@ impl World {
     fn replace_disk(&mut self, node: usize) {
         self.note(|| format!("n{} gets an empty disk", node + 1));
         self.counts.add(ClusterFault::BlankDisk);
+        let disk_id = self.rng.bits() >> 1;
         for seat in self.seats_of(node) {
             let (rng, journal_id) = (self.rng.fork(), self.rng.bits() | 1);
             let plan = self.config.disks.lying.clone();
             let driver = self.shard_mut(seat);
             let old = std::mem::replace(&mut driver.disk, SimDisk::new(rng, plan));
             driver.config.journal_id = journal_id;
+            driver.config.disk_id = disk_id;
             self.old_disks.merge(&old.counts);
             self.books.forgets(seat);
         }

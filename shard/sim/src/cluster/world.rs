@@ -761,6 +761,7 @@ fn engine_config(config: &ClusterConfig, seat: Seat) -> EngineConfig {
         advertised_address: format!("node-{}:9092", peer.node.0),
         internal_address: format!("node-{}:9093", peer.node.0),
         journal_id: config.engine.journal_id.wrapping_add(number * 2),
+        disk_id: (config.engine.journal_id >> 1) ^ u64::from(peer.node.0),
         ..config.engine.clone()
     }
 }
