@@ -166,6 +166,8 @@ pub struct RaftGroup {
     timers: Timers,
     /// Entries of the append that was just stepped, and the index of the first.
     incoming: (u64, Vec<EntryHead>),
+    /// The newest term in which it led; 0 = none.
+    led_term: u32,
     /// Leader and followers agree on everything and rely on their links being up.
     quiet: bool,
     /// For whom it votes. With less than for all it is not voted for either.
@@ -216,6 +218,7 @@ impl RaftGroup {
             raw,
             timers,
             incoming: (0, Vec::new()),
+            led_term: 0,
             quiet: false,
             votes: Votes::All,
             snapshots: Vec::new(),
@@ -712,6 +715,9 @@ impl RaftGroup {
     }
 
     fn note_leading(&mut self, now_us: u64) {
+        if self.is_leader() {
+            self.led_term = self.term();
+        }
         if self.is_leader() && self.timers.heartbeat_due_us == u64::MAX {
             self.timers.begin_leading(now_us);
         } else if !self.is_leader() {
@@ -792,7 +798,8 @@ impl RaftGroup {
             return Ok(());
         }
         let before = self.position(index - 1).ok_or(Refused::Broken)?;
-        let header = if self.is_leader() {
+        // Its own, even if it has stopped leading since.
+        let header = if term == self.led_term {
             let (base_offset, next_offset) = (before.offset, before.offset);
             Header { term, kind: EntryKind::NewTerm, base_offset, next_offset, bytes: 0 }
         } else {

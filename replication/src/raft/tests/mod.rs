@@ -4,7 +4,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use world::{Bug, World};
+use world::{Bug, GROUP, World};
+
+use super::{Message, MessageKind};
 
 /// Runs one life: faults, then peace. Panics on a violation.
 fn life(seed: u64, bug: Option<Bug>) -> World {
@@ -194,4 +196,28 @@ fn a_follower_that_woke_alone_follows_again() {
     world.drain(follower, &[], 0);
     sleep(&mut world);
     assert_eq!(world.replica(follower).unwrap().leader(), Some(leader));
+}
+
+/// Between two outputs a replica may win an election and hear of a newer term: the entry with which it began to lead is its
+/// own all the same.
+#[test]
+fn an_election_may_be_won_and_lost_between_two_outputs() {
+    let (mut world, leader) = led(1);
+    let others: Vec<u32> = world.ids().filter(|id| *id != leader).collect();
+    let (won, other) = (others[0], others[1]);
+    let now_us = world.now_us;
+    let replica = world.replica(won).unwrap();
+    let term = replica.term();
+    replica.campaign(now_us);
+    for (kind, from, term) in [
+        (MessageKind::RequestPreVoteResponse, other, term + 1),
+        (MessageKind::RequestVoteResponse, other, term + 1),
+        (MessageKind::Heartbeat, leader, term + 2),
+    ] {
+        replica.step(now_us, &Message::new(kind, GROUP, from, won, term)).unwrap();
+        let leads = kind == MessageKind::RequestVoteResponse;
+        assert_eq!(replica.is_leader(), leads, "after {kind:?}");
+    }
+    world.drain(won, &[], 0);
+    assert_eq!(world.replica(won).unwrap().term(), term + 2);
 }
