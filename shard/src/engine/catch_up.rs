@@ -205,14 +205,17 @@ impl Engine {
         if !matches!(catch_up.stage, Stage::Asked) || catch_up.leader != from {
             return Ok(());
         }
-        if message.offset > catch_up.next
-            && catch_up.segments.is_empty()
-            && message.offset <= catch_up.target.offset
-        {
-            // Retention has taken what comes next, so also everything that is here.
-            catch_up.next = message.offset;
-            catch_up.log_start = Some(message.offset);
-            self.ask(index);
+        if message.offset > catch_up.next && catch_up.segments.is_empty() {
+            // Retention has taken what comes next, so also everything that is here; it may have come further than to where
+            // the leader's entries begin.
+            let from = message.offset.min(catch_up.target.offset);
+            (catch_up.next, catch_up.log_start) = (from, Some(from));
+            if from < catch_up.target.offset {
+                self.ask(index);
+            } else {
+                catch_up.stage = Stage::Done;
+                self.queue_group(index);
+            }
             return Ok(());
         }
         if message.reject {
