@@ -464,8 +464,9 @@ impl Engine {
                 continue;
             };
             if partition.replica.raft().is_some_and(|replica| replica.catch_up.is_some()) {
-                // What it gets goes behind the segments that are there.
-                if !std::mem::replace(&mut partition.dirty, true) {
+                // What it gets goes behind the segments that are there. A shard that stops takes no more of it, and leaves what is
+                // here in the journal.
+                if !self.flush.shutting_down && !std::mem::replace(&mut partition.dirty, true) {
                     self.flush.dirty.push(index);
                 }
                 continue;
