@@ -266,6 +266,8 @@ impl Engine {
         controller.tentative = controller.committed.clone();
         let unknown: Vec<Client> = controller.in_flight.drain(..).filter_map(|waits| waits.client).collect();
         let not_taken: Vec<_> = controller.waiting_for_ids.drain(..).collect();
+        // Its own registration may be among them.
+        self.register_due_us = Some(self.now.monotonic_us);
         for Client { conn, correlation_id, .. } in unknown {
             self.refuse(conn, correlation_id, ErrorCode::LeaderChanged, String::new(), actions);
         }
