@@ -16,6 +16,7 @@ pub(crate) const COMMIT_HEADER: u64 = 96;
 const FRAME_HEADER: usize = 48;
 const ALIGN: u64 = 4096;
 const NEW_LIFE: u8 = 4;
+const NEW_TERM: u8 = 5;
 
 /// What the simulator reads of a group commit's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,8 @@ struct Frame {
     batch: Option<i64>,
     /// Its checksum.
     crc: u32,
+    /// The entry, of several replicas.
+    index: u64,
     range: Range<u64>,
 }
 
@@ -91,6 +94,7 @@ fn frames(bytes: &[u8], position: u64, head: &CommitHead) -> Vec<Frame> {
             kind,
             group: GroupId { topic: TopicId(topic), partition },
             batch: (kind == 1).then_some(base as i64),
+            index: u64_at(bytes, at + 32).filter(|_| matches!(kind, 1 | NEW_TERM)).unwrap_or(0),
             crc: bytes.get(at + FRAME_HEADER..).and_then(batch::head).map_or(0, |head| head.crc),
             range: position + at as u64..position + end as u64,
         });
@@ -112,6 +116,8 @@ pub(crate) struct Place {
     pub incarnation: u64,
     /// Checksum of the batch.
     pub crc: u32,
+    /// Its entry; 0 in a group of one replica.
+    pub index: u64,
 }
 
 /// What a crash may have cost silently: commits from `lsn` on, because no later durable point survived.
@@ -188,8 +194,14 @@ impl Tracker {
                 self.hit_lsns.retain(|lsn| *lsn < head.lsn);
             }
             for frame in &commit.frames {
+                self.superseded(frame.group, frame.index);
                 if let Some(base) = frame.batch {
-                    let place = Place { lsn: head.lsn, incarnation: head.incarnation, crc: frame.crc };
+                    let place = Place {
+                        lsn: head.lsn,
+                        incarnation: head.incarnation,
+                        crc: frame.crc,
+                        index: frame.index,
+                    };
                     self.places.insert((frame.group, base), place);
                     self.unsure.remove(&(frame.group, base));
                     self.journal_taint.remove(&(frame.group, base));
@@ -199,6 +211,16 @@ impl Tracker {
             self.commits.insert((file, position), commit);
             at += len as usize;
         }
+    }
+
+    /// An entry takes the place of what was at its index and behind, unless that is laid down again.
+    fn superseded(&mut self, group: GroupId, index: u64) {
+        if index == 0 {
+            return;
+        }
+        let range = (group, i64::MIN)..=(group, i64::MAX);
+        let behind = self.places.range(range).rev().take_while(|(_, place)| place.index >= index);
+        self.unsure.extend(behind.map(|(batch, _)| *batch));
     }
 
     fn segment_write(&mut self, group: GroupId, base: i64, offset: u64, bytes: &[u8]) {

@@ -82,6 +82,14 @@ fn quiet_panics() {
     });
 }
 
+/// The last panic that was caught on the way, in the life that runs.
+pub(crate) fn last_panic() -> String {
+    PANIC
+        .with(|cell| cell.try_borrow().ok().and_then(|text| text.clone()))
+        .unwrap_or_default()
+        .replace('\n', " ")
+}
+
 /// Runs `live` and says which panic ended it, if one did.
 pub(crate) fn guarded(live: impl FnOnce()) -> Result<(), String> {
     quiet_panics();

@@ -11,6 +11,7 @@ use super::trouble::Trouble;
 use super::world::{Happening, Input, NodeState, Seat, World};
 use crate::disk::SimDisk;
 use crate::faults::FaultKind;
+use crate::life::last_panic;
 use crate::recovery_disk::Recovering;
 
 /// Attempts to start after which errors of the disk end: the operator has exchanged the cable.
@@ -201,7 +202,8 @@ impl World {
     pub(crate) fn fenced(&mut self, seat: Seat, reason: &str) {
         self.note(|| format!("{seat} recover: {reason}"));
         if reason.contains("replica of the shard failed") || reason.contains("the journal had no room") {
-            self.fail(format!("{seat} fenced itself by its own fault: {reason}"));
+            let panic = last_panic();
+            self.fail(format!("{seat} fenced itself by its own fault: {reason} ({panic})"));
         }
         self.close_all(seat);
         self.unlink(seat);
