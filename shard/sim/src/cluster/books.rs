@@ -281,7 +281,9 @@ impl World {
             .map(|replica| Seat { node: replica.node as usize - 1, shard: usize::from(replica.shard) });
         let held = seats.filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
-            tracker.journaled(group, base, crc) || tracker.in_segment(group, base)
+            // A duplicate may be acknowledged again that was on a disk which is gone since.
+            let gone = self.nodes[seat.node].emptied;
+            gone || tracker.journaled(group, base, crc) || tracker.in_segment(group, base)
         });
         let held = held.count();
         if held < usize::from(topic.spec.write_quorum) {

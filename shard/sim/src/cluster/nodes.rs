@@ -108,6 +108,7 @@ impl World {
     fn replace_disk(&mut self, node: usize) {
         self.note(|| format!("n{} gets an empty disk", node + 1));
         self.counts.add(ClusterFault::BlankDisk);
+        self.nodes[node].emptied = true;
         let disk_id = self.rng.bits() >> 1;
         for seat in self.seats_of(node) {
             let (rng, journal_id) = (self.rng.fork(), self.rng.bits() | 1);

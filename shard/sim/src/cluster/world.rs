@@ -168,6 +168,8 @@ pub(crate) struct Node {
     pub paused_until_us: u64,
     /// Its disks lie.
     pub lies: bool,
+    /// It once held more: its disk was exchanged for an empty one.
+    pub emptied: bool,
     /// It is down because its disk has lied, until it is started again.
     pub kept_down: bool,
     /// The catalogue that its shard 0 published last.
@@ -297,6 +299,7 @@ impl World {
                     wall_offset_ms: WALL_START_MS,
                     paused_until_us: 0,
                     lies,
+                    emptied: false,
                     kept_down: false,
                     catalog: None,
                 }
