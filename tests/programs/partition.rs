@@ -237,7 +237,10 @@ fn a_late_slow_or_absent_follower_holds_nothing_up() {
         ],
     );
     cluster.admin_ok(&["topic", "create", TOPIC]);
-    let (network, leader) = (cluster.network(), cluster.leader(TOPIC, 0));
+    // Another one would hand over to it on the way.
+    let leader = cluster.client().topic(TOPIC).unwrap().partitions[0].replicas[0].node as u16;
+    eventually(|| (cluster.leader(TOPIC, 0) == leader).then_some(()));
+    let network = cluster.network();
     let followers: Vec<u16> = (1..=3).filter(|id| *id != leader).collect();
     let late = |follower: u16| {
         network.set(leader, follower, Way::Late(LATE));

@@ -133,7 +133,11 @@ impl Engine {
         let now_us = self.now.monotonic_us;
         let Some(partition) = self.at(index) else { return true };
         let Some(replica) = partition.replica.raft() else { return true };
-        if message.term < replica.raft.term() || message.index <= replica.raft.commit() {
+        let target = Position { index: message.index, term: message.log_term, offset: message.offset };
+        if message.term < replica.raft.term()
+            || message.index <= replica.raft.commit()
+            || replica.holds(target)
+        {
             return false;
         }
         let under_way = replica.catch_up.as_ref().is_some_and(|under_way| !under_way.is_stuck(now_us));
@@ -145,7 +149,7 @@ impl Engine {
         producers.undo(partition.flushed_to);
         let catch_up = CatchUp {
             leader: from,
-            target: Position { index: message.index, term: message.log_term, offset: message.offset },
+            target,
             next: partition.flushed_to,
             log_start: None,
             segments: Vec::new(),
@@ -347,7 +351,7 @@ impl Engine {
         }
         let Some(catch_up) = replica.catch_up.take() else { return };
         let CatchUp { target, log_start, mut segments, producers, commands, .. } = *catch_up;
-        if target.index <= replica.raft.commit() {
+        if target.index <= replica.raft.commit() || replica.holds(target) {
             return;
         }
         let hard = HardState { term: replica.raft.term(), vote: replica.raft.vote(), commit: target.index };

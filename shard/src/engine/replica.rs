@@ -237,6 +237,12 @@ impl RaftReplica {
         self.progress = vec![Progress::begun(self.raft.last_index(), now_us); self.members.len()];
     }
 
+    /// Whether its log goes through this place. What it holds behind it may be committed, and it may have answered for it:
+    /// that must not be given up for a log that begins there.
+    pub(super) fn holds(&self, place: Position) -> bool {
+        self.raft.position(place.index).is_some_and(|held| held.term == place.term)
+    }
+
     /// Forgets the entries before `index` that the segments hold. Followers that lack them begin at a snapshot.
     pub(super) fn compact_below(&mut self, index: u64) {
         let before = self.raft.start().index;
