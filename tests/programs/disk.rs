@@ -1,19 +1,16 @@
 //! Real nodes that lose what is on their disks.
 
-use pyralog_net::client::Connection;
 use pyralog_net::message::{DescribePartitionsRequest, PartitionHealth, PartitionState, Request, Response};
 
-use crate::common::{Node, PATIENCE, pyralog};
+use crate::common::{Node, pyralog};
 use crate::harness::{Cluster, eventually, producer, value};
 
 const TOPIC: &str = "t";
 
 /// What a node says of its own replicas of the topic, whoever leads.
 fn replicas_on(cluster: &Cluster, id: u16, topic: u32) -> Option<Vec<PartitionState>> {
-    let mut connection = Connection::connect(&cluster.address(id), Some(0), PATIENCE).ok()?;
     let describe = DescribePartitionsRequest { topic, first: 0, count: 10 };
-    let received = connection.call(&Request::DescribePartitions(describe)).ok()?;
-    match received.response {
+    match cluster.ask(id, 0, &Request::DescribePartitions(describe)).ok()? {
         Response::DescribePartitions(states) => Some(states),
         _ => None,
     }

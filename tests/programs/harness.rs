@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pyralog_core::ErrorCode;
 use pyralog_net::client::{
-    Client, ClientConfig, ClientError, Consumer, ConsumerConfig, IdempotentProducer, ProducerConfig, StartAt,
+    Client, ClientConfig, ClientError, Connection, Consumer, ConsumerConfig, IdempotentProducer,
+    ProducerConfig, StartAt,
 };
+use pyralog_net::message::{Request, Response};
 use serde_json::Value;
 
 use crate::common::{Node, PATIENCE, admin};
@@ -128,6 +131,17 @@ impl Cluster {
         let request_timeout = Duration::from_secs(5);
         let config = ClientConfig { retry_for, request_timeout, ..ClientConfig::default() };
         Client::new(addresses, config)
+    }
+
+    /// What one node answers to one request, asked once and of nobody else.
+    pub(crate) fn ask(&self, id: u16, shard: u16, request: &Request<'_>) -> Result<Response, ErrorCode> {
+        let mut connection = Connection::connect(&self.address(id), Some(shard), PATIENCE)
+            .map_err(|_| ErrorCode::ConnectionLost)?;
+        match connection.call(request) {
+            Ok(received) => Ok(received.response),
+            Err(ClientError::Server { code, .. }) => Err(code),
+            Err(_) => Err(ErrorCode::ConnectionLost),
+        }
     }
 
     /// Every node knows all and who leads the metadata.

@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyralog_core::batch::{BatchBuilder, Compression};
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::client::{ClientError, Connection};
 use pyralog_net::message::{Acks, ProduceRequest, Request, Response};
 
-use crate::common::PATIENCE;
 use crate::harness::{Cluster, eventually, producer, value};
 
 const PARTITIONS: u32 = 6;
@@ -59,21 +57,14 @@ fn leaders_come_home_after_a_restart_and_nothing_is_lost() {
 fn send(cluster: &Cluster, topic: &str, acks: Acks) -> Result<(), ErrorCode> {
     let metadata = cluster.client().topic(topic).unwrap();
     let partition = &metadata.partitions[0];
-    let address = cluster.address(partition.leader as u16);
-    // A node that is gone may still be told for the leader.
-    let connection = Connection::connect(&address, Some(partition.shard), PATIENCE);
-    let Ok(mut connection) = connection else { return Err(ErrorCode::ConnectionLost) };
     let mut builder = BatchBuilder::new();
     builder.append(0, None, Some(b"value"), &[]).unwrap();
     let batch = builder.build(Compression::None).unwrap();
     let request = ProduceRequest { group: GroupId::new(metadata.id, 0), acks, timeout_ms: 0, batch };
-    match connection.call(&Request::Produce(request)) {
-        Ok(received) => match received.response {
-            Response::Produce(_) => Ok(()),
-            other => panic!("{other:?}"),
-        },
-        Err(ClientError::Server { code, .. }) => Err(code),
-        Err(_) => Err(ErrorCode::ConnectionLost),
+    // A node that is gone may still be told for the leader.
+    match cluster.ask(partition.leader as u16, partition.shard, &Request::Produce(request))? {
+        Response::Produce(_) => Ok(()),
+        other => panic!("{other:?}"),
     }
 }
 

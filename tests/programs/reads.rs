@@ -1,10 +1,9 @@
 //! Reads that any replica answers, and reads that only a confirmed leader answers.
 
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::client::{ClientError, Connection};
 use pyralog_net::message::{Consistency, ListOffsetsRequest, OffsetSpec, Request, Response};
 
-use crate::common::{PATIENCE, admin};
+use crate::common::admin;
 use crate::harness::{Cluster, eventually, producer, value};
 use crate::proxy::Way;
 
@@ -13,17 +12,11 @@ const RECORDS: u64 = 500;
 
 /// The end of the only partition, as one node tells it.
 fn end(cluster: &Cluster, id: u16, topic: u32, consistency: Consistency) -> Result<i64, ErrorCode> {
-    let connection = Connection::connect(&cluster.address(id), Some(0), PATIENCE);
-    let Ok(mut connection) = connection else { return Err(ErrorCode::ConnectionLost) };
     let group = GroupId::new(topic, 0);
     let list = ListOffsetsRequest { group, spec: OffsetSpec::Latest, consistency };
-    match connection.call(&Request::ListOffsets(list)) {
-        Ok(received) => match received.response {
-            Response::ListOffsets(reply) => Ok(reply.offset),
-            other => panic!("{other:?}"),
-        },
-        Err(ClientError::Server { code, .. }) => Err(code),
-        Err(_) => Err(ErrorCode::ConnectionLost),
+    match cluster.ask(id, 0, &Request::ListOffsets(list))? {
+        Response::ListOffsets(reply) => Ok(reply.offset),
+        other => panic!("{other:?}"),
     }
 }
 

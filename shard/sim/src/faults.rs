@@ -123,11 +123,7 @@ pub struct FaultPlan {
 impl FaultPlan {
     /// The plan of a life. Each kind is on or off by itself ("swarm"): a fault that is on everywhere hides others.
     pub fn draw(rng: &mut Rng) -> Self {
-        let often = |rng: &mut Rng, percent: u64, rates: &[u64]| {
-            let on = rng.percent(percent);
-            let rate = rng.pick(rates);
-            if on { rate } else { 0 }
-        };
+        let often = Rng::often;
         let lying = rng.percent(45);
         let errors = rng.percent(50);
         let mut plan = Self {

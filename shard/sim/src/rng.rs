@@ -44,6 +44,13 @@ impl Rng {
         result
     }
 
+    /// One of `rates`, in so many of a hundred cases; else 0, for never.
+    pub fn often(&mut self, percent: u64, rates: &[u64]) -> u64 {
+        let on = self.percent(percent);
+        let rate = self.pick(rates);
+        if on { rate } else { 0 }
+    }
+
     /// A number below `bound`; 0 when the bound is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.bits() % bound }

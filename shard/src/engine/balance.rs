@@ -76,11 +76,8 @@ impl Engine {
 
     /// Whether this shard leads in place of somebody who can be reached.
     fn may_go_home(&self, known: &Leadership) -> bool {
-        let replica = self.find(known.group).and_then(|index| self.at(index)?.replica.raft());
-        known.leader != known.preferred
-            && replica
-                .and_then(|replica| replica.member(known.preferred.0))
-                .is_some_and(|peer| self.is_linked(peer))
+        let home = self.raft_of(known.group).and_then(|replica| replica.member(known.preferred.0));
+        known.leader != known.preferred && home.is_some_and(|peer| self.is_linked(peer))
     }
 
     fn leadership(&self, group: GroupId) -> Option<Leadership> {
@@ -89,8 +86,7 @@ impl Engine {
         let mut known =
             Leadership { group, leader: NodeId(told.node), preferred: NodeId(preferred), ready: false };
         // Only the shard that leads it hands it over.
-        let replica = self.find(group).and_then(|index| self.at(index)?.replica.raft());
-        if let Some(replica) = replica.filter(|replica| replica.raft.is_leader()) {
+        if let Some(replica) = self.raft_of(group).filter(|replica| replica.raft.is_leader()) {
             let since_us = replica.member(preferred).and_then(|peer| self.linked_since_us(peer));
             let settled = since_us.is_some_and(|us| self.now.monotonic_us.saturating_sub(us) >= SETTLED_US);
             known.ready = settled && replica.raft.matched_of(preferred) >= replica.raft.commit();

@@ -180,7 +180,7 @@ impl Engine {
         let mut message = Message::new(MessageKind::FetchBatches, group, node, catch_up.leader.node.0, term);
         message.offset = catch_up.next;
         let to = catch_up.leader;
-        self.replication.outbox.add(to, message, Default::default());
+        self.post_beside(to, message);
     }
 
     fn give_up(&mut self, index: u32, why: &str, actions: &mut Vec<Action>) {

@@ -96,13 +96,12 @@ impl Controller {
         }
     }
 
-    /// The catalogue that the next command is checked against.
-    fn newest(&mut self) -> &mut Catalog {
-        if self.in_flight.is_empty() && self.tentative.version != self.committed.version {
-            // It followed others meanwhile.
-            self.tentative = self.committed.clone();
+    /// The catalogue that the next command is checked against: while nothing is in flight, others may have gone on with it.
+    fn newest(&self) -> &Catalog {
+        match self.in_flight.is_empty() {
+            true => &self.committed,
+            false => &self.tentative,
         }
-        &mut self.tentative
     }
 
     /// The committed catalogue.
@@ -125,8 +124,7 @@ impl Engine {
         if let Err((code, detail)) = self.register_node() {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
-        let Some(controller) = &mut self.controller else { return };
-        let newest = controller.newest();
+        let Some(newest) = self.controller.as_ref().map(Controller::newest) else { return };
         let quorums = Quorums::resolve(request.quorums, self.config.topic_quorums);
         // Before the nodes are looked at: a number that never fits is not the lack of a node.
         let placed = quorums.check().and_then(|()| {
@@ -158,8 +156,7 @@ impl Engine {
         request: &DeleteTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        let controls = self.controls();
-        let Some(controller) = self.controller.as_mut().filter(|_| controls) else {
+        let Some(controller) = self.controller.as_ref().filter(|_| self.controls()) else {
             return self.refuse_admin(conn, correlation_id, actions);
         };
         let Some(topic) = controller.newest().topic_by_name(request.name).map(|topic| topic.id) else {
@@ -196,11 +193,7 @@ impl Engine {
     /// What registers this node, unless the catalogue knows it as it is now.
     fn registration(&self) -> Option<Command> {
         let controller = self.controller.as_ref()?;
-        let known = match controller.in_flight.is_empty() {
-            true => &controller.committed,
-            false => &controller.tentative,
-        };
-        let known = known.nodes.get(&self.config.node.0);
+        let known = controller.newest().nodes.get(&self.config.node.0);
         let node = NodeInfo {
             id: self.config.node.0,
             client_address: self.config.advertised_address.clone(),
@@ -310,8 +303,7 @@ impl Engine {
     }
 
     fn refuse_admin(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
-        let leader =
-            self.find(GroupId::METADATA).and_then(|index| self.at(index)?.replica.raft()?.raft.leader());
+        let leader = self.raft_of(GroupId::METADATA).and_then(|replica| replica.raft.leader());
         let detail = match leader {
             Some(node) => format!("node {node} leads the metadata"),
             None if self.controller.is_some() => "nobody leads the metadata now".into(),
@@ -359,6 +351,10 @@ impl Engine {
             ));
         }
         controller.newest().check(&command)?;
+        if controller.in_flight.is_empty() && controller.tentative.version != controller.committed.version {
+            // It followed others meanwhile.
+            controller.tentative = controller.committed.clone();
+        }
         let mut builder = std::mem::take(&mut controller.builder);
         let built = build_command(&mut builder, timestamp, &command);
         let appended = built.and_then(|bytes| {
@@ -371,7 +367,7 @@ impl Engine {
         };
         controller.builder = builder;
         let (_, next_offset) = appended?;
-        controller.newest().apply(&command);
+        controller.tentative.apply(&command);
         controller.in_flight.push_back(InFlight { next_offset, command, client });
         match self.at(index).is_some_and(|partition| partition.replica.raft().is_some()) {
             true => self.queue_group(index),

@@ -112,18 +112,14 @@ impl Engine {
         if let Err((code, detail)) = self.check_answers(conn, request.consistency, partition) {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
+        if self.confirms_first(conn, correlation_id, index, Read::Fetch(*request), actions) {
+            return;
+        }
+        let Some(partition) = self.at(index) else { return };
         let high_watermark = partition.replica.high_watermark();
         let offset = request.offset;
         // Another replica may have told more than this one knows yet: that is the end here.
         let beyond = offset > high_watermark && request.consistency != Consistency::AnyReplica;
-        if request.consistency == Consistency::Linearizable {
-            match self.confirm_first(conn, correlation_id, index, Read::Fetch(*request)) {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err((code, detail)) => return self.refuse(conn, correlation_id, code, detail, actions),
-            }
-        }
-        let Some(partition) = self.at(index) else { return };
         if offset < partition.log_start || beyond {
             let detail = format!("offset {offset}; the log holds {}..{high_watermark}", partition.log_start);
             return self.refuse(conn, correlation_id, ErrorCode::OffsetOutOfRange, detail, actions);
@@ -374,15 +370,11 @@ impl Engine {
         if let Err((code, detail)) = self.check_answers(conn, request.consistency, partition) {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
-        let high_watermark = partition.replica.high_watermark();
-        if request.consistency == Consistency::Linearizable {
-            match self.confirm_first(conn, correlation_id, index, Read::ListOffsets(*request)) {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err((code, detail)) => return self.refuse(conn, correlation_id, code, detail, actions),
-            }
+        if self.confirms_first(conn, correlation_id, index, Read::ListOffsets(*request), actions) {
+            return;
         }
         let Some(partition) = self.at(index) else { return };
+        let high_watermark = partition.replica.high_watermark();
         let found = match request.spec {
             OffsetSpec::Earliest => ListOffsetsReply { offset: partition.log_start, timestamp: -1 },
             OffsetSpec::Latest => ListOffsetsReply { offset: high_watermark, timestamp: -1 },

@@ -19,6 +19,13 @@ pub(super) enum Read {
 }
 
 impl Read {
+    fn consistency(self) -> Consistency {
+        match self {
+            Self::Fetch(fetch) => fetch.consistency,
+            Self::ListOffsets(list) => list.consistency,
+        }
+    }
+
     fn group(self) -> GroupId {
         match self {
             Self::Fetch(fetch) => fetch.group,
@@ -53,8 +60,26 @@ impl LinearReads {
 }
 
 impl Engine {
-    /// Has a read wait until a majority has confirmed this leader. False: nobody has to be asked.
-    pub(super) fn confirm_first(
+    /// Has a linearizable read wait until a majority has confirmed this leader, or refuses it. False: nobody has to be asked.
+    pub(super) fn confirms_first(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        index: u32,
+        read: Read,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        if read.consistency() != Consistency::Linearizable {
+            return false;
+        }
+        let asked = self.ask_majority(conn, correlation_id, index, read);
+        asked.unwrap_or_else(|(code, detail)| {
+            self.refuse(conn, correlation_id, code, detail, actions);
+            true
+        })
+    }
+
+    fn ask_majority(
         &mut self,
         conn: ConnId,
         correlation_id: u64,
@@ -108,11 +133,8 @@ impl Engine {
     }
 
     fn refuse_reads(&mut self, which: impl Fn(&Waiting) -> bool, code: ErrorCode, actions: &mut Vec<Action>) {
-        let waiting = std::mem::take(&mut self.linear_reads.waiting);
-        let (refused, kept) = waiting.into_iter().partition(|(_, waiting)| which(waiting));
-        self.linear_reads.waiting = kept;
-        let refused: BTreeMap<u64, Waiting> = refused;
-        for Waiting { conn, correlation_id, .. } in refused.into_values() {
+        let refused = self.linear_reads.waiting.extract_if(.., |_, waiting| which(waiting));
+        for (_, Waiting { conn, correlation_id, .. }) in refused.collect::<Vec<_>>() {
             let detail = "the leader was not confirmed by a majority".into();
             self.refuse(conn, correlation_id, code, detail, actions);
         }

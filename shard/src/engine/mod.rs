@@ -504,7 +504,6 @@ impl Engine {
         }
         self.tick_groups();
         self.tick_balance();
-        self.ask_others();
         if self.register_due_us.is_some_and(|due| due <= now_us) {
             self.keep_registered(actions);
         }

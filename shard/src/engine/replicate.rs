@@ -204,11 +204,8 @@ impl Engine {
         let write_quorum = usize::from(quorums.write_quorum);
         let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
         let raft = RaftGroup::new(config, log, now_us);
-        if raft.is_err() {
-            // Its log is gone with that: it must not be taken for an empty one.
-            partition.end_unknown = true;
-        }
-        let mut raft = raft?;
+        // Its log is gone with that: it must not be taken for an empty one.
+        let mut raft = raft.inspect_err(|_| partition.end_unknown = true)?;
         raft.set_votes(begin.votes(members.len()));
         partition.replica = Replica::Raft(Box::new(RaftReplica {
             high_watermark: raft.high_watermark(),
@@ -246,6 +243,11 @@ impl Engine {
         {
             self.replication.queue.push(index);
         }
+    }
+
+    /// This node's replica of a group, if it takes part.
+    pub(super) fn raft_of(&self, group: GroupId) -> Option<&RaftReplica> {
+        self.at(self.find(group)?)?.replica.raft()
     }
 
     pub(super) fn raft_mut(&mut self, index: u32) -> Option<&mut RaftReplica> {
@@ -715,7 +717,7 @@ impl Engine {
             replica.raft.last_index() - replica.raft.start().index,
             "every entry is laid down"
         );
-        let before = replica.high_watermark;
+        let (group, before) = (replica.raft.group(), replica.high_watermark);
         replica.high_watermark = replica.raft.high_watermark().max(before);
         let after = replica.high_watermark;
         let leads = replica.raft.is_leader();
@@ -729,17 +731,14 @@ impl Engine {
         replica.note_acknowledged();
         let acknowledged = replica.acknowledged;
         let seen = (replica.raft.leader().unwrap_or(0), replica.raft.term());
-        if std::mem::replace(&mut replica.told, seen) != seen
-            && let Some(group) = self.at(index).map(|partition| partition.group)
-        {
+        if std::mem::replace(&mut replica.told, seen) != seen {
             self.replication.leaders.push(Leadership { group, node: seen.0, epoch: seen.1 });
         }
         if leads && !led {
             self.plan_balance();
         }
         if led && !leads {
-            let group = self.at(index).map(|partition| partition.group);
-            self.fail_reads(group, ErrorCode::NotLeader, actions);
+            self.fail_reads(Some(group), ErrorCode::NotLeader, actions);
         }
         while let Some(replica) = self.raft_mut(index)
             && let Some(first) = replica.waiting.front().copied()
@@ -755,7 +754,7 @@ impl Engine {
         if after > before && self.at(index).is_some_and(|partition| !partition.waiting.is_empty()) {
             self.wake_fetches(index, actions);
         }
-        if self.at(index).is_some_and(|partition| partition.group == GroupId::METADATA) {
+        if group == GroupId::METADATA {
             if led && !leads {
                 self.metadata_leadership_lost(actions);
             }

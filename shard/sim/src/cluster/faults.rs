@@ -65,11 +65,7 @@ pub struct Troubles {
 impl Troubles {
     /// What a life has of them. Each is on or off by itself.
     pub fn draw(rng: &mut Rng) -> Self {
-        let often = |rng: &mut Rng, percent: u64, rates: &[u64]| {
-            let on = rng.percent(percent);
-            let rate = rng.pick(rates);
-            if on { rate } else { 0 }
-        };
+        let often = Rng::often;
         Self {
             break_every_us: often(rng, 45, &[50_000, 300_000, 1_500_000]),
             one_way_every_us: often(rng, 35, &[300_000, 1_000_000, 3_000_000]),

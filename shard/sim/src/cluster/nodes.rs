@@ -37,15 +37,20 @@ impl World {
         self.nodes[node].lies && self.nodes[node].shards.iter().any(|shard| shard.disk.lost_tail().is_some())
     }
 
+    /// The engine of a shard is gone.
+    fn put_down_shard(&mut self, seat: Seat) {
+        self.count_engine(seat);
+        self.note_held(seat);
+        self.close_all(seat);
+        self.unlink(seat);
+        self.shard_mut(seat).put_down();
+        self.books.put_down(seat);
+    }
+
     /// The process of a node ends, whatever it was at.
     fn put_down(&mut self, node: usize) {
         for seat in self.seats_of(node) {
-            self.count_engine(seat);
-            self.note_held(seat);
-            self.close_all(seat);
-            self.unlink(seat);
-            self.shard_mut(seat).put_down();
-            self.books.put_down(seat);
+            self.put_down_shard(seat);
         }
         let state = &mut self.nodes[node];
         state.state = NodeState::Down;
@@ -225,12 +230,7 @@ impl World {
         if self.has_silent_loss(seat.node) {
             return self.take_out(seat.node, ClusterFault::TakenOut);
         }
-        self.count_engine(seat);
-        self.note_held(seat);
-        self.close_all(seat);
-        self.unlink(seat);
-        self.shard_mut(seat).put_down();
-        self.books.put_down(seat);
+        self.put_down_shard(seat);
         match self.start_shard(seat, attempt) {
             Started::Serving => {
                 let catalog = self.nodes[seat.node].catalog.clone();

@@ -281,10 +281,15 @@ impl World {
         self.groups.iter().chain(&[GroupId::METADATA]).all(member)
     }
 
+    /// Whether enough others know what they have promised.
+    fn can_spare(&self, id: u32) -> bool {
+        let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
+        unsettled < (self.nodes.len() - 1) / 2
+    }
+
     /// A disk is exchanged for an empty one, if enough others know what they have promised.
     fn lose_disk(&mut self, id: u32) {
-        let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
-        if unsettled >= (self.nodes.len() - 1) / 2 {
+        if !self.can_spare(id) {
             return;
         }
         if self.is_up(id) {
@@ -300,8 +305,7 @@ impl World {
 
     /// A byte of what the journal holds for sure turns, under the same condition.
     fn damage_journal(&mut self, id: u32) {
-        let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
-        if unsettled >= (self.nodes.len() - 1) / 2 {
+        if !self.can_spare(id) {
             return;
         }
         if self.is_up(id) {
