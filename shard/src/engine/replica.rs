@@ -55,7 +55,9 @@ pub(super) struct Progress {
 impl Progress {
     /// The member is known to hold the entries up to `matched`; the leader's last one is `last`.
     fn note(&mut self, matched: u64, last: u64, now_us: u64) {
-        if matched >= self.mark {
+        if matched >= last {
+            *self = Self::begun(last, now_us);
+        } else if matched >= self.mark {
             (self.had_all_us, self.mark, self.mark_us) = (self.mark_us, last, now_us);
         }
     }
@@ -190,6 +192,8 @@ impl RaftReplica {
     /// Puts a batch of `records` at the end of the log. Returns its entry.
     pub(super) fn propose(&mut self, now_us: u64, records: u32, bytes: u32) -> Result<u64, Refusal> {
         self.active_us = now_us;
+        // Nobody has looked while the group was quiet: who has everything until now is not behind with this batch.
+        self.note_progress(now_us);
         let proposed = self.raft.propose(now_us, records, bytes);
         proposed.map(|proposed| proposed.index).map_err(|error| (ErrorCode::NotLeader, error.to_string()))
     }
