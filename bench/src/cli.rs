@@ -10,6 +10,7 @@ use pyralog_core::limits::{
 };
 
 use crate::load::LoadShape;
+use crate::produce::BatchShape;
 
 /// Load generator, latency floors and torture for Pyralog.
 #[derive(Debug, Parser)]
@@ -46,6 +47,8 @@ pub enum Output {
 }
 
 const MAX_OUTSTANDING: i64 = MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION as i64;
+/// The node refuses what does not fit into a batch; this only keeps a typing error from filling the memory.
+const MAX_RECORDS: i64 = 100_000;
 const MAX_RECORD_BYTES: i64 = MAX_BATCH_BYTES as i64 - 1024;
 
 /// Arguments of `floor-server`.
@@ -77,6 +80,9 @@ pub struct LoadArgs {
     /// Requests under way per connection, at most
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MAX_OUTSTANDING as u64))]
     pub outstanding: u64,
+    /// Records in each request
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MAX_RECORDS as u64))]
+    pub records: u64,
     /// Size of a record's value, bytes
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u64).range(0..=MAX_RECORD_BYTES as u64))]
     pub record_bytes: u64,
@@ -96,6 +102,11 @@ pub struct LoadArgs {
 }
 
 impl LoadArgs {
+    /// What each request carries.
+    pub fn batch(&self) -> BatchShape {
+        BatchShape { records: self.records as usize, record_bytes: self.record_bytes as usize }
+    }
+
     /// The same for the load generator.
     pub fn shape(&self) -> LoadShape {
         LoadShape {

@@ -46,23 +46,24 @@ fn floor_server(args: FloorServerArgs) -> anyhow::Result<()> {
 
 fn run_produce(args: &ProduceArgs) -> anyhow::Result<()> {
     host::raise_nofile_limit()?;
-    let (count, record_bytes) = (args.load.connections as usize, args.load.record_bytes as usize);
+    let (count, batch) = (args.load.connections as usize, args.load.batch());
     let connections = match &args.topic {
-        Some(topic) => produce::connect_node(args.addr, topic, count, record_bytes)?,
-        None => produce::connect_floor(args.addr, count, record_bytes)?,
+        Some(topic) => produce::connect_node(args.addr, topic, count, batch)?,
+        None => produce::connect_floor(args.addr, count, batch)?,
     };
     let result = load::run(connections, args.threads as usize, args.cpu, args.load.shape())?;
     let summary = result.latencies.summary();
     match args.output {
         Output::Table => {
-            println!("{}      acks/s", Summary::HEADS);
-            println!("{summary}{:12.0}", result.acks_per_second());
+            let records_per_second = result.acks_per_second() * args.load.records as f64;
+            println!("{}      acks/s   records/s", Summary::HEADS);
+            println!("{summary}{:12.0}{records_per_second:12.0}", result.acks_per_second());
         }
         Output::Json => println!(
             "{}",
             json!({
                 "connections": args.load.connections, "outstanding": args.load.outstanding,
-                "record_bytes": args.load.record_bytes, "rate": args.load.rate, "seconds": args.load.seconds,
+                "records_per_batch": args.load.records, "record_bytes": args.load.record_bytes, "rate": args.load.rate, "seconds": args.load.seconds,
                 "latency": summary.to_json(), "acks_per_second": result.acks_per_second(),
             })
         ),
@@ -78,7 +79,7 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
         pairs: args.pairs as usize,
         shape: args.load.shape(),
         connections: args.load.connections as usize,
-        record_bytes: args.load.record_bytes as usize,
+        batch: args.load.batch(),
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         floor_writes_in_flight: args.floor_writes_in_flight as usize,

@@ -11,7 +11,7 @@ use crate::host::{self, HostFacts};
 use crate::latency::{Summary, median};
 use crate::load::{self, LoadShape};
 use crate::process::{NodeSetup, start_floor_server};
-use crate::produce;
+use crate::produce::{self, BatchShape};
 use crate::session::Session;
 
 const TOPIC: &str = "bench-pairs";
@@ -29,8 +29,8 @@ pub struct PairsConfig {
     pub shape: LoadShape,
     /// Connections.
     pub connections: usize,
-    /// Size of a record's value, bytes.
-    pub record_bytes: usize,
+    /// What each request carries.
+    pub batch: BatchShape,
     /// CPU of node and floor; `None` lets the tool choose.
     pub server_cpu: Option<usize>,
     /// CPU of the load.
@@ -126,10 +126,11 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
     floor.kill()?;
     let shape = &config.shape;
     let load = format!(
-        "{} connection(s), {} outstanding, {}-byte records, {}, {:?} + {:?} warm-up",
+        "{} connection(s), {} outstanding, {} record(s) of {} bytes each, {}, {:?} + {:?} warm-up",
         config.connections,
         shape.outstanding,
-        config.record_bytes,
+        config.batch.records,
+        config.batch.record_bytes,
         shape.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} requests/s")),
         shape.measured,
         shape.warmup
@@ -138,12 +139,12 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
 }
 
 fn run_floor(config: &PairsConfig, addr: SocketAddr, cpu: Option<usize>) -> anyhow::Result<Side> {
-    let connections = produce::connect_floor(addr, config.connections, config.record_bytes)?;
+    let connections = produce::connect_floor(addr, config.connections, config.batch)?;
     measured(load::run(connections, 1, cpu, config.shape).context("load on the floor server")?)
 }
 
 fn run_node(config: &PairsConfig, addr: SocketAddr, cpu: Option<usize>) -> anyhow::Result<Side> {
-    let connections = produce::connect_node(addr, TOPIC, config.connections, config.record_bytes)?;
+    let connections = produce::connect_node(addr, TOPIC, config.connections, config.batch)?;
     measured(load::run(connections, 1, cpu, config.shape).context("load on the node")?)
 }
 

@@ -27,13 +27,24 @@ pub fn produce_reply_body_bytes() -> usize {
     frame.len().saturating_sub(HEADER)
 }
 
-/// One batch of one record whose value has `record_bytes` bytes, from no idempotent producer.
-pub fn batch_of_one(record_bytes: usize) -> anyhow::Result<Vec<u8>> {
+/// What every request of a load carries.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchShape {
+    /// Records in the batch.
+    pub records: usize,
+    /// Size of a record's value, bytes.
+    pub record_bytes: usize,
+}
+
+/// One batch of `shape`, from no idempotent producer.
+pub fn batch(shape: BatchShape) -> anyhow::Result<Vec<u8>> {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
     // Not all the same byte: nothing on the way may profit from it.
-    let value: Vec<u8> = (0..record_bytes).map(|at| (at.wrapping_mul(151) >> 2) as u8).collect();
+    let value: Vec<u8> = (0..shape.record_bytes).map(|at| (at.wrapping_mul(151) >> 2) as u8).collect();
     let mut builder = BatchBuilder::new();
-    builder.append(now_ms, None, Some(&value), &[])?;
+    for _ in 0..shape.records {
+        builder.append(now_ms, None, Some(&value), &[])?;
+    }
     Ok(builder.build(Compression::None)?.to_vec())
 }
 
@@ -49,9 +60,9 @@ pub fn produce_frame(group: GroupId, batch: &[u8]) -> anyhow::Result<FrameTempla
 pub fn connect_floor(
     addr: SocketAddr,
     connections: usize,
-    record_bytes: usize,
+    shape: BatchShape,
 ) -> anyhow::Result<Vec<LoadConnection>> {
-    let frame = produce_frame(GroupId::new(1, 0), &batch_of_one(record_bytes)?)?;
+    let frame = produce_frame(GroupId::new(1, 0), &batch(shape)?)?;
     (0..connections)
         .map(|_| {
             let socket = TcpStream::connect_timeout(&addr, PATIENCE)
@@ -62,21 +73,25 @@ pub fn connect_floor(
         .collect()
 }
 
-/// Connections to a node, spread over the partitions of `topic`, each to the shard that owns its partition.
+/// Connections spread over the partitions of `topic`, each to the node and shard that lead its partition.
 pub fn connect_node(
     addr: SocketAddr,
     topic: &str,
     connections: usize,
-    record_bytes: usize,
+    shape: BatchShape,
 ) -> anyhow::Result<Vec<LoadConnection>> {
-    let topic = Session::connect(addr, None)?.topic(topic)?;
-    let batch = batch_of_one(record_bytes)?;
+    let (topic, nodes) = Session::connect(addr, None)?.topic(topic)?;
+    let batch = batch(shape)?;
     anyhow::ensure!(!topic.partitions.is_empty(), "topic {} has no partitions", topic.name);
     let partitions = (0u32..).zip(&topic.partitions).cycle();
     partitions
         .take(connections)
         .map(|(partition, place)| {
-            let socket = Session::connect(addr, Some(place.shard))?.into_socket()?;
+            let leader = nodes.iter().find(|node| node.id == place.leader).with_context(|| {
+                format!("partition {partition} of {} has no leader at the moment; try again", topic.name)
+            })?;
+            let leader = leader.address.parse().with_context(|| format!("the address {}", leader.address))?;
+            let socket = Session::connect(leader, Some(place.shard))?.into_socket()?;
             let frame = produce_frame(GroupId::new(topic.id, partition), &batch)?;
             Ok(LoadConnection { socket, frame, check: check_produce_reply })
         })
@@ -128,7 +143,9 @@ mod tests {
 
     #[test]
     fn the_frame_is_a_valid_produce_request() {
-        let frame = produce_frame(GroupId::new(5, 6), &batch_of_one(256).unwrap()).unwrap();
+        let frame =
+            produce_frame(GroupId::new(5, 6), &batch(BatchShape { records: 3, record_bytes: 256 }).unwrap())
+                .unwrap();
         let mut bytes = Vec::new();
         frame.append_to(&mut bytes, 77);
         let header = FrameHeader::decode_request(&bytes).unwrap().unwrap();
@@ -139,6 +156,6 @@ mod tests {
         assert_eq!(request.group, GroupId::new(5, 6));
         let view = pyralog_core::batch::BatchView::parse_exact(request.batch).unwrap();
         assert!(view.verify_crc());
-        assert_eq!((view.record_count(), view.producer_id()), (1, -1));
+        assert_eq!((view.record_count(), view.producer_id()), (3, -1));
     }
 }

@@ -7,7 +7,9 @@ use anyhow::Context;
 use pyralog_core::Quorums;
 use pyralog_net::client::{ClientError, Connection, Received};
 use pyralog_net::hello::{ANY_SHARD, PROTOCOL_VERSION};
-use pyralog_net::message::{CreateTopicRequest, MetadataRequest, Request, Response, TopicMetadata};
+use pyralog_net::message::{
+    CreateTopicRequest, MetadataReply, MetadataRequest, NodeMetadata, Request, Response, TopicMetadata,
+};
 use pyralog_net::{Hello, Reply};
 
 /// How long a connection or a reply may take.
@@ -48,16 +50,18 @@ impl Session {
         }
     }
 
-    /// The topic of this name.
-    pub fn topic(&mut self, name: &str) -> anyhow::Result<TopicMetadata> {
+    /// The topic of this name, and the nodes that there are.
+    pub fn topic(&mut self, name: &str) -> anyhow::Result<(TopicMetadata, Vec<NodeMetadata>)> {
         let request = MetadataRequest { topic: Some(name), start_after: 0 };
         match self.call(&Request::Metadata(request)).with_context(|| format!("topic {name}"))?.response {
             Response::Metadata(reply) => {
-                reply.topics.into_iter().find(|topic| topic.name == name).with_context(|| {
+                let MetadataReply { topics, nodes, .. } = *reply;
+                let topic = topics.into_iter().find(|topic| topic.name == name).with_context(|| {
                     format!(
                         "no topic {name}; create it first: pyralog-admin topic create {name} --partitions 1"
                     )
-                })
+                })?;
+                Ok((topic, nodes))
             }
             other => anyhow::bail!("an unexpected reply to Metadata: {other:?}"),
         }

@@ -12,9 +12,11 @@ use std::time::Duration;
 use pyralog_bench::aligned::ALIGN;
 use pyralog_bench::floor::{FILE_NAME, FloorConfig, FloorServer, FloorTotals, RECV_BYTES, StopHandle};
 use pyralog_bench::load::{self, LoadShape};
-use pyralog_bench::produce::{batch_of_one, connect_floor, produce_frame, produce_reply_body_bytes};
+use pyralog_bench::produce::{BatchShape, batch, connect_floor, produce_frame, produce_reply_body_bytes};
 use pyralog_bench::wire;
 use pyralog_core::GroupId;
+
+const ONE: BatchShape = BatchShape { records: 1, record_bytes: 256 };
 
 struct Floor {
     addr: SocketAddr,
@@ -66,7 +68,7 @@ fn every_request_is_answered_once_and_its_bytes_are_in_the_file() {
     let mut socket = connect(&floor);
     let mut frames = Vec::new();
     for partition in 0..100u32 {
-        let frame = produce_frame(GroupId::new(1, partition), &batch_of_one(256).unwrap()).unwrap();
+        let frame = produce_frame(GroupId::new(1, partition), &batch(ONE).unwrap()).unwrap();
         frame.append_to(&mut frames, u64::from(partition) + 1000);
     }
     // Cut in the middle of a frame: the server must put it together again.
@@ -107,7 +109,7 @@ fn the_load_generator_counts_what_the_server_counts() {
         [(1, 1, 1, 1, None), (1, 1, 1, 64, None), (2, 5, 2, 16, None), (1, 3, 1, 8, Some(500.0))]
     {
         let floor = start(dir.path(), writes);
-        let all = connect_floor(floor.addr, connections, 256).unwrap();
+        let all = connect_floor(floor.addr, connections, ONE).unwrap();
         let result = load::run(all, threads, None, shape(outstanding, rate, 200)).unwrap();
         let totals = floor.stop();
         assert!(result.replies > 0);
@@ -131,7 +133,9 @@ fn a_frame_that_fits_no_buffer_closes_that_connection_only() {
     bad.write_all(&header).unwrap();
     assert_eq!(bad.read(&mut [0; 8]).unwrap(), 0);
     let mut frame = Vec::new();
-    produce_frame(GroupId::new(1, 0), &batch_of_one(9).unwrap()).unwrap().append_to(&mut frame, 5);
+    produce_frame(GroupId::new(1, 0), &batch(BatchShape { records: 1, record_bytes: 9 }).unwrap())
+        .unwrap()
+        .append_to(&mut frame, 5);
     good.write_all(&frame).unwrap();
     let mut reply = vec![0; wire::HEADER + produce_reply_body_bytes()];
     good.read_exact(&mut reply).unwrap();
@@ -143,7 +147,7 @@ fn a_frame_that_fits_no_buffer_closes_that_connection_only() {
 fn a_server_that_goes_away_is_an_error_not_a_figure() {
     let dir = folder();
     let floor = start(dir.path(), 1);
-    let all = connect_floor(floor.addr, 1, 256).unwrap();
+    let all = connect_floor(floor.addr, 1, ONE).unwrap();
     floor.stop();
     let error = load::run(all, 1, None, shape(1, None, 200)).err().unwrap();
     assert!(format!("{error:#}").contains("closed") || format!("{error:#}").contains("failed"), "{error:#}");

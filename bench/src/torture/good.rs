@@ -23,7 +23,7 @@ pub struct GoodResult {
 /// Produces and checks one record after the other until told to stop; on one connection throughout, which must
 /// stay open.
 pub fn run(addr: SocketAddr, topic: &str, stop: &AtomicBool) -> anyhow::Result<GoodResult> {
-    let topic = Session::connect(addr, None)?.topic(topic)?;
+    let (topic, _) = Session::connect(addr, None)?.topic(topic)?;
     let place = topic.partitions.first().context("the topic has no partition")?;
     let mut session = Session::connect(addr, Some(place.shard))?;
     let group = GroupId::new(topic.id, 0);

@@ -30,7 +30,7 @@ pub fn run(args: &MemoryArgs) -> anyhow::Result<()> {
     let mut session = Session::connect(args.addr, Some(0))?;
     let before = host::resident_bytes(args.pid)?;
     session.create_topic(&name, args.partitions)?;
-    let topic = session.topic(&name)?;
+    let (topic, _) = session.topic(&name)?;
     drop(session);
     println!(
         "before: {:.1} MiB resident; with {} partitions: {:.1} MiB",
