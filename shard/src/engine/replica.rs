@@ -168,6 +168,11 @@ impl RaftReplica {
         self.lsns.get(usize::try_from(at).ok()?).copied()
     }
 
+    /// Whether the journal has been given every entry. False when it has just begun to lead, before its output is taken.
+    pub(super) fn has_laid_all(&self) -> bool {
+        self.lsns.len() as u64 == self.raft.last_index() - self.raft.start().index
+    }
+
     /// The entry `index` is laid into the commit `lsn`; what was there and behind is gone.
     pub(super) fn note_laid(&mut self, index: u64, lsn: u64) {
         let keep = index.saturating_sub(self.raft.start().index + 1) as usize;
@@ -309,12 +314,30 @@ impl Replica {
         }
     }
 
-    /// Of several replicas: the entries that are in no segment.
-    pub(super) fn unflushed_entries(&self) -> std::ops::Range<u64> {
+    /// Of several replicas: the entries that the flusher leaves in the journal, as they may still be cut off.
+    pub(super) fn held_back_entries(&self) -> std::ops::Range<u64> {
         match self {
             Self::Single(_) => 0..0,
             Self::Unplaced(unplaced) => unplaced.log.start.index + 1..unplaced.end().index + 1,
-            Self::Raft(replica) => replica.flushed.index + 1..replica.raft.last_index() + 1,
+            Self::Raft(replica) => {
+                let written_out = match replica.catch_up {
+                    // What it gets goes behind the segments that are there.
+                    Some(_) => replica.flushed.index,
+                    None => replica.flushed.index.max(replica.raft.acknowledged()),
+                };
+                written_out + 1..replica.raft.last_index() + 1
+            }
+        }
+    }
+
+    /// The oldest commit of the journal that holds one of [`Self::held_back_entries`].
+    pub(super) fn oldest_held_back_lsn(&self) -> Option<u64> {
+        match self {
+            Self::Raft(replica) => {
+                let before = self.held_back_entries().start - 1 - replica.raft.start().index;
+                replica.lsns.range((before as usize).min(replica.lsns.len())..).min().copied()
+            }
+            _ => self.oldest_needed_lsn(),
         }
     }
 

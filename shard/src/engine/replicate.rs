@@ -340,7 +340,7 @@ impl Engine {
         let stepped = replica.raft.step(now_us, message).map_err(|refused| refused.to_string());
         if appends {
             replica.active_us = now_us;
-            self.take_output(index, Some((message, batches)), actions);
+            self.take_output(index, Some(Incoming::new(message, batches)), actions);
         }
         self.queue_group(index);
         stepped
@@ -485,11 +485,12 @@ impl Engine {
         }
     }
 
-    /// Lays down what a group has put out so far: a leader's first entry comes before its first batch. False: there
-    /// is no room.
+    /// Lays down what a group has put out so far, if the next batch has to come behind it in the journal, as it has to
+    /// behind a leader's first entry. Batches are laid down when they are proposed: those of a pass leave for the
+    /// followers together, at its end. False: there is no room.
     pub(super) fn settle(&mut self, index: u32, actions: &mut Vec<Action>) -> bool {
-        let waits = self.raft_mut(index).is_some_and(|replica| replica.queued);
-        !waits || self.take_output(index, None, actions)
+        let behind = self.raft_mut(index).is_some_and(|replica| !replica.has_laid_all());
+        !behind || self.take_output(index, None, actions)
     }
 
     /// Has the next tick of a group come when it wants it.
@@ -507,7 +508,7 @@ impl Engine {
     fn take_output(
         &mut self,
         index: u32,
-        incoming: Option<(&Message, &[u8])>,
+        mut incoming: Option<Incoming<'_>>,
         actions: &mut Vec<Action>,
     ) -> bool {
         let mut out = std::mem::take(&mut self.replication.output);
@@ -522,7 +523,7 @@ impl Engine {
             let Some(replica) = self.raft_mut(index) else { break };
             let laid = match replica.raft.output(&mut out) {
                 Ok(false) => break,
-                Ok(true) => self.lay_output(index, &mut out, incoming, actions),
+                Ok(true) => self.lay_output(index, &mut out, incoming.as_mut(), actions),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(what) = laid {
@@ -545,7 +546,7 @@ impl Engine {
         &mut self,
         index: u32,
         out: &mut Output,
-        incoming: Option<(&Message, &[u8])>,
+        mut incoming: Option<&mut Incoming<'_>>,
         actions: &mut Vec<Action>,
     ) -> Result<(), String> {
         let Some(group) = self.at(index).map(|partition| partition.group) else { return Ok(()) };
@@ -564,7 +565,7 @@ impl Engine {
             laid_any = true;
             let header = self.raft_mut(index).and_then(|replica| replica.raft.header(entry).copied());
             let header = header.ok_or("a group wants an entry persisted that it does not hold")?;
-            let sent = incoming.and_then(|(message, batches)| batch_of(message, batches, entry));
+            let sent = incoming.as_mut().and_then(|incoming| incoming.batch(entry));
             match (header.kind, sent) {
                 (EntryKind::NewTerm, _) => {
                     self.cut_entries(index, entry);
@@ -643,14 +644,15 @@ impl Engine {
         self.flush.note_cut(cut.bytes);
     }
 
-    /// Lays entries down again that can't go to segments yet and hold back the place where a replay begins. Returns
-    /// the last commit that they are in: before it is done the old ones are still needed.
+    /// Lays entries down again that can't go to segments yet and hold back the place where a replay begins; those that
+    /// the run which begins writes out are left where they are. Returns the last commit that they are in: before it is
+    /// done the old ones are still needed.
     pub(super) fn lay_again(&mut self) -> Option<u64> {
         let newest = self.journal.completed.generation;
         let mut last = None;
         for index in 0..self.partitions.len() as u32 {
             let Some(partition) = self.at(index) else { continue };
-            let Some(lsn) = partition.replica.oldest_needed_lsn() else { continue };
+            let Some(lsn) = partition.replica.oldest_held_back_lsn() else { continue };
             if self.journal.point_at_or_before(lsn).generation < newest {
                 last = self.lay_entries_again(index).max(last);
             }
@@ -660,7 +662,7 @@ impl Engine {
 
     fn lay_entries_again(&mut self, index: u32) -> Option<u64> {
         let partition = self.at(index)?;
-        let (group, entries) = (partition.group, partition.replica.unflushed_entries());
+        let (group, entries) = (partition.group, partition.replica.held_back_entries());
         // All or none: of those left where they were the first would hold the place back again.
         let bytes: u64 = entries
             .clone()
@@ -712,11 +714,7 @@ impl Engine {
     fn advance(&mut self, index: u32, actions: &mut Vec<Action>) {
         let now_us = self.now.monotonic_us;
         let Some(replica) = self.raft_mut(index) else { return };
-        debug_assert_eq!(
-            replica.lsns.len() as u64,
-            replica.raft.last_index() - replica.raft.start().index,
-            "every entry is laid down"
-        );
+        debug_assert!(replica.has_laid_all(), "every entry is laid down");
         let (group, before) = (replica.raft.group(), replica.high_watermark);
         replica.high_watermark = replica.raft.high_watermark().max(before);
         let after = replica.high_watermark;
@@ -854,13 +852,32 @@ fn members_of(catalog: &Catalog, group: GroupId) -> Vec<PeerId> {
     replicas.map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) }).collect()
 }
 
-/// The batch of an entry of an append that just came.
-fn batch_of<'b>(message: &Message, batches: &'b [u8], entry: u64) -> Option<&'b [u8]> {
-    let nth = usize::try_from(entry.checked_sub(message.index + 1)?).ok()?;
-    let head = message.entries.get(nth)?;
-    let before: u64 = message.entries.get(..nth)?.iter().map(|head| u64::from(head.bytes)).sum();
-    let at = before as usize;
-    (head.bytes > 0).then(|| batches.get(at..at + head.bytes as usize)).flatten()
+/// The batches of an append that just came, which are wanted in the order of their entries.
+struct Incoming<'a> {
+    message: &'a Message,
+    batches: &'a [u8],
+    /// The next entry, counted within the message, and where its batch begins.
+    next: (usize, usize),
+}
+
+impl<'a> Incoming<'a> {
+    fn new(message: &'a Message, batches: &'a [u8]) -> Self {
+        Self { message, batches, next: (0, 0) }
+    }
+
+    /// The batch of an entry, if it is one that came.
+    fn batch(&mut self, entry: u64) -> Option<&'a [u8]> {
+        let nth = usize::try_from(entry.checked_sub(self.message.index + 1)?).ok()?;
+        if nth < self.next.0 {
+            self.next = (0, 0);
+        }
+        let (from, at) = self.next;
+        let skipped = self.message.entries.get(from..nth)?.iter().map(|head| head.bytes as usize);
+        let at = at + skipped.sum::<usize>();
+        let bytes = self.message.entries.get(nth)?.bytes as usize;
+        self.next = (nth + 1, at + bytes);
+        (bytes > 0).then(|| self.batches.get(at..at + bytes)).flatten()
+    }
 }
 
 /// Every batch of an append is whole, undamaged, and what its entry says.
