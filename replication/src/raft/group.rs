@@ -583,7 +583,7 @@ impl RaftGroup {
     }
 
     /// Ends the quiet: a link to a replica of the group went down or came up.
-    pub fn wake(&mut self, now_us: u64) {
+    fn wake(&mut self, now_us: u64) {
         if !std::mem::take(&mut self.quiet) {
             return;
         }
@@ -591,6 +591,18 @@ impl RaftGroup {
             self.timers.begin_leading(now_us);
         } else {
             self.timers.rearm_election(now_us);
+        }
+    }
+
+    /// The link to a peer broke.
+    pub fn link_lost(&mut self, peer: u32, now_us: u64) {
+        self.wake(now_us);
+        if self.leader() == Some(peer) {
+            // Not in the same order in each group: the leaderships of a node that dies are spread over the others.
+            let others = self.voters.iter().filter(|voter| **voter != peer);
+            let at = others.clone().position(|voter| *voter == self.id).unwrap_or(0);
+            let turn = (at + self.group.partition as usize) % others.count().max(1);
+            self.timers.leader_lost(turn, now_us);
         }
     }
 

@@ -75,6 +75,16 @@ impl Timers {
         self.rearm_election(now_us);
     }
 
+    /// The link to the leader broke, as it does when its process dies: it is not waited for. The others are asked soon; who
+    /// still hears the leader says no. The replicas take turns, so that they don't split the votes.
+    pub(super) fn leader_lost(&mut self, turn: usize, now_us: u64) {
+        self.leader_heard_us = None;
+        let step = self.timing.election_min_us / 6;
+        let wait = step * (turn as u64).saturating_mul(2) + self.draw() % step.max(1);
+        let due_us = now_us.saturating_add(wait);
+        self.election_due_us = self.election_due_us.min(due_us);
+    }
+
     /// A leader counts from now on who answers it.
     pub(super) fn begin_leading(&mut self, now_us: u64) {
         self.rearm_heartbeat(now_us);

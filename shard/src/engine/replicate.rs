@@ -390,7 +390,7 @@ impl Engine {
     pub(super) fn peer_down(&mut self, peer: PeerId) {
         self.replication.up.remove(&peer);
         let now_us = self.now.monotonic_us;
-        self.each_group_with(peer, |replica| replica.raft.wake(now_us));
+        self.each_group_with(peer, |replica| replica.raft.link_lost(peer.node.0, now_us));
     }
 
     pub(super) fn peer_dropped(&mut self, peer: PeerId) {

@@ -198,6 +198,42 @@ fn a_follower_that_woke_alone_follows_again() {
     assert_eq!(world.replica(follower).unwrap().leader(), Some(leader));
 }
 
+/// The links to a process that dies break at once. Nobody waits until its silence has lasted for an election timeout.
+#[test]
+fn a_leader_whose_links_break_is_replaced_before_its_silence_is_noticed() {
+    for seed in 1..=50 {
+        let (mut world, leader) = led(seed);
+        let died_us = world.now_us;
+        world.crash(leader);
+        while world.leader().is_none() {
+            world.tick(1_000);
+            settle(&mut world);
+            assert!(world.now_us - died_us < world::TIMING.election_min_us, "seed {seed}");
+        }
+    }
+}
+
+/// A follower that alone can't hear the leader asks the other, which hears it and says no.
+#[test]
+fn a_link_that_breaks_to_one_follower_deposes_nobody() {
+    for seed in 1..=50 {
+        let (mut world, leader) = led(seed);
+        let term = world.replica(leader).unwrap().term();
+        let follower = world.ids().find(|id| *id != leader).unwrap();
+        world.cut(leader, follower);
+        world.cut(follower, leader);
+        for _ in 0..200 {
+            world.tick(10_000);
+            settle(&mut world);
+        }
+        assert_eq!(
+            (world.leader(), world.replica(leader).unwrap().term()),
+            (Some(leader), term),
+            "seed {seed}"
+        );
+    }
+}
+
 /// Between two outputs a replica may win an election and hear of a newer term: the entry with which it began to lead is its
 /// own all the same.
 #[test]

@@ -168,7 +168,12 @@ impl World {
         if bug == Some(Bug::BlankDisk) {
             node.disk = Disk::default();
         }
-        self.links_changed(id);
+        let now_us = self.now_us;
+        for peer in self.ids() {
+            if let Some(replica) = self.replica(peer) {
+                replica.link_lost(id, now_us);
+            }
+        }
     }
 
     pub(super) fn restart(&mut self, id: u32) {
@@ -190,28 +195,25 @@ impl World {
         }
     }
 
-    /// The shards at both ends of a link notice that it is gone or there.
-    fn links_changed(&mut self, id: u32) {
-        let now_us = self.now_us;
-        for peer in self.ids().filter(|peer| *peer != id) {
-            if let Some(replica) = self.replica(peer) {
-                replica.wake(now_us);
-            }
-        }
-        if let Some(replica) = self.replica(id) {
-            replica.wake(now_us);
-        }
-    }
-
+    /// Nothing gets from `from` to `to` any more; both notice that their link is gone.
     pub(super) fn cut(&mut self, from: u32, to: u32) {
         self.cut.push((from, to));
-        self.links_changed(from);
+        let now_us = self.now_us;
+        for (id, other) in [(from, to), (to, from)] {
+            if let Some(replica) = self.replica(id) {
+                replica.link_lost(other, now_us);
+            }
+        }
     }
 
     pub(super) fn heal(&mut self) {
-        self.cut.clear();
-        for id in self.ids() {
-            self.links_changed(id);
+        let now_us = self.now_us;
+        for (from, to) in std::mem::take(&mut self.cut) {
+            for (id, other) in [(from, to), (to, from)] {
+                if let Some(replica) = self.replica(id) {
+                    replica.peer_restarted(other, now_us);
+                }
+            }
         }
     }
 
