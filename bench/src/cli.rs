@@ -9,6 +9,7 @@ use pyralog_core::limits::{
     MAX_BATCH_BYTES, MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION, MAX_PARTITIONS_PER_TOPIC,
 };
 
+use crate::cluster::failover::How;
 use crate::load::LoadShape;
 use crate::produce::BatchShape;
 
@@ -30,6 +31,14 @@ pub enum Command {
     Produce(ProduceArgs),
     /// Run a node and the floor server in turns under the same load and print their ratios
     Pairs(PairsArgs),
+    /// Run three nodes and PostgreSQL with two synchronous standbys in turns under the same load and print their ratios
+    Compare(CompareArgs),
+    /// Kill or stop the leader of three nodes again and again under producers: the distribution of the gap they see
+    Failover(FailoverArgs),
+    /// Measure what a follower that stands still (SIGSTOP) costs those who write to three nodes
+    StoppedFollower(StoppedArgs),
+    /// Create many partitions on three nodes, write to each, kill all nodes, and measure what idle ones cost
+    IdleGroups(IdleArgs),
     /// Measure what the disk gives: sequential bandwidth and durable appends
     Disk(DiskArgs),
     /// Try to break a node
@@ -171,6 +180,92 @@ pub struct PairsArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+/// Three nodes to be measured.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// The `pyralog` program
+    #[arg(long, default_value = "target/release/pyralog")]
+    pub server: PathBuf,
+    /// Folder on the disk to be used; a temporary one is made in it and removed
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// CPUs of the nodes, one each, in turns [default: those that this program may use]
+    #[arg(long, value_delimiter = ',')]
+    pub cpus: Vec<usize>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+impl ClusterArgs {
+    /// The CPUs given, or all that there are.
+    pub fn cpus(&self) -> Vec<usize> {
+        if self.cpus.is_empty() { crate::host::allowed_cpus() } else { self.cpus.clone() }
+    }
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Folder of PostgreSQL's programs [default: the newest version below /usr/lib/postgresql]
+    #[arg(long)]
+    pub postgres: Option<PathBuf>,
+    /// Rounds of two measurements each
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000))]
+    pub rounds: u64,
+    /// The load
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Arguments of `failover`.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// How often
+    #[arg(long, default_value_t = 30, value_parser = value_parser!(u64).range(1..=10_000))]
+    pub times: u64,
+    /// How the leader ends
+    #[arg(long, value_enum, default_value_t = How::Kill)]
+    pub how: How,
+    /// Producers, each with one record of 256 bytes on its way
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..=1_000))]
+    pub producers: u64,
+}
+
+/// Arguments of `stopped-follower`.
+#[derive(Debug, Args)]
+pub struct StoppedArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Rounds of two measurements each
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000))]
+    pub rounds: u64,
+    /// The load
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Arguments of `idle-groups`.
+#[derive(Debug, Args)]
+pub struct IdleArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Partitions, three replicas each
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub groups: u32,
+    /// How long the idle nodes are watched, seconds
+    #[arg(long, default_value_t = 20, value_parser = value_parser!(u64).range(1..=3_600))]
+    pub seconds: u64,
 }
 
 /// Arguments of `disk`.

@@ -8,6 +8,8 @@
 
 pub mod aligned;
 pub mod cli;
+pub mod cluster;
+pub mod compare;
 pub mod disk;
 pub mod floor;
 pub mod host;

@@ -2,9 +2,17 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use pyralog_bench::cli::{Cli, Command, DiskArgs, FloorServerArgs, Output, PairsArgs, ProduceArgs};
+use pyralog_bench::cli::{
+    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, FloorServerArgs, IdleArgs, Output, PairsArgs,
+    ProduceArgs, StoppedArgs,
+};
+use pyralog_bench::cluster::failover::{self, FailoverConfig};
+use pyralog_bench::cluster::idle::{self, IdleConfig};
+use pyralog_bench::cluster::stopped::{self, StoppedConfig};
+use pyralog_bench::compare::{self, CompareConfig};
 use pyralog_bench::floor::{FloorConfig, FloorServer};
 use pyralog_bench::host::{self, HostFacts};
 use pyralog_bench::latency::Summary;
@@ -17,6 +25,10 @@ fn main() -> ExitCode {
         Command::FloorServer(args) => floor_server(args),
         Command::Produce(args) => run_produce(&args),
         Command::Pairs(args) => run_pairs(args),
+        Command::Compare(args) => run_compare(args),
+        Command::Failover(args) => run_failover(args),
+        Command::StoppedFollower(args) => run_stopped(args),
+        Command::IdleGroups(args) => run_idle(args),
         Command::Disk(args) => run_disk(&args),
         Command::Torture(what) => torture::run(&what),
     };
@@ -86,6 +98,73 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
     })?;
     match args.output {
         Output::Table => print!("{}", report.to_table()),
+        Output::Json => println!("{:#}", report.to_json()),
+    }
+    Ok(())
+}
+
+fn run_compare(args: CompareArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.load.records == 1, "compare sends one record in each request");
+    let report = compare::run(&CompareConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        postgres: args.postgres,
+        rounds: args.rounds as usize,
+        shape: args.load.shape(),
+        connections: args.load.connections as usize,
+        record_bytes: args.load.record_bytes as usize,
+    })?;
+    match args.cluster.output {
+        Output::Table => print!("{}", report.to_table()),
+        Output::Json => println!("{:#}", report.to_json()),
+    }
+    Ok(())
+}
+
+fn run_failover(args: FailoverArgs) -> anyhow::Result<()> {
+    let report = failover::run(&FailoverConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        times: args.times as usize,
+        how: args.how,
+        producers: args.producers as usize,
+    })?;
+    match args.cluster.output {
+        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
+        Output::Json => println!("{:#}", report.to_json()),
+    }
+    Ok(())
+}
+
+fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {
+    let report = stopped::run(&StoppedConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        rounds: args.rounds as usize,
+        shape: args.load.shape(),
+        connections: args.load.connections as usize,
+        batch: args.load.batch(),
+    })?;
+    match args.cluster.output {
+        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
+        Output::Json => println!("{:#}", report.to_json()),
+    }
+    Ok(())
+}
+
+fn run_idle(args: IdleArgs) -> anyhow::Result<()> {
+    let report = idle::run(&IdleConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        groups: args.groups,
+        watched: Duration::from_secs(args.seconds),
+    })?;
+    match args.cluster.output {
+        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
         Output::Json => println!("{:#}", report.to_json()),
     }
     Ok(())

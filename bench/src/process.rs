@@ -51,14 +51,22 @@ impl OwnedProcess {
         Ok(())
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: libc::c_int) -> anyhow::Result<()> {
+        let pid = libc::pid_t::try_from(self.pid())?;
+        // SAFETY: our own child, not waited for yet, so the id can't belong to anybody else.
+        match unsafe { libc::kill(pid, signal) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()).with_context(|| format!("can't signal {}", self.name)),
+        }
+    }
+
     /// SIGTERM; SIGKILL and an error when it doesn't end in time.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         if self.child.try_wait()?.is_some() {
             return Ok(());
         }
-        let pid = libc::pid_t::try_from(self.pid())?;
-        // SAFETY: our own child, not waited for yet, so the id can't belong to anybody else.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
+        self.signal(libc::SIGTERM)?;
         let begin = Instant::now();
         while self.child.try_wait()?.is_none() {
             if begin.elapsed() > STOP_PATIENCE {
@@ -92,13 +100,26 @@ pub struct NodeSetup {
     pub addr: SocketAddr,
     /// One shard, on this CPU; `None` leaves shards and CPUs at the node's defaults.
     pub one_shard_on: Option<usize>,
+    /// Its place in a cluster; `None` = it is alone.
+    pub member: Option<Member>,
+}
+
+/// One of several nodes.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its id.
+    pub id: u32,
+    /// Where the others reach it.
+    pub internal: SocketAddr,
+    /// All nodes, as the configuration names them.
+    pub nodes: Vec<String>,
 }
 
 impl NodeSetup {
     /// A node in `dir` on a free loopback port.
     pub fn new(program: &Path, dir: &Path, one_shard_on: Option<usize>) -> anyhow::Result<Self> {
-        let addr = free_loopback_addr()?;
-        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), addr, one_shard_on })
+        let addr = free_loopback_addrs(1)?.first().copied().context("no free port")?;
+        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), addr, one_shard_on, member: None })
     }
 
     /// The node's data folder.
@@ -119,6 +140,12 @@ impl NodeSetup {
         });
         if let (Some(cpu), Some(keys)) = (self.one_shard_on, settings.as_object_mut()) {
             keys.insert("runtime".to_owned(), json!({ "shards": 1, "cpus": [cpu] }));
+        }
+        if let Some(member) = &self.member {
+            settings["node"]["node_id"] = json!(member.id);
+            settings["node"]["cluster_name"] = json!("bench");
+            settings["node"]["cluster_nodes"] = json!(member.nodes);
+            settings["network"]["internal_address"] = json!(member.internal.to_string());
         }
         settings
     }
@@ -171,9 +198,12 @@ fn tail_of(path: &Path) -> String {
     lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
 }
 
-/// A loopback address whose port nobody listens on at the moment.
-fn free_loopback_addr() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+/// Loopback addresses whose ports nobody listens on at the moment, no two the same.
+pub fn free_loopback_addrs(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let listeners = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    // Held until all are there.
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
 /// Starts this very program's floor server; returns it with its address.
@@ -204,14 +234,19 @@ mod tests {
 
     #[test]
     fn the_node_would_take_its_configuration() {
-        for cpu in [None, Some(1)] {
-            let setup = NodeSetup::new(Path::new("pyralog"), Path::new("/d"), cpu).unwrap();
+        let internal: SocketAddr = "127.0.0.1:4002".parse().unwrap();
+        let nodes = ["1@127.0.0.1:4001", "2@127.0.0.1:4002", "3@127.0.0.1:4003"];
+        let member = Member { id: 2, internal, nodes: nodes.map(str::to_owned).to_vec() };
+        for (cpu, member) in [(None, None), (Some(1), Some(member))] {
+            let mut setup = NodeSetup::new(Path::new("pyralog"), Path::new("/d"), cpu).unwrap();
+            setup.member = member.clone();
             let file = Some(("bench-node.json".to_owned(), setup.settings().to_string()));
             let config = load(&Layers { file, ..Layers::default() }).unwrap().config;
             assert_eq!(config.node.data_dir, setup.data_dir());
             assert_eq!(config.network.listen_address, setup.addr);
             assert_eq!(config.runtime.cpus, cpu.map(|cpu| vec![cpu]));
             assert_eq!(config.runtime.shards, cpu.map(|_| 1));
+            assert_eq!(config.node.cluster_nodes.len(), member.map_or(0, |member| member.nodes.len()));
         }
     }
 
