@@ -101,6 +101,8 @@ pub(crate) struct Head {
     pub records: u32,
     /// Its checksum field.
     pub crc: u32,
+    /// The leader's epoch.
+    pub epoch: u32,
 }
 
 /// Reads the header of the batch that `bytes` begins with.
@@ -114,7 +116,8 @@ pub(crate) fn head(bytes: &[u8]) -> Option<Head> {
     if header[16] != 2 || len < HEADER {
         return None;
     }
-    Some(Head { base_offset: i64::from_be_bytes(base), len, records, crc: int(17) as u32 })
+    let (crc, epoch) = (int(17) as u32, int(12) as u32);
+    Some(Head { base_offset: i64::from_be_bytes(base), len, records, crc, epoch })
 }
 
 /// Whether two batches are the same except for the two fields that the leader fills in.

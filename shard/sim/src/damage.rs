@@ -66,6 +66,8 @@ struct Frame {
     crc: u32,
     /// The entry, of several replicas.
     index: u64,
+    /// Its term.
+    epoch: u32,
     range: Range<u64>,
 }
 
@@ -95,6 +97,7 @@ fn frames(bytes: &[u8], position: u64, head: &CommitHead) -> Vec<Frame> {
             group: GroupId { topic: TopicId(topic), partition },
             batch: (kind == 1).then_some(base as i64),
             index: u64_at(bytes, at + 32).filter(|_| matches!(kind, 1 | NEW_TERM)).unwrap_or(0),
+            epoch: u32_at(bytes, at + 24).unwrap_or(0),
             crc: bytes.get(at + FRAME_HEADER..).and_then(batch::head).map_or(0, |head| head.crc),
             range: position + at as u64..position + end as u64,
         });
@@ -118,6 +121,15 @@ pub(crate) struct Place {
     pub crc: u32,
     /// Its entry; 0 in a group of one replica.
     pub index: u64,
+    /// Term of its entry; in a group of one replica the life of the journal.
+    pub epoch: u32,
+}
+
+/// A batch in a segment.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    len: u64,
+    base: i64,
 }
 
 /// What a crash may have cost silently: commits from `lsn` on, because no later durable point survived.
@@ -134,7 +146,7 @@ pub(crate) struct LostTail {
 pub(crate) struct Tracker {
     commits: BTreeMap<(u32, u64), Commit>,
     places: BTreeMap<(GroupId, i64), Place>,
-    segments: BTreeMap<(GroupId, i64), BTreeMap<u64, (u64, i64)>>,
+    segments: BTreeMap<(GroupId, i64), BTreeMap<u64, Stored>>,
     journal_taint: BTreeSet<(GroupId, i64)>,
     segment_taint: BTreeSet<(GroupId, i64)>,
     /// Segments whose index was hit, or may have been lost with a crash: it is never flushed.
@@ -201,6 +213,7 @@ impl Tracker {
                         incarnation: head.incarnation,
                         crc: frame.crc,
                         index: frame.index,
+                        epoch: frame.epoch,
                     };
                     self.places.insert((frame.group, base), place);
                     self.unsure.remove(&(frame.group, base));
@@ -231,7 +244,12 @@ impl Tracker {
         }
         let mut at = 0usize;
         while let Some(head) = bytes.get(at..).and_then(batch::head) {
-            segment.insert(offset + at as u64, (head.len as u64, head.base_offset));
+            segment.insert(offset + at as u64, Stored { len: head.len as u64, base: head.base_offset });
+            // Only what is committed goes to segments: an entry of another term was taken back.
+            let batch = (group, head.base_offset);
+            if self.places.get(&batch).is_some_and(|place| place.epoch != head.epoch) {
+                self.places.remove(&batch);
+            }
             self.segment_taint.remove(&(group, head.base_offset));
             at += head.len;
         }
@@ -288,11 +306,11 @@ impl Tracker {
 
     fn hit_segment(&mut self, group: GroupId, base: i64, range: &Range<u64>) {
         let Some(segment) = self.segments.get(&(group, base)) else { return };
-        for (at, (len, offset)) in segment {
-            if overlaps(&(*at..at + len), range) {
+        for (at, stored) in segment {
+            if overlaps(&(*at..at + stored.len), range) {
                 self.segment_hit = true;
                 self.metadata_hit |= group == GroupId::METADATA;
-                self.segment_taint.insert((group, *offset));
+                self.segment_taint.insert((group, stored.base));
             }
         }
     }
@@ -309,13 +327,13 @@ impl Tracker {
         let Some((name, segment)) = self.segments.range(..=(group, base)).next_back() else { return false };
         let indexed = !self.index_suspect.contains(name);
         let mut shadow_until = None;
-        for (at, (len, offset)) in segment {
-            if *offset == base {
+        for (at, stored) in segment {
+            if stored.base == base {
                 return shadow_until.is_some_and(|until| *at <= until);
             }
-            if self.segment_taint.contains(&(group, *offset)) {
+            if self.segment_taint.contains(&(group, stored.base)) {
                 let reach = if indexed { u64::from(INDEX_INTERVAL_BYTES) } else { u64::MAX / 2 };
-                shadow_until = Some(at + len + reach);
+                shadow_until = Some(at + stored.len + reach);
             }
         }
         false
@@ -342,20 +360,21 @@ impl Tracker {
         self.open_lsns.range(..=place.lsn).next().is_none()
     }
 
-    /// Whether the batch with this checksum is in the journal and on the platter, as far as the disk told.
-    pub(crate) fn journaled(&self, group: GroupId, base: i64, crc: u32) -> bool {
-        self.place(group, base).is_some_and(|place| place.crc == crc && self.claim_holds(place))
+    /// The term as whose entry the batch with this checksum is in the journal and on the platter, as far as the disk told.
+    pub(crate) fn journaled(&self, group: GroupId, base: i64, crc: u32) -> Option<u32> {
+        let place = self.place(group, base).filter(|place| place.crc == crc && self.claim_holds(*place));
+        place.map(|place| place.epoch)
     }
 
     /// Whether a batch at this offset is in a segment.
     pub(crate) fn in_segment(&self, group: GroupId, base: i64) -> bool {
         let segment = self.segments.range((group, i64::MIN)..=(group, base)).next_back();
-        segment.is_some_and(|(_, batches)| batches.values().any(|(_, offset)| *offset == base))
+        segment.is_some_and(|(_, batches)| batches.values().any(|stored| stored.base == base))
     }
 
     /// The same, and no engine went before it knew.
-    pub(crate) fn journaled_surely(&self, group: GroupId, base: i64, crc: u32) -> bool {
-        self.journaled(group, base, crc) && !self.unsure.contains(&(group, base))
+    pub(crate) fn journaled_surely(&self, group: GroupId, base: i64, crc: u32) -> Option<u32> {
+        self.journaled(group, base, crc).filter(|_| !self.unsure.contains(&(group, base)))
     }
 
     /// The engine is gone: whether what it wrote and never knew to be durable is there was left to chance.
@@ -436,6 +455,29 @@ mod tests {
         assert!(tracker.tainted(GroupId::new(4, 0), 20));
         tracker.hit(FileId::Journal(1), 30..31);
         assert!(tracker.tainted(GroupId::new(3, 0), 10), "a broken header takes the whole commit along");
+    }
+
+    #[test]
+    fn an_entry_of_another_term_is_not_what_a_segment_holds() {
+        let (group, mut tracker) = (GroupId::new(3, 0), Tracker::default());
+        let mut batch = vec![0u8; batch::HEADER];
+        batch[..8].copy_from_slice(&10i64.to_be_bytes());
+        batch[8..12].copy_from_slice(&(batch::HEADER as i32 - 12).to_be_bytes());
+        batch[16] = 2;
+        let mut write = commit(1, 0, 5, 4, &[(3, 10, batch::HEADER)]);
+        let (epoch, body) = (COMMIT_HEADER as usize + 24, COMMIT_HEADER as usize + FRAME_HEADER);
+        write[epoch] = 15;
+        write[body..body + batch.len()].copy_from_slice(&batch);
+        tracker.submitted(FileId::Journal(1), 0, &write);
+        assert_eq!(tracker.journaled(group, 10, 0), None, "it is on its way");
+        tracker.durable(FileId::Journal(1), 0..4096);
+        assert_eq!(tracker.journaled(group, 10, 0), Some(15));
+        batch[15] = 15;
+        tracker.submitted(FileId::Segment(group, 10), 0, &batch);
+        assert_eq!(tracker.journaled(group, 10, 0), Some(15));
+        batch[15] = 16;
+        tracker.submitted(FileId::Segment(group, 10), 0, &batch);
+        assert_eq!(tracker.journaled(group, 10, 0), None, "what was committed is another entry");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct Books {
     voted: BTreeMap<(Seat, GroupId), u32>,
     /// The end of the last committed batch that a shard's disk was known to hold when its engine went.
     held: BTreeMap<(Seat, GroupId), i64>,
+    /// The term in which each acknowledged batch became an entry.
+    terms: BTreeMap<(GroupId, i64), u32>,
     /// High watermark and term that a running engine last told.
     marks: BTreeMap<(Seat, GroupId), (i64, u32)>,
     /// Checksum of each version of the catalogue.
@@ -95,6 +97,16 @@ impl Books {
             ));
         }
         Ok(())
+    }
+
+    fn note_term(&mut self, group: GroupId, base: i64, term: u32) -> Result<(), String> {
+        let known = *self.terms.entry((group, base)).or_insert(term);
+        match known == term {
+            true => Ok(()),
+            false => {
+                Err(format!("{group}: the batch at {base} is acknowledged as of term {known} and of {term}"))
+            }
+        }
     }
 
     fn note_vote(&mut self, seat: Seat, group: GroupId, term: u32, to: u32) -> Result<(), String> {
@@ -200,7 +212,10 @@ impl World {
             let held = model.entries.iter().rev().take(LOOK_BACK).find(|(base, entry)| {
                 let bytes = self.model.batch(entry.id).map(|batch| &batch.bytes);
                 let head = bytes.and_then(|bytes| batch::head(bytes));
-                head.is_some_and(|head| tracker.journaled_surely(*group, **base, head.crc))
+                // The same batch of another term is another entry, which a leader may have taken back.
+                let term = self.books.terms.get(&(*group, **base)).copied();
+                let held = head.and_then(|head| tracker.journaled_surely(*group, **base, head.crc));
+                term.is_some() && term == held
             });
             if let Some((base, entry)) = held {
                 let end = base + i64::from(entry.records);
@@ -279,13 +294,21 @@ impl World {
         let replicas = catalog.replicas(group);
         let seats = replicas
             .map(|replica| Seat { node: replica.node as usize - 1, shard: usize::from(replica.shard) });
+        // What the leader has in its journal and not in a segment is an entry of its log.
+        let leaders = &self.shard(seat).disk.tracker;
+        let place = leaders.place(group, base).filter(|_| !leaders.in_segment(group, base));
+        let noted = place.map_or(Ok(()), |place| self.books.note_term(group, base, place.epoch));
+        let term = self.books.terms.get(&(group, base)).copied();
         let held = seats.filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
             // A duplicate may be acknowledged again that was on a disk which is gone since.
             let gone = self.nodes[seat.node].emptied;
-            gone || tracker.journaled(group, base, crc) || tracker.in_segment(group, base)
+            let journaled = tracker.journaled(group, base, crc);
+            gone || journaled.is_some_and(|held| term.is_none_or(|term| term == held))
+                || tracker.in_segment(group, base)
         });
         let held = held.count();
+        self.check(noted);
         if held < usize::from(topic.spec.write_quorum) {
             self.fail(format!(
                 "{seat} {group}: the batch at {base} is acknowledged with {held} durable copies of {}",
