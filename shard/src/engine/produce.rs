@@ -119,10 +119,11 @@ impl Engine {
         let Some((index, partition)) = found.and_then(|index| Some((index, self.at(index)?))) else {
             return Err(self.not_here(group));
         };
+        // First: of several replicas another one may lead, whatever this one has lost.
+        check_leads(partition)?;
         if partition.end_unknown {
             return Err((ErrorCode::LogEndUnknown, format!("partition {group}")));
         }
-        check_leads(partition)?;
         // One run may add a segment to every partition before they are counted again.
         if self.flush.segments + self.by_group.len() > MAX_SEGMENTS_PER_SHARD {
             let text = format!("shard {} holds {} segments", self.config.shard, self.flush.segments);
