@@ -220,7 +220,7 @@ mod tests {
                 disk: 1,
                 disk_since: 0,
             };
-            catalog.apply(&Command::RegisterNode(node));
+            catalog.apply(&Command::RegisterNode(node)).unwrap();
         }
         catalog
     }
@@ -236,8 +236,7 @@ mod tests {
             retention_bytes: -1,
             retention_ms: -1,
         });
-        catalog.check(&command).unwrap();
-        catalog.apply(&command);
+        catalog.apply(&command).unwrap();
     }
 
     fn spread(counts: impl Iterator<Item = u32> + Clone) -> u32 {
@@ -286,7 +285,7 @@ mod tests {
                 create(&mut catalog, &format!("t{number}"), placed);
                 if delete {
                     let topic = *catalog.topics.keys().next().unwrap();
-                    catalog.apply(&Command::DeleteTopic { topic });
+                    catalog.apply(&Command::DeleteTopic { topic }).unwrap();
                     deleted = true;
                 }
                 if !deleted {

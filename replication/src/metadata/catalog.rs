@@ -209,12 +209,13 @@ impl Catalog {
     }
 
     /// Applies a committed command. One that no longer passes [`Self::check`] changes nothing but the version.
-    pub fn apply(&mut self, command: &Command) {
-        let valid = self.check(command).is_ok();
+    ///
+    /// # Errors
+    /// Why it does not pass, for the client that asked for it.
+    pub fn apply(&mut self, command: &Command) -> Result<(), (ErrorCode, String)> {
+        let checked = self.check(command);
         self.version += 1;
-        if !valid {
-            return;
-        }
+        checked?;
         match command {
             Command::RegisterNode(node) => {
                 let known = self.nodes.get(&node.id).filter(|known| known.disk == node.disk);
@@ -231,6 +232,7 @@ impl Catalog {
             }
             Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),
         }
+        Ok(())
     }
 
     fn insert(&mut self, topic: Topic) {

@@ -10,7 +10,7 @@ fn node(id: u32, shards: u16) -> NodeInfo {
 
 fn cluster(nodes: u32) -> Catalog {
     let mut catalog = Catalog::default();
-    (1..=nodes).for_each(|id| catalog.apply(&Command::RegisterNode(node(id, 2))));
+    (1..=nodes).for_each(|id| catalog.apply(&Command::RegisterNode(node(id, 2))).unwrap());
     catalog
 }
 
@@ -41,7 +41,7 @@ fn refused(catalog: &Catalog, command: &Command, code: ErrorCode, text: &str) {
     assert_eq!(found, code, "{detail}");
     assert!(detail.contains(text), "{text:?} is not in {detail:?}");
     let mut applied = catalog.clone();
-    applied.apply(command);
+    assert_eq!(applied.apply(command), Err((found, detail)));
     applied.version -= 1;
     assert_eq!(&applied, catalog, "a refused command that was committed changes nothing but the version");
 }
@@ -49,18 +49,18 @@ fn refused(catalog: &Catalog, command: &Command, code: ErrorCode, text: &str) {
 #[test]
 fn topics_come_and_go_and_ids_are_never_reused() {
     let mut catalog = cluster(1);
-    catalog.apply(&create("a", 3, 1, &catalog));
+    catalog.apply(&create("a", 3, 1, &catalog)).unwrap();
     let shards: Vec<_> = (0..4).map(|p| catalog.shard_on(1, GroupId::new(1, p))).collect();
     assert_eq!(shards, [Some(0), Some(1), Some(0), None]);
     assert_eq!(catalog.shard_on(1, GroupId::METADATA), Some(0));
     assert_eq!(catalog.shard_on(2, GroupId::new(1, 0)), None);
     refused(&catalog, &create("a", 1, 1, &catalog), ErrorCode::TopicAlreadyExists, "exists");
-    catalog.apply(&create("b", 1, 1, &catalog));
+    catalog.apply(&create("b", 1, 1, &catalog)).unwrap();
     assert_eq!((catalog.partitions(), catalog.load(replica(1, 1)).replicas), (4, 2));
-    catalog.apply(&Command::DeleteTopic { topic: 1 });
+    catalog.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     assert!(catalog.topic_by_name("a").is_none());
     refused(&catalog, &Command::DeleteTopic { topic: 1 }, ErrorCode::UnknownTopicOrPartition, "id 1");
-    catalog.apply(&create("a", 1, 1, &catalog));
+    catalog.apply(&create("a", 1, 1, &catalog)).unwrap();
     assert_eq!(catalog.topic_by_name("a").unwrap().id, 3);
     assert_eq!(catalog.topic_by_name("b").unwrap().id, 2);
     assert_eq!((catalog.version, catalog.partitions()), (5, 2));
@@ -76,7 +76,7 @@ fn replicas_are_where_they_were_put() {
     let assignment = Assignment::new(&lists).unwrap();
     assert_eq!(assignment.preferred_leader(1), Some(replica(3, 1)));
     assert_eq!(assignment.preferred_leader(2), None);
-    catalog.apply(&Command::CreateTopic(spec("t", assignment)));
+    catalog.apply(&Command::CreateTopic(spec("t", assignment))).unwrap();
     for (list, partition) in lists.iter().zip(0..) {
         let group = GroupId::new(1, partition);
         assert_eq!(&catalog.replicas(group).collect::<Vec<_>>(), list);
@@ -130,7 +130,7 @@ fn an_assignment_without_meaning_is_not_made() {
 #[test]
 fn nodes_join_and_come_back() {
     let mut catalog = cluster(2);
-    catalog.apply(&create("t", 4, 2, &catalog));
+    catalog.apply(&create("t", 4, 2, &catalog)).unwrap();
     let invalid = ErrorCode::InvalidRequest;
     let with = |change: fn(&mut NodeInfo)| {
         let mut node = node(2, 2);
@@ -147,11 +147,11 @@ fn nodes_join_and_come_back() {
         refused(&catalog, &Command::RegisterNode(bad_node), invalid, "no address for clients");
     }
     refused(&catalog, &with(|n| n.internal_address = "x".into()), invalid, "no address for nodes");
-    catalog.apply(&with(|n| n.shards = 3));
-    catalog.apply(&with(|n| (n.shards, n.internal_address) = (4, String::new())));
+    catalog.apply(&with(|n| n.shards = 3)).unwrap();
+    catalog.apply(&with(|n| (n.shards, n.internal_address) = (4, String::new()))).unwrap();
     assert_eq!((catalog.nodes.len(), catalog.nodes[&2].shards), (2, 4));
     for id in 3..=64 {
-        catalog.apply(&Command::RegisterNode(node(id, 1)));
+        catalog.apply(&Command::RegisterNode(node(id, 1))).unwrap();
     }
     refused(&catalog, &Command::RegisterNode(node(65, 1)), ErrorCode::LimitReached, "64 nodes");
     catalog.check(&Command::RegisterNode(node(64, 2))).unwrap();
@@ -187,18 +187,18 @@ fn an_unknown_version_is_refused_with_what_to_do() {
 #[test]
 fn a_topic_is_older_than_the_disk_that_came_after_it() {
     let mut catalog = cluster(3);
-    catalog.apply(&create("a", 2, 3, &catalog));
+    catalog.apply(&create("a", 2, 3, &catalog)).unwrap();
     let group = |topic| GroupId::new(topic, 0);
     assert!(catalog.is_younger_than_disk(group(1), 2, 2));
     assert!(!catalog.is_younger_than_disk(group(1), 2, 99), "this disk is not registered");
-    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(2, 2) }));
+    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(2, 2) })).unwrap();
     assert!(!catalog.is_younger_than_disk(group(1), 2, 99) && !catalog.is_younger_than_disk(group(1), 2, 2));
     assert!(catalog.is_younger_than_disk(group(1), 1, 1), "the others have theirs");
-    catalog.apply(&create("b", 2, 3, &catalog));
+    catalog.apply(&create("b", 2, 3, &catalog)).unwrap();
     assert!(catalog.is_younger_than_disk(group(2), 2, 99));
     let since = catalog.nodes[&2].disk_since;
     let moved = NodeInfo { disk: 99, client_address: "elsewhere:1".into(), ..node(2, 2) };
-    catalog.apply(&Command::RegisterNode(moved));
+    catalog.apply(&Command::RegisterNode(moved)).unwrap();
     assert_eq!(catalog.nodes[&2].disk_since, since, "another address is not another disk");
     assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
 }
@@ -207,8 +207,8 @@ fn a_topic_is_older_than_the_disk_that_came_after_it() {
 #[test]
 fn a_snapshot_that_contradicts_itself_is_refused() {
     let mut good = cluster(3);
-    good.apply(&create("a", 2, 3, &good));
-    good.apply(&create("b", 1, 1, &good));
+    good.apply(&create("a", 2, 3, &good)).unwrap();
+    good.apply(&create("b", 1, 1, &good)).unwrap();
     let inconsistent = |change: fn(&mut Catalog), text: &str| {
         let mut bad = good.clone();
         change(&mut bad);
@@ -275,8 +275,7 @@ proptest! {
         for step in steps {
             let Some(command) = command(step, &catalog) else { continue };
             prop_assert_eq!(&Command::decode(&command.encode()).unwrap(), &command);
-            catalog.apply(&command);
-            twin.apply(&command);
+            prop_assert_eq!(catalog.apply(&command), twin.apply(&command));
         }
         prop_assert_eq!(&Catalog::decode(&catalog.encode()).unwrap(), &catalog);
         prop_assert_eq!(&twin, &catalog);
@@ -298,15 +297,15 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let mut catalog = cluster(3);
-        catalog.apply(&create("a", 5, 3, &catalog));
-        catalog.apply(&create("b", 2, 1, &catalog));
+        catalog.apply(&create("a", 5, 3, &catalog)).unwrap();
+        catalog.apply(&create("b", 2, 1, &catalog)).unwrap();
         let mut bytes = catalog.encode();
         for (index, value) in changes {
             let at = index.index(bytes.len());
             bytes[at] = value;
         }
         if let Ok(mut damaged) = Catalog::decode(&bytes) {
-            damaged.apply(&Command::DeleteTopic { topic: 1 });
+            let _ = damaged.apply(&Command::DeleteTopic { topic: 1 });
             prop_assert_eq!(&Catalog::decode(&damaged.encode()).unwrap(), &damaged);
         }
     }
@@ -321,7 +320,7 @@ fn ten_thousand_creates() {
         let begin = std::time::Instant::now();
         let mut published = std::sync::Arc::new(catalog.clone());
         for number in 0..10_000 {
-            catalog.apply(&create(&format!("topic-{number:05}"), 3, 3, &catalog));
+            catalog.apply(&create(&format!("topic-{number:05}"), 3, 3, &catalog)).unwrap();
             if copies_kept {
                 published = std::sync::Arc::new(catalog.clone());
             }

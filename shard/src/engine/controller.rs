@@ -9,7 +9,7 @@ use std::sync::Arc;
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_net::message::{
-    CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, InitProducerIdReply, Response,
+    CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, ErrorReply, InitProducerIdReply, Response,
 };
 use pyralog_replication::metadata::{Catalog, Command, NodeInfo, TopicSpec};
 use pyralog_replication::placement::place;
@@ -108,6 +108,30 @@ impl Controller {
     pub(super) fn catalog(&self) -> &Catalog {
         &self.committed
     }
+
+    /// Applies the next committed command, and has the client wait for every shard that asked for it here. `life` is in the
+    /// producer ids that are reserved.
+    fn apply(&mut self, command: &Command, life: i64) {
+        let next_offset = self.committed.version as i64 + 1;
+        let (topic, producer_id) = (self.committed.next_topic_id, life | self.committed.next_producer_id);
+        let applied = self.committed.apply(command);
+        let own = self.in_flight.front().is_some_and(|first| first.next_offset == next_offset);
+        let Some(done) = own.then(|| self.in_flight.pop_front()).flatten() else { return };
+        if let Command::ReserveProducerIds { count } = done.command {
+            self.reserving = false;
+            if applied.is_ok() {
+                self.producer_ids = producer_id..producer_id + i64::from(count);
+            }
+        }
+        let Some(mut client) = done.client else { return };
+        // The catalogue that the command met counts, not the one that it was checked against.
+        match (applied, &mut client.answer) {
+            (Err((code, detail)), answer) => *answer = Response::Error(ErrorReply { code, detail }),
+            (Ok(()), Response::CreateTopic(created)) => created.id = topic,
+            (Ok(()), _) => {}
+        }
+        self.applying.push_back((self.committed.version, client));
+    }
 }
 
 impl Engine {
@@ -121,6 +145,7 @@ impl Engine {
         if !self.controls() {
             return self.refuse_admin(conn, correlation_id, actions);
         }
+        self.see_commits(actions);
         if let Err((code, detail)) = self.register_node() {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
@@ -156,9 +181,11 @@ impl Engine {
         request: &DeleteTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(controller) = self.controller.as_ref().filter(|_| self.controls()) else {
+        if !self.controls() {
             return self.refuse_admin(conn, correlation_id, actions);
-        };
+        }
+        self.see_commits(actions);
+        let Some(controller) = &self.controller else { return };
         let Some(topic) = controller.newest().topic_by_name(request.name).map(|topic| topic.id) else {
             let detail = format!("no topic {:?}", request.name);
             return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
@@ -281,6 +308,16 @@ impl Engine {
             })
     }
 
+    /// What is committed is applied at the end of a pass. A leader of the metadata that has just come to know all that those
+    /// before it have committed must not answer from before that.
+    fn see_commits(&mut self, actions: &mut Vec<Action>) {
+        let index = self.find(GroupId::METADATA);
+        if let Some(replica) = index.and_then(|index| self.raft_mut(index)) {
+            let high_watermark = replica.raft.high_watermark();
+            self.metadata_committed(high_watermark, actions);
+        }
+    }
+
     /// Reserves the next block of producer ids, once.
     fn reserve_producer_ids(&mut self, actions: &mut Vec<Action>) {
         let Some(controller) = &self.controller else { return };
@@ -367,7 +404,8 @@ impl Engine {
         };
         controller.builder = builder;
         let (_, next_offset) = appended?;
-        controller.tentative.apply(&command);
+        // It was checked against the same just now.
+        let _ = controller.tentative.apply(&command);
         controller.in_flight.push_back(InFlight { next_offset, command, client });
         match self.at(index).is_some_and(|partition| partition.replica.raft().is_some()) {
             true => self.queue_group(index),
@@ -415,18 +453,8 @@ impl Engine {
 
     fn apply_committed(&mut self, command: &Command) {
         let life = (self.journal.incarnation() as i64) << PRODUCER_ID_LIFE_SHIFT;
-        let Some(controller) = &mut self.controller else { return };
-        let next_offset = controller.committed.version as i64 + 1;
-        let first_producer_id = life | controller.committed.next_producer_id;
-        controller.committed.apply(command);
-        let own = controller.in_flight.front().is_some_and(|first| first.next_offset == next_offset);
-        let Some(done) = own.then(|| controller.in_flight.pop_front()).flatten() else { return };
-        if let Command::ReserveProducerIds { count } = done.command {
-            controller.producer_ids = first_producer_id..first_producer_id + i64::from(count);
-            controller.reserving = false;
-        }
-        if let Some(client) = done.client {
-            controller.applying.push_back((controller.committed.version, client));
+        if let Some(controller) = &mut self.controller {
+            controller.apply(command, life);
         }
     }
 
@@ -738,4 +766,76 @@ fn build_command(
     builder.clear();
     builder.append(timestamp, None, Some(&command.encode()), &[]).map_err(internal)?;
     Ok(builder.build(Compression::None).map_err(internal)?.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use pyralog_replication::metadata::{Assignment, Replica};
+
+    use super::*;
+
+    fn create(name: &str) -> Command {
+        Command::CreateTopic(TopicSpec {
+            name: name.into(),
+            assignment: Assignment::new(&[vec![Replica { node: 1, shard: 0 }]]).unwrap(),
+            write_quorum: 1,
+            read_quorum: 1,
+            min_insync_replicas: 1,
+            retention_bytes: -1,
+            retention_ms: -1,
+        })
+    }
+
+    #[test]
+    fn a_client_is_told_what_became_of_its_command() {
+        let mut catalog = Catalog::default();
+        let node = NodeInfo {
+            id: 1,
+            client_address: "127.0.0.1:9092".into(),
+            internal_address: String::new(),
+            shards: 1,
+            disk: 7,
+            disk_since: 0,
+        };
+        catalog.apply(&Command::RegisterNode(node)).unwrap();
+        let mut controller = Controller::new(catalog, 1);
+        let created = |id| Response::CreateTopic(CreateTopicReply { id });
+        // One of another node comes before them, which the catalogue that they were checked against did not have.
+        for (next_offset, name, id) in [(3, "a", 1), (4, "b", 2)] {
+            let client = Client { conn: ConnId(id), correlation_id: id, answer: created(id as u32) };
+            controller.in_flight.push_back(InFlight {
+                next_offset,
+                command: create(name),
+                client: Some(client),
+            });
+        }
+        let delete = Command::DeleteTopic { topic: 9 };
+        let client = Client { conn: ConnId(3), correlation_id: 3, answer: Response::DeleteTopic };
+        controller.in_flight.push_back(InFlight {
+            next_offset: 5,
+            command: delete.clone(),
+            client: Some(client),
+        });
+        for command in [create("a"), create("a"), create("b"), delete] {
+            controller.apply(&command, 0);
+        }
+        let answers: Vec<Response> = controller.applying.drain(..).map(|(_, client)| client.answer).collect();
+        let [Response::Error(first), second, Response::Error(third)] = &answers[..] else {
+            panic!("{answers:?}");
+        };
+        assert_eq!(first.code, ErrorCode::TopicAlreadyExists);
+        assert_eq!(*second, created(2));
+        assert_eq!(third.code, ErrorCode::UnknownTopicOrPartition);
+    }
+
+    #[test]
+    fn no_producer_id_comes_from_a_reservation_that_was_refused() {
+        let mut controller = Controller::new(Catalog::default(), 1);
+        controller.reserving = true;
+        controller.committed.next_producer_id = i64::MAX;
+        let command = Command::ReserveProducerIds { count: 10 };
+        controller.in_flight.push_back(InFlight { next_offset: 1, command: command.clone(), client: None });
+        controller.apply(&command, 0);
+        assert_eq!((controller.producer_ids.clone(), controller.reserving), (0..0, false));
+    }
 }

@@ -941,7 +941,8 @@ fn apply_commands(catalog: &mut Catalog, batch: &BatchView<'_>) -> Result<(), St
     for (offset, command) in commands(batch).map_err(damaged)? {
         match offset.cmp(&(catalog.version as i64)) {
             Ordering::Less => continue,
-            Ordering::Equal => catalog.apply(&command),
+            // One that was refused is refused again, and its client is gone.
+            Ordering::Equal => _ = catalog.apply(&command),
             // Ids follow from the order of the commands: behind a gap every one of them would be guessed.
             Ordering::Greater => {
                 return Err(format!(

@@ -4,6 +4,7 @@
 
 mod damage;
 mod in_sync;
+mod metadata;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -865,52 +866,6 @@ fn lives_that_once_went_wrong_go_well() {
     for seed in ONCE_WRONG {
         std::panic::catch_unwind(|| life(*seed, 6_000)).unwrap_or_else(|_| panic!("seed {seed}"));
     }
-}
-
-#[test]
-fn a_new_controller_goes_on_from_what_it_has_followed() {
-    let followed = || {
-        let mut world = World::new(1, 3, 1, 2);
-        world.heal();
-        let leader = world.leader(GroupId::METADATA).unwrap();
-        world.crash(leader);
-        world.await_controller_but(leader);
-        world
-    };
-    let mut world = followed();
-    let next = world.groups[0].topic.0 + 1;
-    let created = world.answer_to(|world| world.create_topic("new", 1));
-    assert!(matches!(&created, Response::CreateTopic(reply) if reply.id == next), "{created:?}");
-    let delete = Request::DeleteTopic(DeleteTopicRequest { name: "replicated" });
-    let deleted = followed().answer_to(|world| world.administer(delete.clone()));
-    assert!(matches!(deleted, Response::DeleteTopic), "{deleted:?}");
-}
-
-#[test]
-fn a_controller_forgets_what_it_could_not_commit() {
-    let mut world = World::new(2, 3, 1, 2);
-    world.heal();
-    let first = world.leader(GroupId::METADATA).unwrap();
-    // Its command goes nowhere; the one that the others commit takes its place.
-    for other in world.ids() {
-        world.cut.insert(pair(first, other));
-        world.unlink(first, other);
-    }
-    world.create_topic("lost", 1);
-    world.await_controller_but(first);
-    let lost = world.answer_to(|_| {});
-    assert!(matches!(&lost, Response::Error(error) if error.code == ErrorCode::LeaderChanged), "{lost:?}");
-    let created = world.answer_to(|world| world.create_topic("kept", 1));
-    assert!(matches!(created, Response::CreateTopic(_)), "{created:?}");
-    let mut leader = 0;
-    while leader != first {
-        world.heal();
-        let before = world.leader(GroupId::METADATA).unwrap();
-        world.crash(before);
-        leader = world.await_controller_but(before);
-    }
-    let again = world.answer_to(|world| world.create_topic("lost", 1));
-    assert!(matches!(again, Response::CreateTopic(_)), "{again:?}");
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn a_shard_with_nothing_to_do_asks_for_no_tick_in_the_past() {
     let mut shard = Shard::start(config, MemDisk::default());
     let with_topic = catalog(&["t"]);
     let mut without = with_topic.clone();
-    without.apply(&Command::DeleteTopic { topic: 1 });
+    without.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     shard.event(Event::CatalogPublished { catalog: Arc::new(with_topic) });
     for _ in 0..3 {
         shard.produce(P0, &batch(0, None, &[b"x"]));

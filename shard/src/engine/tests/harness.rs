@@ -296,9 +296,9 @@ pub(super) fn catalog(names: &[&str]) -> Catalog {
         disk: 77,
         disk_since: 0,
     };
-    catalog.apply(&Command::RegisterNode(node));
+    catalog.apply(&Command::RegisterNode(node)).unwrap();
     for name in names {
-        catalog.apply(&create_on_shard_1(name));
+        catalog.apply(&create_on_shard_1(name)).unwrap();
     }
     catalog
 }

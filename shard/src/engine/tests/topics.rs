@@ -47,7 +47,7 @@ fn a_topic_does_not_inherit_what_an_older_one_with_its_id_left() {
     refused_with(&mut shard, ErrorCode::CorruptRange);
     // Deleting the topic cleans up.
     let mut without = catalog(&["new"]);
-    without.apply(&Command::DeleteTopic { topic: 1 });
+    without.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     publish(&mut shard, &without);
     assert!(shard.engine.partition(P0).is_none());
 }
@@ -72,8 +72,8 @@ fn topics_that_come_and_go_leave_no_trace_in_memory() {
     for round in 1..50u32 {
         let group = GroupId::new(round, 0);
         shard.produce(group, &batch(0, None, &[b"x"]));
-        now.apply(&create_on_shard_1(&format!("t{round}")));
-        now.apply(&Command::DeleteTopic { topic: round });
+        now.apply(&create_on_shard_1(&format!("t{round}"))).unwrap();
+        now.apply(&Command::DeleteTopic { topic: round }).unwrap();
         publish(&mut shard, &now);
         assert!(shard.engine.partition(group).is_none());
         let next = GroupId::new(round + 1, 0);
@@ -92,7 +92,7 @@ fn a_topic_on_its_way_out_is_not_reported_as_damaged() {
     let mut shard = shard_1();
     let with_topic = catalog(&["t", "other"]);
     let mut without = with_topic.clone();
-    without.apply(&Command::DeleteTopic { topic: 1 });
+    without.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     publish(&mut shard, &with_topic);
     for _ in 0..3 {
         shard.produce(P0, &batch(0, None, &[b"below the cut"]));
