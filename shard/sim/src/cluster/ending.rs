@@ -48,13 +48,19 @@ impl World {
     /// mended from the others yet, so that who needs it has to get it elsewhere.
     fn gather(&mut self, when: &str) {
         let lying: Vec<usize> = (0..self.config.nodes).filter(|node| self.has_lied(*node)).collect();
-        // A node that does not know yet whether it is one of the first has to hear from all.
+        // A replica that does not know what it has promised, or whether it is one of the first, has to hear from all.
         let until = self.now_us + AGREE_US;
         let waits = |world: &Self, node: usize| {
-            let state = world.shard(Seat { node, shard: 0 }).state_of(GroupId::METADATA);
-            let undecided = state.is_none_or(|state| state.health == PartitionHealth::Rejoining);
-            world.nodes[node].state == NodeState::Down
-                || world.nodes[node].state == NodeState::Up && undecided
+            let here = |group: GroupId| {
+                world.seats_of_group(group).into_iter().filter(|seat| seat.node == node).collect::<Vec<_>>()
+            };
+            let asks = |seat: &Seat, group: GroupId| {
+                let state = world.shard(*seat).state_of(group);
+                state.is_none_or(|state| state.health == PartitionHealth::Rejoining)
+            };
+            let groups = world.all_groups();
+            let asks = groups.into_iter().any(|group| here(group).iter().any(|seat| asks(seat, group)));
+            world.nodes[node].state == NodeState::Down || world.nodes[node].state == NodeState::Up && asks
         };
         while self.now_us < until
             && !self.over()
@@ -202,14 +208,15 @@ impl World {
     }
 
     /// Whether a replica is no member, and need not be: damage hides what it promised, or that of the metadata that would
-    /// tell it of the group, and some node is out that it has to ask.
+    /// tell it of the group, or its disk is a new one, and some node is out that it has to ask.
     fn is_aside(&self, seat: Seat, group: GroupId) -> bool {
         let hidden = |seat: Seat, group: GroupId| {
             let state = self.shard(seat).state_of(group);
             state.is_some_and(|state| state.health == PartitionHealth::Rejoining)
         };
         let somebody_is_out = self.nodes.iter().any(|node| node.state != NodeState::Up);
-        let may = somebody_is_out && self.nodes[seat.node].lies && self.has_lied(seat.node);
+        let lost = self.nodes[seat.node].emptied || self.has_lied(seat.node);
+        let may = somebody_is_out && self.nodes[seat.node].lies && lost;
         may && (hidden(seat, group) || hidden(Seat { shard: 0, ..seat }, GroupId::METADATA))
     }
 

@@ -103,9 +103,14 @@ impl World {
 
     /// The node stays out for good.
     fn take_out(&mut self, node: usize, why: ClusterFault) {
+        self.put_down(node);
+        if self.catalog.as_ref().is_none_or(|catalog| catalog.version == 0) {
+            // The cluster may wait for it to begin, as it does only when all of its nodes have been there.
+            self.replace_disk(node);
+            return self.schedule(20_000, Happening::Start { node, attempt: 0 });
+        }
         self.note(|| format!("n{} is out: {}", node + 1, why.name()));
         self.counts.add(why);
-        self.put_down(node);
         self.nodes[node].state = NodeState::Out;
     }
 
