@@ -10,6 +10,12 @@ use std::time::Duration;
 /// Longest that anything in these tests may take before it counts as hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Says that a test can't be made here and why, where a passing test's output is not hidden.
+pub(crate) fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {why}");
+}
+
 /// `pyralog` without any setting from the test's surroundings.
 pub(crate) fn pyralog() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_pyralog")))
@@ -134,6 +140,10 @@ impl Node {
         let (head, body) = reply.split_once("\r\n\r\n").expect("a head and a body");
         let status = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).expect("a status");
         (status, body.to_owned())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal to this node only.

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::common::{Node, PATIENCE, admin};
 use crate::proxy::Network;
+use crate::wires::Wires;
 
 const CLIENT_PORT: u16 = 9092;
 const INTERNAL_PORT: u16 = 9093;
@@ -33,6 +34,7 @@ pub(crate) struct Cluster {
     base: u16,
     settings: &'static [(&'static str, &'static str)],
     network: Option<Network>,
+    wires: Option<Wires>,
 }
 
 impl Cluster {
@@ -40,7 +42,7 @@ impl Cluster {
     pub(crate) fn new(count: u16) -> Self {
         let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
-        Self { folder, nodes, count, base, settings: &[], network: None }
+        Self { folder, nodes, count, base, settings: &[], network: None, wires: None }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -59,6 +61,11 @@ impl Cluster {
         cluster.form()
     }
 
+    /// Likewise, on a network of its own.
+    pub(crate) fn on(wires: Wires) -> Self {
+        Self { wires: Some(wires), ..Self::new(3) }.form()
+    }
+
     fn form(mut self) -> Self {
         (1..=self.count).for_each(|id| self.start(id));
         self.await_formed();
@@ -69,7 +76,14 @@ impl Cluster {
         self.network.as_ref().unwrap()
     }
 
+    pub(crate) fn wires(&self) -> &Wires {
+        self.wires.as_ref().unwrap()
+    }
+
     fn host(&self, id: u16) -> Ipv4Addr {
+        if self.wires.is_some() {
+            return Wires::host(id);
+        }
         let process = std::process::id();
         Ipv4Addr::new(127, 64 + (process >> 8 & 0x7f) as u8, process as u8, (self.base + id) as u8)
     }
@@ -107,6 +121,9 @@ impl Cluster {
         let data = self.data(id);
         let node = Node::start_with(&data, &self.address(id), |command| {
             settings(command);
+            if let Some(wires) = &self.wires {
+                wires.move_to(id, command);
+            }
             command
         });
         self.nodes.insert(id, node);

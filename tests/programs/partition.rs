@@ -1,171 +1,14 @@
 //! Three real nodes whose links to each other are cut, late and slow, and which are paused and killed: what was
 //! acknowledged stays, once and in order, and nobody acknowledges what does not.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pyralog_core::GroupId;
-use pyralog_core::batch::{BatchBuilder, Compression};
-use pyralog_net::client::{Connection, IdempotentProducer, Place};
-use pyralog_net::message::{Acks, ProduceRequest, Request, Response};
+use pyralog_net::client::IdempotentProducer;
 
-use crate::common::PATIENCE;
 use crate::harness::{Cluster, Reader, eventually, producer, value};
-use crate::proxy::{Network, Way};
-
-const TOPIC: &str = "t";
-/// What is sent past the producer's session begins like this.
-const STRAY: &[u8] = b"stray";
-
-/// Offsets of what was acknowledged: of each partition, those of the values 0, 1, 2 ….
-type History = Vec<Vec<i64>>;
-
-/// A producer that never pauses, and what it is told.
-struct Load {
-    stop: Arc<AtomicBool>,
-    told: Arc<(Mutex<History>, Condvar)>,
-    thread: JoinHandle<()>,
-}
-
-impl Load {
-    /// Begins to send to a topic with so many partitions. It is given the address of one node, which leads one of them.
-    fn begin(cluster: &Cluster, partitions: u32) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::new((Mutex::new(vec![Vec::new(); partitions as usize]), Condvar::new()));
-        let address = cluster.address(cluster.leader(TOPIC, 0));
-        let mut producer = producer(Cluster::client_at(&[address]), TOPIC);
-        producer.on_ack(Box::new({
-            let told = Arc::clone(&told);
-            move |ack| {
-                let offsets = ack.base_offset..ack.base_offset + i64::from(ack.records);
-                told.0.lock().unwrap()[ack.partition as usize].extend(offsets);
-                told.1.notify_all();
-            }
-        }));
-        let thread = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || send_until(&stop, partitions, &mut producer)
-        });
-        Self { stop, told, thread }
-    }
-
-    fn acknowledged(&self, partition: usize) -> usize {
-        self.told.0.lock().unwrap()[partition].len()
-    }
-
-    /// Waits until so many more of each partition are acknowledged.
-    fn await_more(&self, records: usize) {
-        let history = self.told.0.lock().unwrap();
-        let wanted: Vec<usize> = history.iter().map(|told| told.len() + records).collect();
-        let lacks =
-            |history: &mut History| history.iter().zip(&wanted).any(|(told, wanted)| told.len() < *wanted);
-        let (history, waited) = self.told.1.wait_timeout_while(history, PATIENCE, lacks).unwrap();
-        let acknowledged: Vec<usize> = history.iter().map(Vec::len).collect();
-        drop(history);
-        assert!(!waited.timed_out(), "{acknowledged:?} acknowledged, {wanted:?} wanted");
-    }
-
-    /// Stops when everything is acknowledged.
-    fn end(self) -> History {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        self.told.0.lock().unwrap().clone()
-    }
-}
-
-fn send_until(stop: &AtomicBool, partitions: u32, producer: &mut IdempotentProducer) {
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        for partition in 0..partitions {
-            producer.send(partition, 0, None, Some(&value(partition, number)), &[]).unwrap();
-        }
-        producer.send_open_batches().unwrap();
-        number += 1;
-    }
-    producer.flush().unwrap();
-}
-
-/// Everything acknowledged is where it was said to be, and the session's records are there once and in order.
-fn check(partition: usize, records: &BTreeMap<i64, Vec<u8>>, history: &History) {
-    let told = &history[partition];
-    for (number, offset) in told.iter().enumerate() {
-        let expected = value(partition as u32, number as u64);
-        assert_eq!(records.get(offset), Some(&expected), "record {number} was acknowledged at {offset}");
-    }
-    let own = records.values().filter(|value| !value.starts_with(STRAY)).cloned();
-    let expected = (0..told.len() as u64).map(|number| value(partition as u32, number));
-    assert!(own.eq(expected), "all of the session, once and in order, and nothing else of it");
-    assert!(records.keys().copied().eq(0..records.len() as i64), "an offset is missing");
-}
-
-/// A connection to a node that is to lead a partition, whoever leads it by then.
-struct Stray {
-    connection: Connection,
-    group: GroupId,
-    sent: u32,
-}
-
-impl Stray {
-    fn to(cluster: &Cluster, node: u16, partition: usize) -> Self {
-        let topic = cluster.client().topic(TOPIC).unwrap();
-        let shard = Place::leader_of(&topic.partitions[partition]).unwrap().shard;
-        let connection = Connection::connect(&cluster.address(node), Some(shard), PATIENCE).unwrap();
-        Self { connection, group: GroupId::new(topic.id, partition as u32), sent: 0 }
-    }
-
-    fn send(&mut self) {
-        let mut builder = BatchBuilder::new();
-        let value = [STRAY, &self.sent.to_le_bytes()].concat();
-        builder.append(0, None, Some(&value), &[]).unwrap();
-        let batch = builder.build(Compression::None).unwrap();
-        let request = ProduceRequest { group: self.group, acks: Acks::Quorum, timeout_ms: 0, batch };
-        self.connection.send(&Request::Produce(request)).unwrap();
-        self.connection.flush().unwrap();
-        self.sent += 1;
-    }
-
-    /// The node's answers to everything sent are refusals.
-    fn is_refused(&mut self) {
-        while self.connection.outstanding() > 0 {
-            let answer = self.connection.recv().unwrap().response;
-            assert!(matches!(answer, Response::Error(_)), "a node that is cut off acknowledged: {answer:?}");
-        }
-    }
-}
-
-/// All replicas hold everything and their leader knows it.
-fn await_in_sync(cluster: &Cluster) {
-    let mut client = cluster.client();
-    eventually(|| {
-        let states = client.describe_topic(TOPIC).ok()?;
-        let in_sync = |replica: &pyralog_net::message::ReplicaState| replica.in_sync;
-        let all = states
-            .iter()
-            .all(|state| state.replicas.iter().count() == 3 && state.replicas.iter().all(in_sync));
-        (!states.is_empty() && all).then_some(())
-    });
-}
-
-/// Cuts the leader of the only partition off while records flow; the others go on without it, and it acknowledges
-/// nothing.
-fn go_on_without_the_leader(cluster: &Cluster, load: &Load, cut: impl Fn(&Network, u16)) {
-    load.await_more(200);
-    let old = cluster.leader(TOPIC, 0);
-    let mut stray = Stray::to(cluster, old, 0);
-    cut(cluster.network(), old);
-    stray.send();
-    cluster.leader_but(TOPIC, 0, old);
-    load.await_more(200);
-    stray.is_refused();
-    stray.send();
-    stray.is_refused();
-    cluster.network().heal();
-    await_in_sync(cluster);
-}
-
+use crate::history::{History, Load, Stray, TOPIC, await_in_sync, check, go_on_without_the_leader};
+use crate::proxy::Way;
 /// Has every node lead the partition in its turn and looks at what it holds.
 fn each_holds(cluster: &Cluster, history: &History) {
     let mut seen = BTreeSet::new();
@@ -188,8 +31,10 @@ fn a_leader_that_is_cut_off_acknowledges_nothing_and_the_others_go_on() {
     cluster.admin_ok(&["topic", "create", TOPIC]);
     let load = Load::begin(&cluster, 1);
     let reader = Reader::begin(cluster.client(), TOPIC, 0);
+    let network = cluster.network();
     for way in [Way::Closed, Way::Swallowed] {
-        go_on_without_the_leader(&cluster, &load, |network, leader| network.set_around(leader, way));
+        let cut = |leader| network.set_around(leader, way);
+        go_on_without_the_leader(&cluster, &load, "cut off", cut, || network.heal());
     }
     let history = load.end();
     each_holds(&cluster, &history);
@@ -205,8 +50,11 @@ fn a_leader_that_is_not_heard_or_hears_nothing_is_replaced() {
     let cluster = Cluster::behind_proxies(3, &[]);
     cluster.admin_ok(&["topic", "create", TOPIC]);
     let load = Load::begin(&cluster, 1);
-    go_on_without_the_leader(&cluster, &load, |network, leader| network.set_from(leader, Way::Swallowed));
-    go_on_without_the_leader(&cluster, &load, |network, leader| network.set_to(leader, Way::Swallowed));
+    let network = cluster.network();
+    let unheard = |leader| network.set_from(leader, Way::Swallowed);
+    go_on_without_the_leader(&cluster, &load, "not heard", unheard, || network.heal());
+    let deaf = |leader| network.set_to(leader, Way::Swallowed);
+    go_on_without_the_leader(&cluster, &load, "hears nothing", deaf, || network.heal());
     each_holds(&cluster, &load.end());
 }
 
