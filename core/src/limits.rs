@@ -34,6 +34,8 @@ pub const MAX_TOPICS: u32 = 65_536;
 pub const MAX_SHARDS: u16 = 256;
 /// Most replicas of one partition.
 pub const MAX_REPLICATION_FACTOR: u8 = 5;
+/// Longest name of a cluster, bytes.
+pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// Longest address of a node, bytes.
 pub const MAX_ADDRESS_BYTES: usize = 512;
 /// Requests of one connection whose replies are outstanding; beyond it the socket is not read, and what was read

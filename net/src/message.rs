@@ -252,6 +252,8 @@ pub struct MetadataReply {
     pub node: u32,
     /// The node whose shard 0 takes administrative requests; 0 when the node that answers knows none.
     pub controller: u32,
+    /// The cluster's name, at most 64 bytes.
+    pub cluster: String,
     /// The cluster's nodes, in the order of their ids, the one that answers among them.
     pub nodes: Vec<NodeMetadata>,
     /// Version of the catalogue; grows with each change.
@@ -305,6 +307,15 @@ pub struct PartitionMetadata {
     pub replicas: ReplicaList<ReplicaMetadata>,
 }
 
+impl PartitionMetadata {
+    /// One of its replicas leads it, in this epoch; 0 = nothing is known of that.
+    pub fn lead_by(&mut self, node: u32, epoch: u32) {
+        if let Some(replica) = self.replicas.iter().find(|replica| replica.node == node) {
+            (self.leader, self.shard, self.epoch) = (node, replica.shard, epoch);
+        }
+    }
+}
+
 /// One replica of a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaMetadata {
@@ -312,7 +323,8 @@ pub struct ReplicaMetadata {
     pub node: u32,
     /// The shard there.
     pub shard: u16,
-    /// Whether it is in sync, as far as the node that answers knows; only the leader knows for sure.
+    /// Whether it leads, as far as the node that answers knows. Who else is in sync only the leader knows: ask it with
+    /// `DescribePartitions`.
     pub in_sync: bool,
 }
 
@@ -377,6 +389,40 @@ pub struct PartitionState {
     pub replicas: ReplicaList<ReplicaState>,
 }
 
+/// What a replica does, as its leader sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ReplicationState {
+    /// This leader has not heard how much it has.
+    #[default]
+    Unknown = 0,
+    /// It is the leader.
+    Leader = 1,
+    /// It takes what the leader appends.
+    Replicating = 2,
+    /// It lacks more than the leader holds in memory and is given it from segments.
+    CatchingUp = 3,
+    /// It has lost what it held, by damage or with its disk, and gets it from the others.
+    Rejoining = 4,
+    /// There is no link to it.
+    Unreachable = 5,
+}
+
+impl ReplicationState {
+    /// The one with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        let all = [
+            Self::Unknown,
+            Self::Leader,
+            Self::Replicating,
+            Self::CatchingUp,
+            Self::Rejoining,
+            Self::Unreachable,
+        ];
+        all.into_iter().find(|state| *state as u8 == number)
+    }
+}
+
 /// State of one replica, as its leader sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaState {
@@ -384,12 +430,36 @@ pub struct ReplicaState {
     pub node: u32,
     /// The shard there.
     pub shard: u16,
-    /// Whether it is in sync.
+    /// Whether it is in sync: it can be reached, and had everything that its leader has within the last ten seconds.
     pub in_sync: bool,
-    /// Records below this are in its journal as its fsync policy demands.
+    /// What it does.
+    pub state: ReplicationState,
+    /// Records below this are in its journal as its fsync policy demands, as far as the leader has heard;
+    /// [`Self::UNKNOWN_END`] when it has heard nothing yet.
     pub log_end: i64,
-    /// Bytes of batches that it lacks.
+    /// Bytes of batches that it lacks; an estimate where the leader does not have them in memory any more. 0 when
+    /// `log_end` is not known.
     pub lag_bytes: u64,
     /// How long ago it had everything, milliseconds; 0 while it has.
     pub lag_ms: u64,
+}
+
+impl ReplicaState {
+    /// A `log_end` that is not known.
+    pub const UNKNOWN_END: i64 = -1;
+
+    /// Where its log ends, if that is known.
+    pub fn known_end(&self) -> Option<i64> {
+        (self.log_end >= 0).then_some(self.log_end)
+    }
+
+    /// Records that it lacks of a leader's log that ends at `log_end`, if it is known where its own one ends.
+    pub fn lag_records(&self, log_end: i64) -> Option<u64> {
+        self.known_end().map(|end| log_end.saturating_sub(end).max(0).unsigned_abs())
+    }
+
+    /// Bytes that it lacks, if it is known where its log ends.
+    pub fn known_lag_bytes(&self) -> Option<u64> {
+        self.known_end().map(|_| self.lag_bytes)
+    }
 }

@@ -108,7 +108,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
 fn replies() -> Vec<(&'static str, Vec<u8>)> {
     let batches = batch(true);
     let place = |leader: u32, shard: u16| {
-        let replica = |node: u32| ReplicaMetadata { node, shard, in_sync: node != 3 };
+        let replica = |node: u32| ReplicaMetadata { node, shard, in_sync: node == leader };
         let replicas = [leader, leader % 3 + 1, (leader + 1) % 3 + 1].map(replica).into_iter().collect();
         PartitionMetadata { leader, epoch: 1, shard, replicas }
     };
@@ -116,6 +116,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
     let metadata = MetadataReply {
         node: 1,
         controller: 2,
+        cluster: "logs".into(),
         nodes: vec![node(1), node(2), node(3)],
         version: 5,
         server: "pyralog 0.1.0".into(),
@@ -131,7 +132,12 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
     };
     let replica = |node: u32, log_end: i64, lag_bytes: u64, lag_ms: u64| {
         let in_sync = lag_ms < 1_000;
-        ReplicaState { node, shard: 1, in_sync, log_end, lag_bytes, lag_ms }
+        let state = match node {
+            1 => ReplicationState::Leader,
+            2 => ReplicationState::Replicating,
+            _ => ReplicationState::Unreachable,
+        };
+        ReplicaState { node, shard: 1, in_sync, state, log_end, lag_bytes, lag_ms }
     };
     let replicas = [replica(1, 43, 0, 0), replica(2, 43, 0, 0), replica(3, 40, 225, 12_000)];
     let state = PartitionState {
@@ -299,6 +305,7 @@ fn the_table_of_bounds_is_the_bounds() {
         ("partitions of a DescribePartitions", u64::from(MAX_DESCRIBED_PARTITIONS)),
         ("client name", MAX_CLIENT_NAME_BYTES as u64),
         ("server version", MAX_SERVER_VERSION_BYTES as u64),
+        ("cluster name", MAX_CLUSTER_NAME_BYTES as u64),
         ("address", MAX_ADDRESS_BYTES as u64),
         ("detail of an error", MAX_ERROR_DETAIL_BYTES as u64),
         ("requests in flight on a connection", MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION as u64),

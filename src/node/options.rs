@@ -130,6 +130,7 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         election: election(config),
         internal_address: own_internal_address(config),
         metadata_replicas: metadata_replicas(config),
+        cluster_name: config.node.cluster_name.clone(),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
         cache_bytes: config.cache_bytes_per_shard(shards) as usize,
         cache_enabled: storage.cache_config.enabled,

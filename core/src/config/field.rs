@@ -45,7 +45,7 @@ impl Unit {
 }
 
 /// Longest name, bytes.
-const MAX_NAME_BYTES: usize = 64;
+use crate::limits::MAX_CLUSTER_NAME_BYTES;
 
 /// A setting of a [`super::Config`] and its bounds.
 pub(super) enum Field<'a> {
@@ -190,7 +190,7 @@ impl Field<'_> {
                 format!("{}, or {word}", duration_usage(*unit, *min, *max))
             }
             Self::Bool(_) => "true or false".to_owned(),
-            Self::Name(_) => format!("1 to {MAX_NAME_BYTES} letters, digits, '.', '_' or '-'"),
+            Self::Name(_) => format!("1 to {MAX_CLUSTER_NAME_BYTES} letters, digits, '.', '_' or '-'"),
             Self::Path(_) | Self::OptPath(..) => "a path".to_owned(),
             Self::Socket(_) | Self::OptSocket(..) => {
                 "an IP address and a port, like 0.0.0.0:9092, [::1]:9092 or localhost:9092".to_owned()
@@ -305,7 +305,7 @@ fn nodes(node: &Node) -> Option<Vec<ClusterNode>> {
 
 fn name(text: &str) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    ((1..=MAX_NAME_BYTES).contains(&text.len()) && text.bytes().all(allowed)).then(|| text.to_owned())
+    ((1..=MAX_CLUSTER_NAME_BYTES).contains(&text.len()) && text.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 fn cluster_node(text: &str) -> Option<ClusterNode> {

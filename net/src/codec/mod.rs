@@ -9,7 +9,7 @@ mod reply;
 mod request;
 mod write;
 
-pub use pyralog_core::limits::MAX_ADDRESS_BYTES;
+pub use pyralog_core::limits::{MAX_ADDRESS_BYTES, MAX_CLUSTER_NAME_BYTES};
 pub use reply::{MetadataReplySize, Reply};
 
 pub(crate) use read::Reader;

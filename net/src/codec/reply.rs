@@ -9,14 +9,14 @@ use pyralog_core::{ErrorCode, Outcome};
 use super::request::{decode_quorums, quorums};
 use super::write::{padding, truncated};
 use super::{
-    DecodeError, MAX_ADDRESS_BYTES, MAX_DESCRIBED_PARTITIONS, MAX_ERROR_DETAIL_BYTES,
+    DecodeError, MAX_ADDRESS_BYTES, MAX_CLUSTER_NAME_BYTES, MAX_DESCRIBED_PARTITIONS, MAX_ERROR_DETAIL_BYTES,
     MAX_SERVER_VERSION_BYTES, Reader, Writer,
 };
 use crate::frame::{REPLY_BIT, kind};
 use crate::message::{
     CreateTopicReply, Durability, ErrorReply, FetchReplyHead, InitProducerIdReply, ListOffsetsReply,
     MetadataReply, NodeMetadata, PartitionHealth, PartitionMetadata, PartitionState, ProduceReply,
-    ReplicaList, ReplicaMetadata, ReplicaState, Response, TopicMetadata,
+    ReplicaList, ReplicaMetadata, ReplicaState, ReplicationState, Response, TopicMetadata,
 };
 
 const METADATA_HEAD_BYTES: usize = 32;
@@ -207,9 +207,9 @@ pub struct MetadataReplySize {
 
 impl MetadataReplySize {
     /// A page without nodes and topics.
-    pub fn new(server: &str) -> Self {
-        let text = server.len().saturating_add(padding(server.len()));
-        Self { bytes: METADATA_HEAD_BYTES.saturating_add(text) }
+    pub fn new(server: &str, cluster: &str) -> Self {
+        let padded = |text: &str| text.len().saturating_add(padding(text.len()));
+        Self { bytes: METADATA_HEAD_BYTES.saturating_add(padded(server)).saturating_add(padded(cluster)) }
     }
 
     /// Adds a node.
@@ -239,11 +239,12 @@ impl MetadataReplySize {
 
 fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
     let server = truncated(&r.server, MAX_SERVER_VERSION_BYTES);
-    let mut size = MetadataReplySize::new(server);
+    let cluster = truncated(&r.cluster, MAX_CLUSTER_NAME_BYTES);
+    let mut size = MetadataReplySize::new(server, cluster);
     let nodes = r.nodes.len().min(MAX_NODES);
     w.u64(r.version).u32(r.node).u32(r.controller);
-    w.u16(nodes as u16).reserved(2).u16(server.len() as u16).reserved(10);
-    w.padded_text(server);
+    w.u16(nodes as u16).reserved(2).u16(server.len() as u16).u16(cluster.len() as u16).reserved(8);
+    w.padded_text(server).padded_text(cluster);
     for node in r.nodes.iter().take(nodes) {
         let address = truncated(&node.address, MAX_ADDRESS_BYTES);
         size.add_node(address);
@@ -292,15 +293,16 @@ fn decode_metadata(reader: &mut Reader<'_>) -> Result<MetadataReply, DecodeError
         value => return Err(DecodeError::UnknownValue { field: "more", value: u64::from(value) }),
     };
     let server_len = reader.len_within("server_len", MAX_SERVER_VERSION_BYTES)?;
-    reader.reserved(2, "server_len")?;
+    let cluster_len = reader.len_within("cluster_len", MAX_CLUSTER_NAME_BYTES)?;
     let count = reader.u32_within("topics", MAX_TOPICS)?;
     reader.reserved(4, "topics")?;
     let server = reader.padded_text(server_len, "server")?.to_owned();
+    let cluster = reader.padded_text(cluster_len, "cluster")?.to_owned();
     reader.fits(nodes as u32, NODE_HEAD_BYTES, "nodes")?;
     let nodes = (0..nodes).map(|_| decode_node(reader)).collect::<Result<_, _>>()?;
     reader.fits(count, TOPIC_HEAD_BYTES, "topics")?;
     let topics = (0..count).map(|_| decode_topic(reader)).collect::<Result<_, _>>()?;
-    Ok(MetadataReply { node, controller, nodes, version, server, more, topics })
+    Ok(MetadataReply { node, controller, cluster, nodes, version, server, more, topics })
 }
 
 fn decode_node(reader: &mut Reader<'_>) -> Result<NodeMetadata, DecodeError> {
@@ -358,7 +360,7 @@ fn encode_state(state: &PartitionState, w: &mut Writer<'_>) {
     w.u64(state.segment_bytes).u64(state.cached_bytes).u32(state.segments).u32(state.producers);
     w.u8(state.health as u8).u8(state.replicas.len() as u8).reserved(2).u32(state.leader);
     for replica in state.replicas.iter() {
-        w.u32(replica.node).u16(replica.shard).u8(u8::from(replica.in_sync)).reserved(1);
+        w.u32(replica.node).u16(replica.shard).u8(u8::from(replica.in_sync)).u8(replica.state as u8);
         w.i64(replica.log_end).u64(replica.lag_bytes).u64(replica.lag_ms);
     }
 }
@@ -397,10 +399,13 @@ fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> 
     state.leader = reader.u32("leader")?;
     for _ in 0..count {
         let (node, shard, in_sync) = (reader.u32("node")?, reader.u16("shard")?, reader.bool("in_sync")?);
-        reader.reserved(1, "in_sync")?;
+        let number = reader.u8("state")?;
+        let does = ReplicationState::from_number(number)
+            .ok_or(DecodeError::UnknownValue { field: "state", value: number.into() })?;
         let log_end = reader.i64("log_end")?;
         let (lag_bytes, lag_ms) = (reader.u64("lag_bytes")?, reader.u64("lag_ms")?);
-        state.replicas.push(ReplicaState { node, shard, in_sync, log_end, lag_bytes, lag_ms });
+        let replica = ReplicaState { node, shard, in_sync, state: does, log_end, lag_bytes, lag_ms };
+        state.replicas.push(replica);
     }
     Ok(state)
 }

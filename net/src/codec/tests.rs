@@ -93,11 +93,12 @@ fn state() -> impl Strategy<Value = PartitionState> {
         Just(PartitionHealth::LogEndUnknown),
         Just(PartitionHealth::Rejoining)
     ];
-    let replica = any::<(u32, u16, bool, i64, u64, u64)>().prop_map(
-        |(node, shard, in_sync, log_end, lag_bytes, lag_ms)| ReplicaState {
+    let replica = (any::<(u32, u16, bool, i64, u64, u64)>(), 0..6_u8).prop_map(
+        |((node, shard, in_sync, log_end, lag_bytes, lag_ms), number)| ReplicaState {
             node,
             shard,
             in_sync,
+            state: ReplicationState::from_number(number).unwrap(),
             log_end,
             lag_bytes,
             lag_ms,
@@ -138,19 +139,24 @@ fn response() -> impl Strategy<Value = Response> {
         ),
         (any::<i64>(), any::<i64>())
             .prop_map(|(offset, timestamp)| Response::ListOffsets(ListOffsetsReply { offset, timestamp })),
-        (any::<(u32, u32, u64, bool)>(), vec(node(), 0..5), "\\PC{0,30}", vec(topic(), 0..5)).prop_map(
-            |((node, controller, version, more), nodes, server, topics)| {
+        (
+            any::<(u32, u32, u64, bool)>(),
+            vec(node(), 0..5),
+            ["\\PC{0,30}", "[a-z]{0,64}"],
+            vec(topic(), 0..5)
+        )
+            .prop_map(|((node, controller, version, more), nodes, [server, cluster], topics)| {
                 Response::Metadata(Box::new(MetadataReply {
                     node,
                     controller,
+                    cluster,
                     nodes,
                     version,
                     server,
                     more,
                     topics,
                 }))
-            }
-        ),
+            }),
         (any::<i64>(), any::<i16>()).prop_map(|(producer_id, producer_epoch)| {
             Response::InitProducerId(InitProducerIdReply { producer_id, producer_epoch })
         }),
@@ -335,6 +341,7 @@ fn more_replicas_than_there_can_be_are_an_error() {
     let reply = MetadataReply {
         node: 1,
         controller: 1,
+        cluster: String::new(),
         nodes: Vec::new(),
         version: 1,
         server: String::new(),
@@ -387,6 +394,7 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
     let reply = MetadataReply {
         node: 1,
         controller: 2,
+        cluster: "c".into(),
         nodes: (1..=3).map(|id| NodeMetadata { id, shards: 2, address: format!("n{id}:9092") }).collect(),
         version: 9,
         server: "test".into(),
@@ -402,7 +410,7 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
     assert!(page.more);
     assert_eq!(page.topics, reply.topics[..3]);
 
-    let mut size = MetadataReplySize::new(&reply.server);
+    let mut size = MetadataReplySize::new(&reply.server, &reply.cluster);
     page.nodes.iter().for_each(|node| size.add_node(&node.address));
     for topic in &page.topics {
         size.add_topic(&topic.name, topic.partitions.len(), topic.partitions.len() * 3);

@@ -279,6 +279,7 @@ impl Shared {
         MetadataReply {
             node: 1,
             controller: 1,
+            cluster: "test".into(),
             nodes: vec![NodeMetadata { id: 1, shards: self.shards, address: "127.0.0.1:0".into() }],
             version: 1,
             server: "peer".into(),

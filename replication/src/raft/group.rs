@@ -174,6 +174,8 @@ pub struct RaftGroup {
     votes: Votes,
     /// Followers that were told to begin at a snapshot, and when.
     snapshots: Vec<(u32, u64)>,
+    /// Elections that it has begun and nobody has asked for yet.
+    campaigns: u32,
     now_us: u64,
     high_watermark: i64,
     broken: bool,
@@ -222,6 +224,7 @@ impl RaftGroup {
             quiet: false,
             votes: Votes::All,
             snapshots: Vec::new(),
+            campaigns: 0,
             now_us,
             high_watermark,
             broken: false,
@@ -376,6 +379,17 @@ impl RaftGroup {
         self.matched().find(|(known, _)| *known == voter).map_or(0, |(_, matched)| matched)
     }
 
+    /// Whether a voter lacks entries that are not held here any more, and has been told to begin behind them.
+    pub fn lacks_what_is_gone(&self, voter: u32) -> bool {
+        let progress = self.raw.raft.prs().get(u64::from(voter));
+        progress.is_some_and(|progress| progress.state == ProgressState::Snapshot)
+    }
+
+    /// How many elections it has begun since this was last asked, those of a hand-over included.
+    pub fn take_campaigns(&mut self) -> u32 {
+        std::mem::take(&mut self.campaigns)
+    }
+
     /// Puts a batch at the end of the leader's log.
     ///
     /// # Errors
@@ -429,6 +443,9 @@ impl RaftGroup {
         self.timers.heard_peer(from, now_us);
         self.raw.raft.election_elapsed = if lease { 0 } else { NEVER_TICKS };
         let term_before = self.raw.raft.term;
+        if message.kind == MessageKind::TimeoutNow && u64::from(message.term) == term_before {
+            self.campaigns = self.campaigns.saturating_add(1);
+        }
         let core = self.core_message(message, kind);
         self.guarded(|raw| raw.step(core).map_err(|_| Refused::NotForUs { from, to }))?;
         if message.kind == MessageKind::Append {
@@ -718,6 +735,7 @@ impl RaftGroup {
         if !self.may_campaign() {
             return;
         }
+        self.campaigns = self.campaigns.saturating_add(1);
         let _ = self.guarded(|raw| raw.campaign().map_err(|_| Refused::Broken));
         self.note_leading(now_us);
     }

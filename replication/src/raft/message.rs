@@ -48,6 +48,13 @@ pub enum MessageKind {
     RequestStandingResponse,
 }
 
+impl MessageKind {
+    /// Whether only a leader sends it, to those who follow it.
+    pub fn is_from_leader(self) -> bool {
+        matches!(self, Self::Append | Self::Heartbeat | Self::Snapshot | Self::Quiesce)
+    }
+}
+
 /// An entry in an [`MessageKind::Append`].
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[rkyv(attr(allow(missing_docs)))]

@@ -133,6 +133,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         topic_quorums: Quorums::default(),
         election: EngineConfig::default().election,
         metadata_replicas: Vec::new(),
+        cluster_name: "sim".into(),
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         disk_id: 0,

@@ -41,7 +41,7 @@ impl Engine {
             let leads = self.raft_mut(*index).filter(|replica| replica.raft.is_leader());
             match leads {
                 Some(replica) if *until_us <= now_us => {
-                    replica.raft.abort_transfer();
+                    replica.keep_leading();
                     false
                 }
                 leads => leads.is_some(),
@@ -67,7 +67,7 @@ impl Engine {
             let Some(index) = self.find(group) else { continue };
             let until_us = now_us + self.config.election.election_min_us;
             if let Some(replica) = self.raft_mut(index) {
-                replica.raft.transfer(node.0, now_us);
+                replica.hand_over(node.0, now_us);
                 self.balance.under_way.push((index, until_us));
             }
             self.queue_group(index);

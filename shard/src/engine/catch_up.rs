@@ -87,6 +87,12 @@ impl Engine {
     /// Another replica asks for committed batches.
     pub(super) fn peer_fetch(&mut self, from: PeerId, message: &Message, actions: &mut Vec<Action>) {
         let group = message.group();
+        let now_us = self.now.monotonic_us;
+        if let Some(index) = self.find(group)
+            && let Some(replica) = self.raft_mut(index)
+        {
+            replica.note_fetch(from, message.offset, now_us);
+        }
         let fetch = FetchRequest {
             group,
             offset: message.offset,
@@ -161,6 +167,7 @@ impl Engine {
         if let Some(replica) = self.raft_mut(index) {
             replica.catch_up = Some(Box::new(catch_up));
         }
+        self.counters.replication.catch_ups += 1;
         match all_there {
             true => self.queue_group(index),
             false => self.ask(index),
@@ -189,6 +196,7 @@ impl Engine {
         if let Some(replica) = partition.replica.raft_mut() {
             replica.catch_up = None;
         }
+        self.counters.replication.catch_ups_given_up += 1;
         let text =
             format!("partition {group} can't catch up with its leader now: {why}; it will be tried again");
         actions.push(Action::Log { level: LogLevel::Info, text });
@@ -280,6 +288,7 @@ impl Engine {
         segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
         (catch_up.stage, catch_up.changed_us) = (Stage::Writing { next: end }, now.monotonic_us);
         self.replication.catch_up_io.insert(token, group);
+        self.counters.replication.catch_up_bytes += batches.len() as u64;
         actions.push(Action::Io { token, op: IoOp::Write { file, offset, data } });
     }
 
@@ -384,6 +393,7 @@ impl Engine {
             self.flush.drop_segment(group, base);
         }
         self.flush.want_checkpoint();
+        self.counters.replication.catch_ups_done += 1;
         if !commands.is_empty() {
             self.apply_fetched(&commands, actions);
         }

@@ -27,6 +27,8 @@ pub struct EngineConfig {
     /// Shard 0 of the nodes that hold the metadata, this one among them; none when it is the only one. The same on all
     /// shards of all nodes.
     pub metadata_replicas: Vec<PeerId>,
+    /// The cluster's name, told to clients.
+    pub cluster_name: String,
     /// Version string told to clients.
     pub server_version: String,
     /// Random number drawn once when the data folder was made; stamped into every journal header so that a

@@ -30,6 +30,7 @@ impl Default for EngineConfig {
             topic_quorums: config.topic_quorums(),
             election: election(&config),
             metadata_replicas: Vec::new(),
+            cluster_name: config.node.cluster_name.clone(),
             server_version: String::new(),
             journal_id: 0,
             disk_id: 0,

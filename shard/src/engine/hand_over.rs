@@ -17,7 +17,7 @@ impl Engine {
         for index in 0..self.partitions.len() as u32 {
             let Some(heir) = self.heir(index) else { continue };
             if let Some(replica) = self.raft_mut(index) {
-                replica.raft.transfer(heir, now_us);
+                replica.hand_over(heir, now_us);
             }
             self.queue_group(index);
             any = true;
@@ -46,7 +46,7 @@ impl Engine {
             if let Replica::Raft(replica) = &mut partition.replica
                 && replica.raft.is_leader()
             {
-                replica.raft.abort_transfer();
+                replica.keep_leading();
             }
         }
         self.flush_for_shutdown();

@@ -13,7 +13,7 @@ const PAGE_PARTITIONS: usize = 16_384;
 
 impl Engine {
     /// The node whose shard 0 takes administrative requests; 0 while nobody is known to.
-    fn metadata_leader(&self) -> u32 {
+    pub(super) fn metadata_leader(&self) -> u32 {
         if !self.config.is_clustered() {
             return self.config.node.0;
         }
@@ -107,6 +107,7 @@ impl Engine {
         let answer = MetadataReply {
             node: self.config.node.0,
             controller: self.metadata_leader(),
+            cluster: self.config.cluster_name.clone(),
             nodes,
             version: catalog.version,
             server: self.config.server_version.clone(),

@@ -12,6 +12,7 @@
 //! | `linear` | reads that a majority has to confirm first |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
+//! | `lag`, `links` | how far followers are behind; which other nodes can be reached |
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
@@ -33,7 +34,9 @@ mod fetch;
 mod flush;
 mod hand_over;
 mod journal;
+mod lag;
 mod linear;
+mod links;
 mod metadata;
 mod outbox;
 mod partition;
@@ -202,7 +205,7 @@ impl Engine {
             }
             Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
             Event::PeerFrame { from, control, payload } => self.peer_frame(from, control, payload, actions),
-            Event::PeerUp { peer, session } => self.peer_up(peer, session),
+            Event::PeerUp { peer, .. } => self.peer_up(peer),
             Event::PeerDown { peer } => self.peer_down(peer),
             Event::PeerDropped { peer } => self.peer_dropped(peer),
             Event::Tick => self.tick(actions),
@@ -303,6 +306,7 @@ impl Engine {
             partitions: self.by_group.len() as u32,
             damaged_partitions: damaged as u32,
             waiting_fetches: self.fetches.len() as u32,
+            replication: self.replication_status(),
             counters: self.counters.clone(),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
-use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState};
+use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState, ReplicationState};
 use pyralog_replication::SingleVoter;
 use pyralog_replication::raft::Standing;
 
@@ -12,7 +12,7 @@ use crate::memory::ChunkSlice;
 use super::api::PeerId;
 use super::producers::Producers;
 use super::rejoin::Asking;
-use super::replica::{RaftReplica, Replica};
+use super::replica::Replica;
 
 /// A batch in the tail cache.
 #[derive(Clone, Debug)]
@@ -230,10 +230,9 @@ impl Partition {
         let cached = self.tail.front().map_or(0, |first| self.appended_bytes - first.bytes_before);
         let (leader, replicas) = match &self.replica {
             Replica::Raft(replica) if replica.raft.is_leader() => {
-                let states = replica.members.iter().map(|member| {
-                    let in_sync = replica.is_in_sync(*member, now_us, linked(*member));
-                    self.member_state(replica, *member, in_sync, now_us)
-                });
+                let members = replica.members.iter();
+                let states =
+                    members.map(|member| self.member_state(replica, *member, now_us, linked(*member)));
                 (node.0, states.collect())
             }
             Replica::Raft(replica) => (replica.raft.leader().unwrap_or(0), Default::default()),
@@ -244,6 +243,7 @@ impl Partition {
                     node: node.0,
                     shard: shard.0,
                     in_sync: true,
+                    state: ReplicationState::Leader,
                     log_end,
                     lag_bytes: 0,
                     lag_ms: 0,
@@ -272,29 +272,6 @@ impl Partition {
                 (false, true) => PartitionHealth::Online,
             },
             replicas,
-        }
-    }
-
-    /// What the leader knows of a member of its group.
-    fn member_state(
-        &self,
-        replica: &RaftReplica,
-        member: PeerId,
-        in_sync: bool,
-        now_us: u64,
-    ) -> ReplicaState {
-        let matched = replica.raft.matched_of(member.node.0);
-        let known = replica.raft.position(matched);
-        let log_end = known.map_or(0, |position| position.offset);
-        let behind = self.tail.partition_point(|batch| batch.next_offset <= log_end);
-        let behind = self.tail.get(behind).map_or(self.appended_bytes, |batch| batch.bytes_before);
-        ReplicaState {
-            node: member.node.0,
-            shard: member.shard.0,
-            in_sync,
-            log_end,
-            lag_bytes: self.appended_bytes - behind,
-            lag_ms: replica.lag_us(member, now_us) / 1_000,
         }
     }
 }

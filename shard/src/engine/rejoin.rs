@@ -128,6 +128,9 @@ impl Engine {
 
     /// Another replica of the group asks what this one is.
     pub(super) fn standing_asked(&mut self, index: u32, from: PeerId, message: &Message) {
+        if let Some(replica) = self.raft_mut(index) {
+            replica.note_rejoins(from);
+        }
         let Some(partition) = self.at(index).filter(|_| self.mode != Mode::Starting) else { return };
         let group = partition.group;
         let leads = match &partition.replica {

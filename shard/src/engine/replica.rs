@@ -11,6 +11,7 @@ use crate::format::checkpoint::ReplicatedCheckpoint;
 
 use super::api::PeerId;
 use super::catch_up::CatchUp;
+use super::lag::Progress;
 use super::pending::Pending;
 use super::produce::Refusal;
 
@@ -37,36 +38,9 @@ pub(super) struct Unplaced {
     pub(super) newest: (u32, u64),
 }
 
-/// A replica that had everything less than this ago is in sync, microseconds: long enough for a garbage collection of
-/// a disk, short enough to see one that does not come along (Kafka's replica.lag.time.max.ms was 10 s for years). One that
-/// can't be reached is not in sync.
-const IN_SYNC_US: u64 = 10_000_000;
-
-/// When a member of a group last had everything that its leader had.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
-    /// The leader's last entry at `mark_us`.
-    mark: u64,
-    mark_us: u64,
-    /// It had everything that there was then, monotonic microseconds.
-    pub(super) had_all_us: u64,
-}
-
-impl Progress {
-    /// The member is known to hold the entries up to `matched`; the leader's last one is `last`.
-    fn note(&mut self, matched: u64, last: u64, now_us: u64) {
-        if matched >= last {
-            *self = Self::begun(last, now_us);
-        } else if matched >= self.mark {
-            (self.had_all_us, self.mark, self.mark_us) = (self.mark_us, last, now_us);
-        }
-    }
-
-    /// A leadership begins: nobody is behind yet.
-    fn begun(last: u64, now_us: u64) -> Self {
-        Self { mark: last, mark_us: now_us, had_all_us: now_us }
-    }
-}
+/// A group that took no batch for so long is looked at before it takes the next one, microseconds: how late its members may
+/// seem at most is the same.
+const IDLE_US: u64 = 1_000_000;
 
 /// One replica of several.
 #[derive(Debug)]
@@ -76,7 +50,7 @@ pub(super) struct RaftReplica {
     pub(super) members: Vec<PeerId>,
     /// So many of them have to be in sync for a write that wants a quorum.
     pub(super) min_insync_replicas: usize,
-    /// How far each of them has followed, while this one leads; in the order of `members`.
+    /// How far each of them has followed, as known while this one leads; in the order of `members`.
     pub(super) progress: Vec<Progress>,
     /// The commits of the journal that hold the entries behind the group's start, in their order.
     pub(super) lsns: VecDeque<u64>,
@@ -93,6 +67,8 @@ pub(super) struct RaftReplica {
     pub(super) acknowledged: i64,
     /// Whether it led when that was last looked at.
     pub(super) led: bool,
+    /// Its leadership is being given to another one.
+    pub(super) handing_over: bool,
     /// Leader and term as they were last told.
     pub(super) told: (u32, u32),
     /// It gets batches from its leader's segments.
@@ -196,9 +172,11 @@ impl RaftReplica {
 
     /// Puts a batch of `records` at the end of the log. Returns its entry.
     pub(super) fn propose(&mut self, now_us: u64, records: u32, bytes: u32) -> Result<u64, Refusal> {
+        if now_us.saturating_sub(self.active_us) >= IDLE_US {
+            // Nobody has looked while the group was quiet: who has everything until now is not behind with this batch.
+            self.note_progress(now_us);
+        }
         self.active_us = now_us;
-        // Nobody has looked while the group was quiet: who has everything until now is not behind with this batch.
-        self.note_progress(now_us);
         let proposed = self.raft.propose(now_us, records, bytes);
         proposed.map(|proposed| proposed.index).map_err(|error| (ErrorCode::NotLeader, error.to_string()))
     }
@@ -207,30 +185,6 @@ impl RaftReplica {
     pub(super) fn wait(&mut self, pending: Pending) {
         let at = self.waiting.partition_point(|other| other.next_offset() <= pending.next_offset());
         self.waiting.insert(at, pending);
-    }
-
-    /// Notes how far the members have come.
-    pub(super) fn note_progress(&mut self, now_us: u64) {
-        let last = self.raft.last_index();
-        for (member, progress) in self.members.iter().zip(&mut self.progress) {
-            progress.note(self.raft.matched_of(member.node.0), last, now_us);
-        }
-    }
-
-    /// How long a member has not had everything that this leader has, microseconds.
-    pub(super) fn lag_us(&self, member: PeerId, now_us: u64) -> u64 {
-        let at = self.members.iter().position(|known| *known == member);
-        let progress = at.and_then(|at| self.progress.get(at)).copied().unwrap_or_default();
-        match self.raft.matched_of(member.node.0) == self.raft.last_index() {
-            true => 0,
-            false => now_us.saturating_sub(progress.had_all_us),
-        }
-    }
-
-    /// Whether a member has, or had lately, everything that this leader has.
-    pub(super) fn is_in_sync(&self, member: PeerId, now_us: u64, linked: bool) -> bool {
-        let own = self.raft.id() == member.node.0;
-        self.lag_us(member, now_us) < IN_SYNC_US && (linked || own)
     }
 
     /// Takes notice of what a write quorum holds, as far as this replica can know.
@@ -243,7 +197,19 @@ impl RaftReplica {
     /// This replica leads now.
     pub(super) fn begin_leading(&mut self, now_us: u64) {
         self.acknowledged = 0;
-        self.progress = vec![Progress::begun(self.raft.last_index(), now_us); self.members.len()];
+        self.begin_progress(now_us);
+    }
+
+    /// Gives its leadership to the replica on `node`.
+    pub(super) fn hand_over(&mut self, node: u32, now_us: u64) {
+        self.raft.transfer(node, now_us);
+        self.handing_over = self.raft.is_leader();
+    }
+
+    /// Keeps its leadership: nobody has taken it in time.
+    pub(super) fn keep_leading(&mut self) {
+        self.raft.abort_transfer();
+        self.handing_over = false;
     }
 
     /// Whether its log goes through this place. What it holds behind it may be committed, and it may have answered for it:

@@ -21,6 +21,8 @@ use crate::format::journal::{FrameHeader, FrameKind};
 use crate::memory::ChunkSlice;
 
 use super::api::{IoToken, Leadership, PeerId};
+use super::lag::Progress;
+use super::links::LinkTable;
 use super::outbox::Outbox;
 use super::partition::Partition;
 use super::pending::Pending;
@@ -46,10 +48,8 @@ pub(super) struct Replication {
     pub(super) outbox: Outbox,
     /// Operations of catch-ups under way.
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
-    /// Links that are up: the life of the shard at their other end, and since when.
-    up: BTreeMap<PeerId, (u64, u64)>,
-    /// The links that were asked for last.
-    wanted: Vec<PeerId>,
+    /// Links to other nodes.
+    pub(super) links: LinkTable,
     output: Output,
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,
@@ -89,8 +89,7 @@ impl Engine {
         self.replication.leaders = known.collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted != self.replication.wanted {
-            self.replication.wanted.clone_from(&wanted);
+        if self.replication.links.want(&wanted, self.now.monotonic_us) {
             actions.push(Action::WantPeers { peers: wanted });
         }
     }
@@ -211,21 +210,22 @@ impl Engine {
             high_watermark: raft.high_watermark(),
             acknowledged: 0,
             raft,
+            progress: vec![Progress::begun(0, now_us); members.len()],
             members,
             min_insync_replicas: usize::from(quorums.min_insync_replicas),
-            progress: Vec::new(),
             lsns,
             flushed,
             catch_up: None,
             laid: Default::default(),
             waiting: Default::default(),
             led: false,
+            handing_over: false,
             told: (0, 0),
             queued: false,
             timer_us: u64::MAX,
             active_us: now_us,
         }));
-        let up: Vec<PeerId> = self.replication.up.keys().copied().collect();
+        let up: Vec<PeerId> = self.replication.links.up().collect();
         if let Some(replica) = self.raft_mut(index) {
             for peer in up.iter().filter(|peer| replica.members.contains(peer)) {
                 replica.raft.peer_restarted(peer.node.0, now_us);
@@ -337,11 +337,13 @@ impl Engine {
         #[cfg(feature = "planted-bugs")]
         let message = &self.planted_accept_old_terms(index, message);
         let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        let is_stale = message.kind.is_from_leader() && message.term < replica.raft.term();
         let stepped = replica.raft.step(now_us, message).map_err(|refused| refused.to_string());
         if appends {
             replica.active_us = now_us;
             self.take_output(index, Some(Incoming::new(message, batches)), actions);
         }
+        self.counters.replication.stale_messages += u64::from(is_stale);
         self.queue_group(index);
         stepped
     }
@@ -368,9 +370,9 @@ impl Engine {
         !self.stalled
     }
 
-    pub(super) fn peer_up(&mut self, peer: PeerId, session: u64) {
+    pub(super) fn peer_up(&mut self, peer: PeerId) {
         let now_us = self.now.monotonic_us;
-        self.replication.up.insert(peer, (session, now_us));
+        self.replication.links.came_up(peer, now_us);
         self.plan_balance();
         if self.ask_due_us.is_some() {
             self.ask_due_us = Some(now_us);
@@ -379,17 +381,17 @@ impl Engine {
     }
 
     pub(super) fn is_linked(&self, peer: PeerId) -> bool {
-        self.replication.up.contains_key(&peer)
+        self.replication.links.is_up(peer)
     }
 
     /// Since when a link is up.
     pub(super) fn linked_since_us(&self, peer: PeerId) -> Option<u64> {
-        self.replication.up.get(&peer).map(|(_, since_us)| *since_us)
+        self.replication.links.up_since_us(peer)
     }
 
     pub(super) fn peer_down(&mut self, peer: PeerId) {
-        self.replication.up.remove(&peer);
         let now_us = self.now.monotonic_us;
+        self.replication.links.went_down(peer, now_us);
         self.each_group_with(peer, |replica| replica.raft.link_lost(peer.node.0, now_us));
     }
 
@@ -425,7 +427,7 @@ impl Engine {
 
     fn tick_group(&mut self, index: u32) {
         let now_us = self.now.monotonic_us;
-        let up: Vec<NodeId> = self.replication.up.keys().map(|peer| peer.node).collect();
+        let up: Vec<NodeId> = self.replication.links.up().map(|peer| peer.node).collect();
         let mut goodbyes = Vec::new();
         let Some(replica) = self.raft_mut(index) else { return };
         replica.timer_us = u64::MAX;
@@ -720,6 +722,8 @@ impl Engine {
         let after = replica.high_watermark;
         let leads = replica.raft.is_leader();
         let led = std::mem::replace(&mut replica.led, leads);
+        let handed_over = !leads && std::mem::take(&mut replica.handing_over);
+        let campaigns = replica.raft.take_campaigns();
         if leads && !led {
             replica.begin_leading(now_us);
         }
@@ -732,6 +736,11 @@ impl Engine {
         if std::mem::replace(&mut replica.told, seen) != seen {
             self.replication.leaders.push(Leadership { group, node: seen.0, epoch: seen.1 });
         }
+        let counters = &mut self.counters.replication;
+        counters.elections += u64::from(campaigns);
+        counters.elections_won += u64::from(leads && !led);
+        counters.leaderships_lost += u64::from(led && !leads);
+        counters.hand_overs += u64::from(led && handed_over);
         if leads && !led {
             self.plan_balance();
         }
@@ -785,6 +794,7 @@ impl Engine {
             waits |= !replica.waiting.is_empty();
         }
         self.replication.waits = waits;
+        self.counters.replication.ack_timeouts += expired.len() as u64;
         for pending in expired {
             self.tell_unknown(pending, ErrorCode::RequestTimedOut, actions);
         }
@@ -829,7 +839,7 @@ impl Engine {
         };
         let to = message.to;
         let Some(peer) = partition.replica.raft().and_then(|replica| replica.member(to)) else { return };
-        if !self.replication.up.contains_key(&peer) {
+        if !self.replication.links.is_up(peer) {
             return;
         }
         let batches = (message.index + 1..).zip(&message.entries).filter(|(_, entry)| entry.bytes > 0);

@@ -31,6 +31,80 @@ pub struct Counters {
     pub checkpoints: u64,
     /// Requests answered with an error, by code.
     pub errors: [u64; ErrorCode::ALL.len()],
+    /// Of replication.
+    pub replication: ReplicationCounters,
+}
+
+/// Running totals of the groups with several replicas, the metadata's included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicationCounters {
+    /// Elections begun here: each time a replica asked whether it would be elected.
+    pub elections: u64,
+    /// Leaderships begun here.
+    pub elections_won: u64,
+    /// Leaderships that ended here, those that were handed over included.
+    pub leaderships_lost: u64,
+    /// Leaderships that ended here because they were handed over.
+    pub hand_overs: u64,
+    /// Produces that got their offset and not their quorum in time.
+    pub ack_timeouts: u64,
+    /// Messages of leaders that were refused because a later epoch is known.
+    pub stale_messages: u64,
+    /// Times that a follower here began to fetch batches from its leader's segments, came to the end of that, and gave it
+    /// up for then.
+    pub catch_ups: u64,
+    /// See `catch_ups`.
+    pub catch_ups_done: u64,
+    /// See `catch_ups`.
+    pub catch_ups_given_up: u64,
+    /// Bytes of batches so fetched.
+    pub catch_up_bytes: u64,
+}
+
+/// The replicas of one shard at one moment; the metadata's is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicationStatus {
+    /// Partitions led here.
+    pub led: u32,
+    /// Replicas here that follow a leader.
+    pub followed: u32,
+    /// Replicas here that know of no leader.
+    pub leaderless: u32,
+    /// Replicas here that take no part: their others are not known, or damage or a lost disk hides what they have promised.
+    pub offline: u32,
+    /// Partitions led here of which not all replicas are in sync.
+    pub under_replicated: u32,
+    /// Partitions led here of which fewer replicas are in sync than a write needs.
+    pub below_min_insync: u32,
+    /// The most records that a follower of a partition led here lacks, of those of which it is known.
+    pub lag_records: u64,
+    /// The most bytes, likewise.
+    pub lag_bytes: u64,
+    /// The longest that a follower of a partition led here has not had everything, microseconds.
+    pub lag_us: u64,
+    /// Produces that wait for their quorum.
+    pub waiting_produces: u32,
+    /// The node that leads the metadata; 0 = not known here.
+    pub controller: u32,
+    /// The other nodes that this shard keeps links to, in the order of their ids.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// The links of one shard to the shards of another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The node.
+    pub node: u32,
+    /// Shards there that this one needs a link to.
+    pub links: u32,
+    /// Those of them that can be reached.
+    pub links_up: u32,
+    /// For how long the one has been down that is down for longest, microseconds; 0 when none is.
+    pub down_us: u64,
+    /// Times that a link came up.
+    pub ups: u64,
+    /// Times that a link went down.
+    pub downs: u64,
 }
 
 impl Default for Counters {
@@ -49,6 +123,7 @@ impl Default for Counters {
             segment_bytes: 0,
             checkpoints: 0,
             errors: [0; ErrorCode::ALL.len()],
+            replication: ReplicationCounters::default(),
         }
     }
 }
@@ -82,6 +157,8 @@ pub struct ShardStatus {
     pub damaged_partitions: u32,
     /// Fetches waiting for data.
     pub waiting_fetches: u32,
+    /// Replicas and their leaders.
+    pub replication: ReplicationStatus,
     /// Totals.
     pub counters: Counters,
 }

@@ -22,7 +22,7 @@ use super::park::Park;
 use super::peers::{Links, PeerSocket, resolve::Resolved};
 use super::receive::HandOver;
 use super::recovery_disk::RealDisk;
-use super::report::ShardReport;
+use super::report::{PartitionsWanted, ShardReport};
 use super::ring::{Completion, Ring};
 use super::wake::Waker;
 use crate::engine::{Action, Engine, EngineConfig, Event, Leadership, LogLevel, Now, ShardStatus, recover};
@@ -56,7 +56,7 @@ pub(super) enum ShardMessage {
     /// Tell how you are.
     Report(flume::Sender<ShardReport>),
     /// Tell the state of your partitions, of one topic or of all.
-    Partitions(Option<u32>, flume::Sender<Vec<(GroupId, PartitionState)>>),
+    Partitions(PartitionsWanted, flume::Sender<Vec<(GroupId, PartitionState)>>),
     /// Stop.
     Shutdown,
 }
@@ -325,10 +325,9 @@ impl Driver {
                 ShardMessage::Report(to) => {
                     let _ = to.try_send(self.report());
                 }
-                ShardMessage::Partitions(topic, to) => {
-                    let mut states = self.engine.as_ref().map(Engine::partitions).unwrap_or_default();
-                    states.retain(|(group, _)| topic.is_none_or(|topic| group.topic.0 == topic));
-                    let _ = to.try_send(states);
+                ShardMessage::Partitions(wanted, to) => {
+                    let states = self.engine.as_ref().map(|engine| wanted.of(engine));
+                    let _ = to.try_send(states.unwrap_or_default());
                 }
                 ShardMessage::Shutdown => self.stop(now),
             }

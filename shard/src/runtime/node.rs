@@ -20,7 +20,7 @@ use super::data_dir::DataDir;
 use super::driver::{Clock, Mailbox, ShardMessage};
 use super::paths::Paths;
 use super::peers::{LinkTiming, LinksConfig, new_session, resolve};
-use super::report::ShardReport;
+use super::report::{PartitionsWanted, ShardReport};
 use super::shard::{self, LinksStart, ShardStart};
 use super::wake::Waker;
 use crate::engine::{EngineConfig, LogLevel};
@@ -290,7 +290,17 @@ impl Node {
     pub fn ask_partitions(&self, topic: Option<u32>) -> flume::Receiver<Vec<(GroupId, PartitionState)>> {
         let (sender, receiver) = flume::bounded(self.shards.len());
         for shard in &self.shards {
-            shard.mailbox.send(ShardMessage::Partitions(topic, sender.clone()));
+            shard.mailbox.send(ShardMessage::Partitions(PartitionsWanted::OfTopic(topic), sender.clone()));
+        }
+        receiver
+    }
+
+    /// Asks every shard for the states of those of these partitions that it has.
+    pub fn ask_groups(&self, groups: Arc<[GroupId]>) -> flume::Receiver<Vec<(GroupId, PartitionState)>> {
+        let (sender, receiver) = flume::bounded(self.shards.len());
+        for shard in &self.shards {
+            let wanted = PartitionsWanted::Groups(Arc::clone(&groups));
+            shard.mailbox.send(ShardMessage::Partitions(wanted, sender.clone()));
         }
         receiver
     }

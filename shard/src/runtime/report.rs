@@ -1,10 +1,38 @@
 //! What a shard tells about itself when it is asked.
 
+use std::sync::Arc;
+
 use hdrhistogram::Histogram;
-use pyralog_core::ShardId;
+use pyralog_core::{GroupId, ShardId};
+use pyralog_net::message::PartitionState;
 
 use super::ring::RingStats;
-use crate::engine::ShardStatus;
+use crate::engine::{Engine, ShardStatus};
+
+/// Of which partitions somebody wants to know the state.
+#[derive(Clone, Debug)]
+pub(super) enum PartitionsWanted {
+    /// Of one topic, or of all.
+    OfTopic(Option<u32>),
+    /// Of these. What it costs the shard does not depend on how many others there are.
+    Groups(Arc<[GroupId]>),
+}
+
+impl PartitionsWanted {
+    /// Those that the shard has.
+    pub(super) fn of(&self, engine: &Engine) -> Vec<(GroupId, PartitionState)> {
+        match self {
+            Self::OfTopic(topic) => {
+                let mut states = engine.partitions();
+                states.retain(|(group, _)| topic.is_none_or(|topic| group.topic.0 == topic));
+                states
+            }
+            Self::Groups(groups) => {
+                groups.iter().filter_map(|group| Some((*group, engine.partition(*group)?))).collect()
+            }
+        }
+    }
+}
 
 /// State of one shard: its engine and its driver.
 #[derive(Clone, Debug)]

@@ -46,6 +46,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             topic_quorums: Quorums::default(),
             election: EngineConfig::default().election,
             metadata_replicas: Vec::new(),
+            cluster_name: "test".into(),
             server_version: "test".into(),
             journal_id: 0,
             disk_id: 0,

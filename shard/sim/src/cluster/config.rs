@@ -139,6 +139,7 @@ fn engine(rng: &mut Rng, nodes: usize, shards: usize, heavy: bool, bug: Option<P
             heartbeat_us: election_min_us / rng.range(3, 6),
         },
         metadata_replicas: (0..nodes).map(|node| ClusterConfig::peer(node, 0)).collect(),
+        cluster_name: "sim".into(),
         server_version: "sim".into(),
         journal_id: rng.bits() | 1,
         cache_bytes: 16 << 20,

@@ -4,6 +4,7 @@
 
 mod damage;
 mod in_sync;
+mod lag;
 mod metadata;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -56,6 +56,7 @@ pub(super) fn config() -> EngineConfig {
         topic_quorums: Quorums::default(),
         election: Timing { election_min_us: 150_000, election_max_us: 300_000, heartbeat_us: 30_000 },
         metadata_replicas: Vec::new(),
+        cluster_name: "test".into(),
         server_version: "test".into(),
         journal_id: 77,
         disk_id: 77,
