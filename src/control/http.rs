@@ -9,13 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::{PartitionState, ReplicaState};
+use pyralog_net::message::PartitionState;
 use pyralog_replication::metadata::{Catalog, NodeInfo, Topic};
 use serde_json::{Value, json};
 
-use super::metrics;
+use super::replication::{follower_json, in_sync};
 use super::source::Source;
 use super::view::{ShardView, health_name};
+use super::{metrics, replication};
 
 /// Partitions in one reply of `/partitions/{n}/status`.
 const MAX_PARTITIONS_SHOWN: usize = 1_000;
@@ -25,11 +26,13 @@ pub(crate) fn router(source: Arc<Source>) -> Router {
     Router::new()
         .route("/health", page(get(health)))
         .route("/status", page(get(status)))
+        .route("/replication/status", page(get(replication::page)))
         .route("/partitions/{partition}/status", page(get(partition_of_all_topics)))
         .route("/topics/{topic}/partitions/{partition}", page(get(partition_of_topic)))
         .route("/metrics", page(get(metrics_page)))
         .fallback(async || {
-            let pages = "/health, /status, /partitions/{n}/status, /topics/{topic}/partitions/{n}, /metrics";
+            let pages = "/health, /status, /replication/status, /partitions/{n}/status, \
+                         /topics/{topic}/partitions/{n}, /metrics";
             problem(StatusCode::NOT_FOUND, format!("no such page; there are {pages}"))
         })
         .with_state(source)
@@ -42,7 +45,7 @@ fn page(methods: MethodRouter<Arc<Source>>) -> MethodRouter<Arc<Source>> {
     })
 }
 
-fn problem(status: StatusCode, text: String) -> Response {
+pub(super) fn problem(status: StatusCode, text: String) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }
 
@@ -67,6 +70,8 @@ async fn status(State(source): State<Arc<Source>>) -> Json<Value> {
     let shards = source.shards().await;
     Json(json!({
         "node": facts.node_id,
+        "cluster": facts.cluster_name,
+        "controller": replication::controller(&shards),
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": facts.started.elapsed().as_secs(),
         "address": facts.address,
@@ -74,6 +79,7 @@ async fn status(State(source): State<Arc<Source>>) -> Json<Value> {
         "durability": { "fsync_policy": facts.fsync_policy, "acks": "quorum" },
         "memory_bound_bytes": facts.memory_bound_bytes,
         "nodes": nodes_json(&catalog),
+        "replication": replication::summary_json(&replication::summary(&shards)),
         "catalog": { "version": catalog.version, "topics": catalog.topics.len(), "partitions": catalog.partitions() },
         "shards": shards.iter().map(shard_json).collect::<Vec<_>>(),
     }))
@@ -136,6 +142,7 @@ fn shard_json(view: &ShardView) -> Value {
             "segment_bytes": counters.segment_bytes,
             "checkpoints": counters.checkpoints,
             "errors": errors,
+            "replication": replication::counters_json(&counters.replication),
         },
     });
     if let Value::Object(more) = more {
@@ -158,11 +165,11 @@ async fn partition_of_all_topics(
     }
     let shown = wanted.get(..MAX_PARTITIONS_SHOWN).unwrap_or(&wanted);
     let groups: Vec<GroupId> = shown.iter().map(|topic| GroupId::new(topic.id, partition)).collect();
-    let states = source.partitions(&groups).await;
+    let states = source.partitions(groups.clone()).await;
     let list: Vec<Value> = groups
         .iter()
         .zip(shown)
-        .map(|(group, topic)| partition_json(topic, *group, find(&states, *group)))
+        .map(|(group, topic)| partition_json(source.facts().node_id, topic, *group, states.get(group)))
         .collect();
     Json(json!({ "partition": partition, "partitions": list, "more": wanted.len() > shown.len() }))
         .into_response()
@@ -183,9 +190,15 @@ async fn partition_of_topic(
         return problem(StatusCode::NOT_FOUND, text);
     }
     let group = GroupId::new(topic.id, partition);
-    let states = source.partitions(&[group]).await;
-    match find(&states, group) {
-        Some(state) => Json(partition_json(topic, group, Some(state))).into_response(),
+    let node = source.facts().node_id;
+    let replicas: Vec<u32> = topic.spec.assignment.replicas(partition).map(|replica| replica.node).collect();
+    if !replicas.contains(&node) {
+        let text = format!("node {node} has no replica of this partition; ask one of the nodes {replicas:?}");
+        return problem(StatusCode::NOT_FOUND, text);
+    }
+    let states = source.partitions(vec![group]).await;
+    match states.get(&group) {
+        Some(state) => Json(partition_json(node, topic, group, Some(state))).into_response(),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, "the partition's shard does not answer yet".into()),
     }
 }
@@ -194,12 +207,10 @@ fn not_a_number() -> Response {
     problem(StatusCode::BAD_REQUEST, "a partition is a number from 0 on".into())
 }
 
-fn find(states: &[(GroupId, PartitionState)], group: GroupId) -> Option<&PartitionState> {
-    states.iter().find(|(found, _)| *found == group).map(|(_, state)| state)
-}
-
-fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>) -> Value {
-    let shard = topic.spec.assignment.preferred_leader(group.partition).map(|leader| leader.shard);
+/// The replica on `node`, as its shard sees it.
+fn partition_json(node: u32, topic: &Topic, group: GroupId, state: Option<&PartitionState>) -> Value {
+    let own = topic.spec.assignment.replicas(group.partition).find(|replica| replica.node == node);
+    let shard = own.map(|own| own.shard);
     let Some(state) = state else {
         return json!({ "topic": topic.name(), "partition": group.partition, "shard": shard, "health": "unavailable" });
     };
@@ -212,8 +223,8 @@ fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>)
         "write_quorum": topic.spec.write_quorum,
         "min_insync_replicas": topic.spec.min_insync_replicas,
         "leader": state.leader,
-        "replicas": state.replicas.iter().map(replica_json).collect::<Vec<_>>(),
-        "isr": state.replicas.iter().filter(|replica| replica.in_sync).map(|replica| replica.node).collect::<Vec<_>>(),
+        "replicas": state.replicas.iter().map(|replica| follower_json(replica, state.log_end)).collect::<Vec<_>>(),
+        "isr": in_sync(state),
         "epoch": state.epoch,
         "log_start": state.log_start,
         "high_watermark": state.high_watermark,
@@ -223,17 +234,6 @@ fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>)
         "segment_bytes": state.segment_bytes,
         "cached_bytes": state.cached_bytes,
         "producers": state.producers,
-    })
-}
-
-fn replica_json(replica: &ReplicaState) -> Value {
-    json!({
-        "node": replica.node,
-        "shard": replica.shard,
-        "in_sync": replica.in_sync,
-        "log_end": replica.log_end,
-        "lag_bytes": replica.lag_bytes,
-        "lag_ms": replica.lag_ms,
     })
 }
 

@@ -12,7 +12,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use pyralog_core::ErrorCode;
-use pyralog_shard::engine::{Counters, ShardStatus};
+use pyralog_shard::engine::{Counters, PeerStatus, ShardStatus};
 
 use super::view::{Latencies, NodeFacts, ShardView};
 
@@ -64,6 +64,30 @@ const TOTALS: &[Total] = &[
     }),
     ("segment_written", "Bytes written to segments.", Some(Unit::Bytes), |c| c.segment_bytes),
     ("checkpoints", "Checkpoints made.", None, |c| c.checkpoints),
+    ("elections", "Elections begun: a replica asked whether it would be elected.", None, |c| {
+        c.replication.elections
+    }),
+    ("elections_won", "Leaderships begun.", None, |c| c.replication.elections_won),
+    ("leaderships_lost", "Leaderships ended, those handed over included.", None, |c| {
+        c.replication.leaderships_lost
+    }),
+    ("hand_overs", "Leaderships handed over to another replica.", None, |c| c.replication.hand_overs),
+    ("ack_timeouts", "Produces that got their offset and not their quorum in time.", None, |c| {
+        c.replication.ack_timeouts
+    }),
+    ("stale_messages", "Messages of leaders refused because a later epoch is known.", None, |c| {
+        c.replication.stale_messages
+    }),
+    ("catch_ups", "Times that a follower began to fetch from its leader's segments.", None, |c| {
+        c.replication.catch_ups
+    }),
+    ("catch_ups_done", "Of those, done.", None, |c| c.replication.catch_ups_done),
+    ("catch_ups_given_up", "Of those, given up, to be tried again.", None, |c| {
+        c.replication.catch_ups_given_up
+    }),
+    ("catch_up", "Bytes of record batches fetched from leaders' segments.", Some(Unit::Bytes), |c| {
+        c.replication.catch_up_bytes
+    }),
 ];
 
 /// Present values.
@@ -83,6 +107,41 @@ const LEVELS: &[Level] = &[
         s.damaged_partitions.into()
     }),
     ("waiting_fetches", "Fetches waiting for data.", None, |s| s.waiting_fetches.into()),
+    ("leaders", "Partitions that the shard leads.", None, |s| s.replication.led.into()),
+    ("followers", "Replicas of the shard that follow a leader.", None, |s| s.replication.followed.into()),
+    ("leaderless_partitions", "Replicas of the shard that know of no leader.", None, |s| {
+        s.replication.leaderless.into()
+    }),
+    ("offline_partitions", "Replicas of the shard that take no part.", None, |s| {
+        s.replication.offline.into()
+    }),
+    (
+        "under_replicated_partitions",
+        "Partitions that the shard leads of which not all replicas are in sync.",
+        None,
+        |s| s.replication.under_replicated.into(),
+    ),
+    (
+        "below_min_insync_partitions",
+        "Partitions that the shard leads which take no quorum writes, as too few replicas are in sync.",
+        None,
+        |s| s.replication.below_min_insync.into(),
+    ),
+    (
+        "replication_lag_records",
+        "The most records that a follower of the shard's leaders lacks.",
+        None,
+        |s| s.replication.lag_records,
+    ),
+    (
+        "replication_lag",
+        "The most bytes that a follower of the shard's leaders lacks.",
+        Some(Unit::Bytes),
+        |s| s.replication.lag_bytes,
+    ),
+    ("waiting_produces", "Produces waiting for their quorum.", None, |s| {
+        s.replication.waiting_produces.into()
+    }),
 ];
 
 /// Of exemplars, which there are none of.
@@ -158,6 +217,36 @@ impl Snapshot {
         Ok(())
     }
 
+    /// What is counted in seconds, and the links to other nodes.
+    fn replication(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "The longest that a follower of the shard's leaders has not had everything.";
+        let seconds = Some(&Unit::Seconds);
+        let mut family = encoder.encode_descriptor("replication_lag", help, seconds, MetricType::Gauge)?;
+        for (shard, status) in self.answered() {
+            let lag_s = status.replication.lag_us as f64 / 1e6;
+            family.encode_family(&[("shard", shard)])?.encode_gauge(&lag_s)?;
+        }
+        let help = "1 while all links of the shard to that node are up.";
+        let mut family = encoder.encode_descriptor("link_up", help, None, MetricType::Gauge)?;
+        for (labels, peer) in self.peers() {
+            family.encode_family(&labels)?.encode_gauge(&u64::from(peer.links_up == peer.links))?;
+        }
+        let help = "Links of the shard to that node that went down.";
+        let mut family = encoder.encode_descriptor("link_downs", help, None, MetricType::Counter)?;
+        for (labels, peer) in self.peers() {
+            family.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&peer.downs, None)?;
+        }
+        Ok(())
+    }
+
+    /// The other nodes of each shard, as labels.
+    fn peers(&self) -> impl Iterator<Item = ([(&'static str, u32); 2], &PeerStatus)> {
+        self.answered().flat_map(|(shard, status)| {
+            let peers = status.replication.peers.iter();
+            peers.map(move |peer| ([("shard", u32::from(shard)), ("peer", peer.node)], peer))
+        })
+    }
+
     fn histogram(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -217,6 +306,7 @@ impl Collector for Snapshot {
         self.driver_counters(&mut encoder)?;
         self.errors(&mut encoder)?;
         self.gauges(&mut encoder)?;
+        self.replication(&mut encoder)?;
         let (write, flush) = ("write_latency", "journal_flush_latency");
         self.histogram(&mut encoder, write, "From a produce's arrival to its reply.", |shard| {
             &shard.write_latency
@@ -235,6 +325,8 @@ mod tests {
     fn page() -> String {
         let facts = NodeFacts {
             node_id: 7,
+            cluster_name: "pyralog".into(),
+            cluster_id: 1,
             address: "127.0.0.1:9092".into(),
             data_dir: "data".into(),
             fsync_policy: "every_write".into(),
@@ -244,6 +336,10 @@ mod tests {
         let mut status = ShardStatus { ready: true, cache_live_bytes: 4096, ..ShardStatus::default() };
         status.counters.batches = 42;
         status.counters.errors[ErrorCode::DiskFull as usize] = 3;
+        status.counters.replication.elections = 4;
+        status.replication.lag_us = 1_500_000;
+        status.replication.peers =
+            vec![PeerStatus { node: 2, links: 2, links_up: 1, downs: 3, ..PeerStatus::default() }];
         let write_latency =
             Latencies { buckets: vec![(0.001, 5), (0.01, 2), (f64::INFINITY, 1)], sum_s: 0.5, count: 8 };
         let up = ShardView { status: Some(status), connections: 9, write_latency, ..ShardView::default() };
@@ -269,6 +365,11 @@ mod tests {
             "pyralog_write_latency_seconds_count{shard=\"0\"} 8",
             "pyralog_memory_bound_bytes 1073741824.0",
             "pyralog_catalog_version 11.0",
+            "pyralog_elections_total{shard=\"0\"} 4",
+            "pyralog_replication_lag_seconds{shard=\"0\"} 1.5",
+            "# UNIT pyralog_replication_lag_bytes bytes",
+            "pyralog_link_up{shard=\"0\",peer=\"2\"} 0",
+            "pyralog_link_downs_total{shard=\"0\",peer=\"2\"} 3",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} is missing in\n{page}");
         }

@@ -2,6 +2,7 @@
 
 mod http;
 mod metrics;
+mod replication;
 mod socket;
 pub(crate) mod source;
 pub(crate) mod view;

@@ -1,5 +1,6 @@
 //! Where the pages get their numbers from: the running node, and what it told the control thread.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -123,23 +124,15 @@ impl Source {
         views
     }
 
-    /// The states of those of these partitions whose shards answer.
-    pub(crate) async fn partitions(&self, groups: &[GroupId]) -> Vec<(GroupId, PartitionState)> {
-        let mut topics: Vec<u32> = groups.iter().map(|group| group.topic.0).collect();
-        topics.sort_unstable();
-        topics.dedup();
+    /// The states of those of these partitions that the node has and whose shards answer.
+    pub(crate) async fn partitions(&self, groups: Vec<GroupId>) -> BTreeMap<GroupId, PartitionState> {
         let (wanted, answers) = {
             let state = self.state();
-            let topic = match topics.as_slice() {
-                [one] => Some(*one),
-                _ => None,
-            };
             let wanted = state.shards.iter().filter(|known| known.ready).count();
-            (wanted, state.node.as_ref().map(|node| node.ask_partitions(topic)))
+            (wanted, state.node.as_ref().map(|node| node.ask_groups(groups.into())))
         };
-        let Some(answers) = answers else { return Vec::new() };
-        let states = collect(&answers, wanted).await.into_iter().flatten();
-        states.filter(|(group, _)| groups.contains(group)).collect()
+        let Some(answers) = answers else { return BTreeMap::new() };
+        collect(&answers, wanted).await.into_iter().flatten().collect()
     }
 }
 

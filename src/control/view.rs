@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pyralog_net::message::PartitionHealth;
+use pyralog_net::message::{PartitionHealth, ReplicationState};
 use pyralog_shard::engine::ShardStatus;
 
 /// What does not change while the node runs.
@@ -10,6 +10,10 @@ use pyralog_shard::engine::ShardStatus;
 pub(crate) struct NodeFacts {
     /// The node's id.
     pub(crate) node_id: u32,
+    /// The cluster's name.
+    pub(crate) cluster_name: String,
+    /// What that is on the wire between nodes.
+    pub(crate) cluster_id: u64,
     /// Address that clients are told.
     pub(crate) address: String,
     /// The data folder.
@@ -106,6 +110,18 @@ pub(crate) fn health_name(health: PartitionHealth) -> &'static str {
         PartitionHealth::Damaged => "damaged",
         PartitionHealth::LogEndUnknown => "log_end_unknown",
         PartitionHealth::Rejoining => "rejoining",
+    }
+}
+
+/// What a replica does, as shown everywhere.
+pub(crate) fn replication_state_name(state: ReplicationState) -> &'static str {
+    match state {
+        ReplicationState::Unknown => "unknown",
+        ReplicationState::Leader => "leader",
+        ReplicationState::Replicating => "replicating",
+        ReplicationState::CatchingUp => "catching_up",
+        ReplicationState::Rejoining => "rejoining",
+        ReplicationState::Unreachable => "unreachable",
     }
 }
 

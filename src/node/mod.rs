@@ -93,6 +93,8 @@ fn run(settings: &Settings) -> Result<(), Failure> {
     let address = node.addr();
     let facts = NodeFacts {
         node_id: config.node.node_id,
+        cluster_name: config.node.cluster_name.clone(),
+        cluster_id: config.cluster_id(),
         address: config.advertised_address(address.port()),
         data_dir: config.node.data_dir.display().to_string(),
         fsync_policy: setting(&effective, "storage.fsync_policy"),

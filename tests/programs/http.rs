@@ -42,7 +42,8 @@ fn every_page_answers() {
     assert_eq!((&one["high_watermark"], &one["health"]), (&100.into(), &"online".into()), "{one}");
     assert_eq!((&one["leader"], &one["isr"]), (&1.into(), &serde_json::json!([1])), "{one}");
     let replica = serde_json::json!([{
-        "node": 1, "shard": one["shard"], "in_sync": true, "log_end": 100, "lag_bytes": 0, "lag_ms": 0,
+        "node": 1, "shard": one["shard"], "state": "leader", "in_sync": true, "log_end": 100, "lag_records": 0,
+        "lag_bytes": 0, "lag_ms": 0,
     }]);
     assert_eq!(one["replicas"], replica, "{one}");
     let list = page(&node, "/partitions/0/status");
@@ -50,6 +51,11 @@ fn every_page_answers() {
         list["partitions"].as_array().unwrap().iter().map(|p| p["topic"].as_str().unwrap()).collect();
     assert_eq!(topics, ["a", "b"]);
     assert_eq!(page(&node, "/partitions/1/status")["partitions"][0]["log_end"], 100);
+    let replication = page(&node, "/replication/status");
+    assert_eq!(replication["summary"]["partitions_led"], 3, "{replication}");
+    assert_eq!((&replication["peers"], &replication["next"]), (&serde_json::json!([]), &Value::Null));
+    let first = &replication["partitions"][0];
+    assert_eq!((&first["topic"], &first["in_sync"]), (&"a".into(), &serde_json::json!([1])), "{first}");
 
     let (code, metrics) = node.http("GET", "/metrics");
     assert_eq!(code, 200);
