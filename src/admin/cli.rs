@@ -64,7 +64,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Who answers, with which version, shards and topics.
+    /// The nodes, which of them are up, who leads how much, and how much is not in sync.
     Info,
     /// Start a cluster on this machine, for trying things out; go on with one that was stopped.
     StartLocal(StartLocal),

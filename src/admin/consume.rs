@@ -15,7 +15,7 @@ use pyralog_net::message::{Consistency, FetchRequest, OffsetSpec, Request, Respo
 
 use super::cli::{Consume, From, PartitionArg, ReadFrom};
 use super::records::Printer;
-use super::{cluster, explain};
+use super::{explain, topic};
 use crate::failure::{Exit, Failure};
 
 /// How long a follower's fetch waits for records at the server.
@@ -53,7 +53,7 @@ pub(crate) fn run(cluster: &[String], mut client: Client, arguments: &Consume) -
         ReadFrom::AnyReplica => Consistency::AnyReplica,
     };
     client.set_consistency(consistency);
-    let topic = cluster::find(&mut client, &arguments.topic)?;
+    let topic = topic::find(&mut client, &arguments.topic)?;
     let follow = arguments.follow || (arguments.from == From::End && !arguments.exit_at_end);
     if follow && consistency == Consistency::AnyReplica {
         let text = "following reads from the leaders; leave --consistency any-replica out, or read up to the end with \

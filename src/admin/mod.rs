@@ -9,6 +9,7 @@ mod offline;
 mod output;
 mod produce;
 mod records;
+mod topic;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,7 +37,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cluster(ClusterCommand::Info) => cluster::info(&mut client, cli.output),
         Command::Cluster(ClusterCommand::StartLocal(arguments)) => local::start(&arguments, cli.output),
         Command::Cluster(ClusterCommand::StopLocal(arguments)) => local::stop(&arguments, cli.output),
-        Command::Topic(command) => cluster::topic(&mut client, cli.output, command),
+        Command::Topic(command) => topic::run(&mut client, cli.output, command),
         Command::Produce(arguments) => produce::run(&cli.cluster, client, cli.output, &arguments),
         Command::Consume(arguments) => consume::run(&cli.cluster, client, &arguments),
         Command::Log(command) => offline::run(cli.output, command),

@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::cli::{AcksArg, CompressionArg, Format, Produce};
 use super::consume::check_partition;
 use super::lines::{Line, LineError, Lines};
-use super::{EOL_HEADER, cluster, explain, output};
+use super::{EOL_HEADER, explain, output, topic};
 use crate::failure::Failure;
 use crate::units;
 
@@ -32,7 +32,7 @@ pub(crate) fn run(
     format: Format,
     arguments: &Produce,
 ) -> Result<(), Failure> {
-    let topic = cluster::find(&mut client, &arguments.topic)?;
+    let topic = topic::find(&mut client, &arguments.topic)?;
     if let Some(partition) = arguments.partition {
         check_partition(&topic, partition)?;
     }

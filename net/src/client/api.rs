@@ -1,6 +1,6 @@
 //! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
@@ -9,15 +9,15 @@ use super::backoff::Retries;
 use super::connection::{Connection, Received};
 use super::error::ClientError;
 use super::place::Place;
-use crate::codec::MAX_DESCRIBED_PARTITIONS;
 use crate::message::{
-    Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead,
-    FetchRequest, InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest,
-    NodeMetadata, OffsetSpec, PartitionState, Request, Response, TopicMetadata,
+    Consistency, CreateTopicRequest, DeleteTopicRequest, FetchReplyHead, FetchRequest, InitProducerIdReply,
+    ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata, OffsetSpec, Request,
+    Response, TopicMetadata,
 };
 
 /// A page of metadata behind all topics: the nodes, and nothing else.
-const NO_TOPICS: u32 = u32::MAX - 1;
+pub(super) const NODES: Request<'_> =
+    Request::Metadata(MetadataRequest { topic: None, start_after: u32::MAX - 1 });
 /// How long one of several nodes may keep silent before others are asked.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -59,6 +59,8 @@ pub struct NodeInfo {
     pub shards: u16,
     /// The node that takes administrative requests; 0 when it knows none.
     pub controller: u32,
+    /// The cluster's name.
+    pub cluster: String,
     /// All nodes of the cluster.
     pub nodes: Vec<NodeMetadata>,
     /// Version of its catalogue.
@@ -127,11 +129,20 @@ impl Client {
 
     /// A new connection to a shard, which the caller owns.
     pub fn open(&self, place: Place) -> Result<Connection, ClientError> {
-        let longest = self.config.connect_timeout;
+        self.open_within(place, self.config.connect_timeout, self.config.request_timeout)
+    }
+
+    /// Likewise, with times of its own for connecting and for each reply.
+    pub(super) fn open_within(
+        &self,
+        place: Place,
+        longest: Duration,
+        request_timeout: Duration,
+    ) -> Result<Connection, ClientError> {
         let connect = |address: &String, timeout: Duration| {
             let mut connection =
                 Connection::connect_as(&self.config.name, address, Some(place.shard), timeout)?;
-            connection.set_timeout(self.config.request_timeout);
+            connection.set_timeout(request_timeout);
             Ok(connection)
         };
         // A node that is alone is reached where it was found, whatever it calls itself.
@@ -203,6 +214,11 @@ impl Client {
         if !self.addresses.is_empty() {
             self.addresses.rotate_left(1);
         }
+    }
+
+    /// The ids of the cluster's nodes, as any of them told last.
+    pub(super) fn known_nodes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.nodes.keys().copied()
     }
 
     fn learn(&mut self, reply: &MetadataReply) {
@@ -359,44 +375,6 @@ impl Client {
         )
     }
 
-    /// State of all partitions of a topic as their leaders see it, in the order of their indexes; of one without a
-    /// leader, as the first of its replicas does, and nothing when that one is not there.
-    pub fn describe_topic(&mut self, topic: &str) -> Result<Vec<PartitionState>, ClientError> {
-        self.forget_topic(topic);
-        let metadata = self.topic(topic)?;
-        let total = metadata.partitions.len() as u32;
-        let places: Vec<Place> = metadata
-            .partitions
-            .iter()
-            .map(|partition| {
-                let first = partition.replicas.iter().next();
-                let first = first.map(|replica| Place { node: replica.node, shard: replica.shard });
-                Place::leader_of(partition).or(first).unwrap_or(Place::ANY)
-            })
-            .collect();
-        let mut states: Vec<PartitionState> = Vec::new();
-        let led: BTreeSet<Place> = metadata.partitions.iter().filter_map(Place::leader_of).collect();
-        for place in places.iter().copied().collect::<BTreeSet<_>>() {
-            for first in (0..total).step_by(MAX_DESCRIBED_PARTITIONS as usize) {
-                let count = MAX_DESCRIBED_PARTITIONS.min(total - first);
-                let request = DescribePartitionsRequest { topic: metadata.id, first, count };
-                let request = Request::DescribePartitions(request);
-                let parse = |received: Received<'_>| match received.response {
-                    Response::DescribePartitions(states) => Some(states),
-                    _ => None,
-                };
-                let told = match led.contains(&place) {
-                    true => self.call(place, &request, unknown_there, parse)?,
-                    false => self.call_once(place, &request, &mut { parse }).unwrap_or_default(),
-                };
-                let asked = |state: &PartitionState| places.get(state.partition as usize) == Some(&place);
-                states.extend(told.into_iter().filter(asked));
-            }
-        }
-        states.sort_unstable_by_key(|state| state.partition);
-        Ok(states)
-    }
-
     /// A round trip to a shard.
     pub fn ping(&mut self, place: Place) -> Result<(), ClientError> {
         self.call(place, &Request::Ping, unknown_there, |received| {
@@ -438,10 +416,9 @@ impl Client {
                 _ => return Err(error),
             }
             self.turn_elsewhere();
-            let nodes = Request::Metadata(MetadataRequest { topic: None, start_after: NO_TOPICS });
             // Without an answer: whoever is found next.
             self.controller = 0;
-            if let Ok(page) = self.call_once(Place::ANY, &nodes, &mut metadata_reply) {
+            if let Ok(page) = self.call_once(Place::ANY, &NODES, &mut metadata_reply) {
                 self.learn(&page);
             }
         }
@@ -533,6 +510,7 @@ impl From<MetadataReply> for NodeInfo {
             address: own.map(|node| node.address.clone()).unwrap_or_default(),
             shards: own.map_or(0, |node| node.shards),
             controller: reply.controller,
+            cluster: reply.cluster,
             nodes: reply.nodes,
             catalog_version: reply.version,
             server: reply.server,
@@ -555,7 +533,7 @@ fn unknown_there(error: &ClientError) -> bool {
     error.code() == ErrorCode::UnknownTopicOrPartition
 }
 
-fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {
+pub(super) fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {
     match received.response {
         Response::Metadata(reply) => Some(*reply),
         _ => None,
