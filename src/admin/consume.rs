@@ -25,6 +25,9 @@ const FOLLOW_FETCH_BYTES: u32 = 1 << 20;
 /// How long a follower tries to get a lost connection back.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 
+/// After so long it says for what it waits.
+const SILENT_FOR: Duration = Duration::from_secs(2);
+
 /// Pause before a follower looks again for who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 
@@ -206,7 +209,8 @@ fn leaders(
     id: u32,
     ranges: Vec<Range>,
 ) -> Result<BTreeMap<Place, Vec<Range>>, ClientError> {
-    let deadline = Instant::now() + RETRY_FOR;
+    let begun = Instant::now();
+    let mut told = false;
     loop {
         let metadata = client.topic_afresh(topic)?;
         if metadata.id != id {
@@ -222,11 +226,20 @@ fn leaders(
         }
         match unled {
             None => return Ok(places),
-            Some(partition) if Instant::now() >= deadline => {
+            Some(partition) if begun.elapsed() >= RETRY_FOR => {
                 let detail = format!("partition {partition} has no leader");
                 return Err(ClientError::Server { code: ErrorCode::NotLeader, detail });
             }
-            Some(_) => thread::sleep(LEADER_POLL),
+            Some(partition) => {
+                if begun.elapsed() >= SILENT_FOR && !std::mem::replace(&mut told, true) {
+                    let within = RETRY_FOR.as_secs();
+                    eprintln!(
+                        "pyralog-admin: partition {partition} of topic {topic:?} has no leader that can be reached; waiting for \
+                         one for up to {within} s"
+                    );
+                }
+                thread::sleep(LEADER_POLL);
+            }
         }
     }
 }

@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use super::api::PeerId;
 use super::status::PeerStatus;
 
+/// A node that could not be reached for so long is down, microseconds: longer than it takes a link to come back, and
+/// than an election.
+const DOWN_US: u64 = 3_000_000;
+
 /// The links of a shard.
 #[derive(Debug, Default)]
 pub(super) struct LinkTable {
@@ -64,6 +68,12 @@ impl LinkTable {
         self.up.keys().copied()
     }
 
+    /// Nodes of which no link that is wanted has been up for a while.
+    pub(super) fn down_nodes(&self, now_us: u64) -> Vec<u32> {
+        let down = self.status(now_us).into_iter();
+        down.filter(|peer| peer.links_up == 0 && peer.down_us >= DOWN_US).map(|peer| peer.node).collect()
+    }
+
     /// What is wanted of each other node, in the order of their ids.
     pub(super) fn status(&self, now_us: u64) -> Vec<PeerStatus> {
         let mut nodes = BTreeMap::<u32, PeerStatus>::new();
@@ -109,6 +119,8 @@ mod tests {
         links.went_down(peer(3, 0), 600);
         links.came_up(peer(2, 1), 700);
         assert_eq!(links.status(800), [of(2, 2, 2, 0, 2, 0), of(3, 1, 0, 300, 1, 1)]);
+        assert!(links.down_nodes(500 + DOWN_US - 1).is_empty());
+        assert_eq!(links.down_nodes(500 + DOWN_US), [3]);
         // What is not wanted any more is not missed.
         assert!(links.want(&[peer(2, 0)], 900));
         assert_eq!(links.status(900), [of(2, 1, 1, 0, 2, 0)]);

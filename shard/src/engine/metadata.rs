@@ -20,17 +20,24 @@ impl Engine {
         self.leaders.get(&GroupId::METADATA).map_or(0, |told| told.node)
     }
 
-    /// Where a partition is. Its leader is known where one of its replicas is; elsewhere the preferred one stands for it,
-    /// which knows better.
-    fn partition_metadata(&self, assignment: &Assignment, topic: u32, partition: u32) -> PartitionMetadata {
+    /// Where a partition is. Its leader is known where one of its replicas is; elsewhere the first one stands for it that is
+    /// on none of the nodes `down`, as it knows better.
+    fn partition_metadata(
+        &self,
+        assignment: &Assignment,
+        topic: u32,
+        partition: u32,
+        down: &[u32],
+    ) -> PartitionMetadata {
         let group = GroupId::new(topic, partition);
         let replicas: Vec<_> = assignment.replicas(partition).collect();
-        let preferred = replicas.first().map_or(0, |replica| replica.node);
+        let knows =
+            replicas.iter().map(|replica| replica.node).find(|node| !down.contains(node)).unwrap_or(0);
         let (leader, epoch) = match self.leaders.get(&group) {
-            _ if replicas.len() < 2 => (preferred, 0),
+            _ if replicas.len() < 2 => (knows, 0),
             Some(told) => (told.node, told.epoch),
             None if replicas.iter().any(|replica| replica.node == self.config.node.0) => (0, 0),
-            None => (preferred, 0),
+            None => (knows, 0),
         };
         let shard = replicas.iter().find(|replica| replica.node == leader).map_or(0, |replica| replica.shard);
         let replicas = replicas.iter().map(|replica| ReplicaMetadata {
@@ -52,6 +59,7 @@ impl Engine {
             let detail = "the catalogue is not loaded yet".into();
             return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
         };
+        let down = self.replication.links.down_nodes(self.now.monotonic_us);
         let describe = |topic: &Topic| TopicMetadata {
             id: topic.id,
             name: topic.spec.name.clone(),
@@ -59,7 +67,7 @@ impl Engine {
             retention_bytes: topic.spec.retention_bytes,
             retention_ms: topic.spec.retention_ms,
             partitions: (0..topic.partitions())
-                .map(|partition| self.partition_metadata(&topic.spec.assignment, topic.id, partition))
+                .map(|partition| self.partition_metadata(&topic.spec.assignment, topic.id, partition, &down))
                 .collect(),
         };
         let mut more = false;
