@@ -18,4 +18,5 @@ mod proxy;
 mod reads;
 mod stalls;
 mod tidy;
+mod watch;
 mod wires;

@@ -49,7 +49,9 @@ fn every_page_that_a_page_links_to_exists() {
         "docs/architecture.md",
         "docs/durability.md",
         "docs/decisions/README.md",
+        "docs/operations/monitoring.md",
         "docs/protocol.md",
+        "docs/replication.md",
     ];
     for page in pages {
         let path = root().join(page);
