@@ -88,6 +88,17 @@ pub const JOURNAL_RESERVE_BYTES: usize = 256 << 10;
 pub const JOURNAL_ALIGN: usize = 4096;
 /// Bytes of batches accepted but not yet written to the journal, per shard; beyond it produces are not read.
 pub const UNWRITTEN_BYTES_PER_SHARD: usize = 16 << 20;
+/// Bytes of batches of one partition with several replicas that its leader has appended and that are not committed; beyond
+/// them produces are refused. What is not committed can go neither to segments nor out of the cache.
+pub const UNCOMMITTED_BYTES_PER_GROUP: usize = 16 << 20;
+/// The same for all partitions that a shard leads: one such part of its tail cache.
+pub const UNCOMMITTED_PART_LED: usize = 4;
+/// Bytes of batches that are not committed in all partitions that a shard follows: one such part of its tail cache.
+/// Beyond them appends of leaders are not taken.
+pub const UNCOMMITTED_PART_FOLLOWED: usize = 2;
+/// Messages of one replica that wait for its journal without anything of their own to be written; more are lost, as a
+/// network may lose them.
+pub const WAITING_MESSAGES_PER_REPLICA: usize = 64;
 /// Producers remembered by one partition.
 pub const MAX_PRODUCERS_PER_PARTITION: usize = 4_096;
 /// Producers remembered by one shard, all partitions together.
@@ -121,7 +132,8 @@ pub const MAX_PEER_ENTRIES_PER_FRAME: usize = 16_384;
 pub const MAX_PEER_TEXT_BYTES: usize = 512;
 /// Most nodes of one cluster.
 pub const MAX_NODES: usize = 64;
-/// Bytes that wait to be sent on one link, batches in the cache included; what would exceed them is dropped.
+/// Bytes that wait to be sent on one link, batches in the cache included; what would exceed them is dropped. The messages
+/// that one pass of a shard has for it are bound by the same number.
 pub const PEER_QUEUE_BYTES: usize = 32 << 20;
 /// The same for all links of one shard together.
 pub const PEER_QUEUE_BYTES_PER_SHARD: usize = 64 << 20;
@@ -151,6 +163,9 @@ pub const CONNECTION_STATE_BYTES: usize = 4 << 10;
 pub const REQUEST_STATE_BYTES: usize = 192;
 /// One batch in the tail cache, without its bytes and with the growth of the lists that hold it, bytes.
 pub const TAIL_BATCH_STATE_BYTES: usize = 128;
+/// One batch in the tail cache of a partition with several replicas, in addition: its entry in the group's log, the
+/// commit that holds it, and its place in its producer's session until it is committed, bytes.
+pub const TAIL_ENTRY_STATE_BYTES: usize = 128;
 /// One remembered producer, bytes.
 pub const PRODUCER_STATE_BYTES: usize = 384;
 /// One partition, its consensus group and its open segment, bytes.
@@ -186,12 +201,21 @@ impl MemoryBound {
         self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }
 
+    /// One item, bytes.
+    fn of(&self, name: &str) -> u64 {
+        self.parts.iter().find(|part| part.name == name).map_or(0, |part| part.bytes)
+    }
+
     /// The same with links to `peers` other nodes, each taken to have as many shards as this one: `shards`.
     pub fn with_links(mut self, shards: u16, peers: u16) -> Self {
         let shards = u64::from(shards);
         let links = shards.saturating_mul(u64::from(peers)).saturating_mul(2);
         let buffers = links.saturating_add(MAX_PEER_HANDSHAKES_PER_SHARD as u64);
+        let cache_batches = self.of("tail cache") / shards.max(1) / TAIL_BYTES_PER_BATCH as u64;
         for (name, bytes) in [
+            ("entries of groups", cache_batches.saturating_mul(TAIL_ENTRY_STATE_BYTES as u64)),
+            // Batches are references to the cache, and count as what they refer to.
+            ("messages of one pass", u64::from(peers).saturating_mul(PEER_QUEUE_BYTES as u64)),
             ("waiting for other nodes", PEER_QUEUE_BYTES_PER_SHARD as u64),
             ("frames of other nodes being put together", PEER_ASSEMBLY_BYTES_PER_SHARD as u64),
             (
@@ -287,6 +311,14 @@ const _: () = {
     // What is not written yet lies in the cache.
     assert!(MIN_CACHE_CHUNKS * CHUNK_BYTES >= UNWRITTEN_BYTES_PER_SHARD);
     assert!(JOURNAL_RESERVE_BYTES + COMMIT_TARGET_BYTES + MAX_BATCH_BYTES <= CHUNK_BYTES);
+    // The largest batch finds room where nothing waits for a commit, and so does the largest append; what is left of the
+    // cache is enough to go on.
+    let least_cache = MIN_CACHE_CHUNKS * CHUNK_BYTES;
+    assert!(UNCOMMITTED_BYTES_PER_GROUP >= MAX_BATCH_BYTES);
+    assert!(least_cache / UNCOMMITTED_PART_LED >= MAX_BATCH_BYTES);
+    assert!(least_cache / UNCOMMITTED_PART_FOLLOWED >= MAX_PEER_PAYLOAD_BYTES);
+    let uncommitted = least_cache / UNCOMMITTED_PART_LED + least_cache / UNCOMMITTED_PART_FOLLOWED;
+    assert!(uncommitted + CHUNK_BYTES <= least_cache);
     assert!(RECV_BUFFER_BYTES > FRAME_HEADER_BYTES);
     // The largest frame between nodes can be queued, put together, and hold a batch.
     let peer_frame = PEER_FRAME_HEADER_BYTES + MAX_PEER_CONTROL_BYTES + MAX_PEER_PAYLOAD_BYTES;
@@ -349,7 +381,9 @@ mod tests {
         let base = alone.total_bytes();
         let linked = alone.with_links(2, 2).total_bytes();
         let buffers = (64 + 2 * 2 * 2) * (128 << 10);
-        assert_eq!(linked - base, 2 * ((64 << 20) + (64 << 20) + buffers));
+        let entries = (128 << 20) / 256 * 128;
+        let messages = 2 * (32 << 20);
+        assert_eq!(linked - base, 2 * (entries + messages + (64 << 20) + (64 << 20) + buffers));
         let largest = memory_bound(u16::MAX, u64::MAX, u32::MAX).with_links(u16::MAX, u16::MAX);
         assert!(largest.total_bytes() > linked, "the largest numbers do not overflow");
     }

@@ -123,6 +123,7 @@ fn shard_json(view: &ShardView) -> Value {
         "journal_files": status.journal_files,
         "journal_files_free": status.journal_files_free,
         "unflushed_bytes": status.unflushed_bytes,
+        "uncommitted_bytes": status.uncommitted_bytes,
         "cache_live_bytes": status.cache_live_bytes,
         "cache_budget_bytes": status.cache_budget_bytes,
         "partitions": status.partitions,

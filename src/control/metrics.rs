@@ -99,7 +99,10 @@ const LEVELS: &[Level] = &[
     ("disk_full", "1 while writes are refused because the disk is full.", None, |s| s.disk_full.into()),
     ("cache_live", "Cache memory alive.", Some(Unit::Bytes), |s| s.cache_live_bytes),
     ("cache_budget", "Cache memory allowed.", Some(Unit::Bytes), |s| s.cache_budget_bytes),
-    ("unflushed", "Committed batches not yet written to segments.", Some(Unit::Bytes), |s| s.unflushed_bytes),
+    ("unflushed", "Batches not yet written to segments.", Some(Unit::Bytes), |s| s.unflushed_bytes),
+    ("uncommitted", "Batches that wait for a quorum of replicas.", Some(Unit::Bytes), |s| {
+        s.uncommitted_bytes
+    }),
     ("journal_files", "Journal files, in use and free.", None, |s| s.journal_files.into()),
     ("journal_files_free", "Journal files waiting to be used again.", None, |s| s.journal_files_free.into()),
     ("partitions", "Partitions of the shard.", None, |s| s.partitions.into()),

@@ -387,6 +387,7 @@ impl Engine {
         partition.producers = producers;
         self.producer_count = self.producer_count - known + self.at(index).map_or(0, |p| p.producers.len());
         self.cached_batches -= cached;
+        self.recount_uncommitted(index);
         self.flush.note_cut(unflushed);
         for base in dropped {
             self.cold.forget_segment(group, base);

@@ -1,7 +1,9 @@
 //! What an engine is told once, at its start.
 
 pub use pyralog_core::config::FsyncPolicy;
-use pyralog_core::limits::{CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH};
+use pyralog_core::limits::{
+    CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH, UNCOMMITTED_PART_FOLLOWED, UNCOMMITTED_PART_LED,
+};
 use pyralog_core::{NodeId, Quorums, ShardId};
 use pyralog_replication::raft::Timing;
 
@@ -79,6 +81,11 @@ impl EngineConfig {
     /// The tail cache in bytes, at least the smallest that works.
     pub(super) fn cache_bound(&self) -> usize {
         self.cache_bytes.max(MIN_CACHE_CHUNKS * CHUNK_BYTES)
+    }
+
+    /// Bytes that are not committed in all groups that this shard leads (`true`) or follows.
+    pub(super) fn uncommitted_bound(&self, led: bool) -> usize {
+        self.cache_bound() / if led { UNCOMMITTED_PART_LED } else { UNCOMMITTED_PART_FOLLOWED }
     }
 
     /// Batches that the tail cache may hold.

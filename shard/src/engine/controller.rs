@@ -688,6 +688,7 @@ impl Engine {
             self.fail_group(&mut partition.replica, actions);
             self.producer_count -= partition.producers.len();
             self.cached_batches -= partition.tail.len();
+            self.replication.uncommitted.remove(partition.uncommitted);
             self.flush.forget(index, &partition);
             self.fail_fetches_of(&partition, actions);
             self.cold.forget_group(group);

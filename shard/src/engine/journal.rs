@@ -179,6 +179,12 @@ impl Journal {
         self.building.is_none() && self.sealed.is_empty() && self.in_flight.is_empty()
     }
 
+    /// The commit that is being put together, or the newest one that is not completed.
+    pub(super) fn newest_unfinished_lsn(&self) -> Option<u64> {
+        let sealed = || self.sealed.back().or(self.in_flight.back()).map(|commit| commit.lsn);
+        self.building.as_ref().map(|_| self.next.lsn).or_else(sealed)
+    }
+
     /// Commits not yet completed, oldest first.
     pub(super) fn unfinished(&mut self) -> impl Iterator<Item = &mut Commit> {
         self.in_flight.iter_mut().chain(self.sealed.iter_mut())

@@ -13,6 +13,7 @@
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
 //! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
 //! | `lag`, `links` | how far followers are behind; which other nodes can be reached |
+//! | `uncommitted` | what is appended and not committed, and how much of it there may be |
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
@@ -55,6 +56,7 @@ mod slots;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod uncommitted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -301,6 +303,7 @@ impl Engine {
             journal_files: self.journal.files.len() as u32,
             journal_files_free: self.journal.free_files() as u32,
             unflushed_bytes: self.flush.unflushed_bytes(),
+            uncommitted_bytes: self.replication.uncommitted.bytes(),
             cache_live_bytes: self.pool.live_bytes() as u64,
             cache_budget_bytes: self.pool.budget_bytes() as u64,
             partitions: self.by_group.len() as u32,

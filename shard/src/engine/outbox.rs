@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use pyralog_core::limits::{
     MAX_BATCH_BYTES, MAX_PEER_ENTRIES_PER_FRAME, MAX_PEER_MESSAGES_PER_FRAME, MAX_PEER_PAYLOAD_BYTES,
+    PEER_PART_BYTES, PEER_QUEUE_BYTES,
 };
 use pyralog_replication::raft::{EntryHead, Message, frame};
 use smallvec::SmallVec;
@@ -29,23 +30,37 @@ struct Frame {
     payload_bytes: usize,
 }
 
+/// The frames of a pass for one shard.
+#[derive(Debug, Default)]
+struct Queue {
+    frames: Vec<Frame>,
+    /// What they are charged.
+    bytes: usize,
+}
+
 /// The frames of a pass, by the shard that they are for.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    frames: BTreeMap<PeerId, Vec<Frame>>,
+    queues: BTreeMap<PeerId, Queue>,
 }
 
 impl Outbox {
     /// Has a message leave, with the batches of its entries. The core merges appends without a bound: a large one
-    /// leaves as several, each behind the last entry of the one before.
-    pub(super) fn post(&mut self, to: PeerId, mut message: Message, mut batches: SmallVec<[ChunkSlice; 8]>) {
+    /// leaves as several, each behind the last entry of the one before. False: not all of it does, there is too much
+    /// already.
+    pub(super) fn post(
+        &mut self,
+        to: PeerId,
+        mut message: Message,
+        mut batches: SmallVec<[ChunkSlice; 8]>,
+    ) -> bool {
         loop {
             let fitting = fitting(&message);
             if fitting == message.entries.len() {
                 return self.add(to, message, batches);
             }
             let later = message.entries.split_off(fitting);
-            let Some(last) = message.entries.last() else { return };
+            let Some(last) = message.entries.last() else { return true };
             let next = Message {
                 index: message.index + fitting as u64,
                 log_term: last.term,
@@ -54,14 +69,29 @@ impl Outbox {
             };
             let with_batch = message.entries.iter().filter(|entry| entry.bytes > 0).count();
             let first = batches.drain(..with_batch).collect();
-            self.add(to, std::mem::replace(&mut message, next), first);
+            if !self.add(to, std::mem::replace(&mut message, next), first) {
+                return false;
+            }
         }
     }
 
     /// The same for a message that is within the bounds by itself.
-    pub(super) fn add(&mut self, to: PeerId, message: Message, mut batches: SmallVec<[ChunkSlice; 8]>) {
+    pub(super) fn add(
+        &mut self,
+        to: PeerId,
+        message: Message,
+        mut batches: SmallVec<[ChunkSlice; 8]>,
+    ) -> bool {
         let payload_bytes: usize = batches.iter().map(ChunkSlice::len).sum();
-        let frames = self.frames.entry(to).or_default();
+        let Queue { frames, bytes } = self.queues.entry(to).or_default();
+        let charge = size_of::<Message>()
+            + message.entries.len() * size_of::<EntryHead>()
+            + payload_bytes
+            + batches.len() * PEER_PART_BYTES;
+        if *bytes + charge > PEER_QUEUE_BYTES {
+            return false;
+        }
+        *bytes += charge;
         let fits = |frame: &Frame| {
             frame.messages.len() < MAX_PEER_MESSAGES_PER_FRAME / 2
                 && frame.entries + message.entries.len() <= MAX_PEER_ENTRIES_PER_FRAME
@@ -70,16 +100,17 @@ impl Outbox {
         if !frames.last().is_some_and(fits) {
             frames.push(Frame::default());
         }
-        let Some(frame) = frames.last_mut() else { return };
+        let Some(frame) = frames.last_mut() else { return false };
         frame.entries += message.entries.len();
         frame.payload_bytes += payload_bytes;
         frame.batches.append(&mut batches);
         frame.messages.push(message);
+        true
     }
 
     /// Sends everything.
     pub(super) fn send(&mut self, actions: &mut Vec<Action>) {
-        for (to, frames) in std::mem::take(&mut self.frames) {
+        for (to, Queue { frames, .. }) in std::mem::take(&mut self.queues) {
             for Frame { messages, batches, .. } in frames {
                 actions.push(Action::SendPeer { to, control: frame::encode(&messages), payload: batches });
             }
@@ -96,4 +127,57 @@ fn fitting(message: &Message) -> usize {
     };
     let count = message.entries.iter().take(ENTRIES_PER_MESSAGE).take_while(fits).count();
     count.max(1).min(message.entries.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use pyralog_core::{GroupId, NodeId, ShardId};
+    use pyralog_replication::raft::{EntryKind, MessageKind};
+
+    use super::*;
+    use crate::memory::ChunkPool;
+
+    fn append(batch: &ChunkSlice, entries: usize) -> (Message, SmallVec<[ChunkSlice; 8]>) {
+        let mut message = Message::new(MessageKind::Append, GroupId::new(1, 0), 1, 2, 1);
+        let bytes = batch.len() as u32;
+        let kind = EntryKind::Batch as u8;
+        let entry = |at: i64| EntryHead { term: 1, kind, base_offset: at, next_offset: at + 1, bytes };
+        message.entries = (0..entries as i64).map(entry).collect();
+        (message, std::iter::repeat_n(batch.clone(), entries).collect())
+    }
+
+    #[test]
+    fn one_pass_sends_a_peer_no_more_than_its_link_takes() {
+        let pool = ChunkPool::new(MAX_BATCH_BYTES);
+        let chunk = pool.chunk(MAX_BATCH_BYTES).unwrap();
+        chunk.zero_to(MAX_BATCH_BYTES);
+        let peer = |node| PeerId { node: NodeId(node), shard: ShardId(0) };
+        let mut outbox = Outbox::default();
+        for (batch_bytes, entries) in [(MAX_BATCH_BYTES, 5), (61, 10_000)] {
+            let batch = ChunkSlice::new(chunk.clone(), 0, batch_bytes);
+            let mut posted = 0;
+            loop {
+                let (message, batches) = append(&batch, entries);
+                if !outbox.post(peer(2), message, batches) {
+                    break;
+                }
+                posted += 1;
+                assert!(posted < 10_000, "no bound");
+            }
+            assert!(posted > 0);
+            // Another one's link has room.
+            let (message, batches) = append(&batch, 1);
+            assert!(outbox.post(peer(3), message, batches));
+            let mut actions = Vec::new();
+            outbox.send(&mut actions);
+            let mut sent = 0;
+            for action in &actions {
+                let Action::SendPeer { to, control, payload } = action else { unreachable!() };
+                if *to == peer(2) {
+                    sent += control.len() + payload.iter().map(ChunkSlice::len).sum::<usize>();
+                }
+            }
+            assert!(sent > PEER_QUEUE_BYTES / 3 && sent <= PEER_QUEUE_BYTES, "{sent} bytes");
+        }
+    }
 }

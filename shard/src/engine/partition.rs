@@ -13,6 +13,7 @@ use super::api::PeerId;
 use super::producers::Producers;
 use super::rejoin::Asking;
 use super::replica::Replica;
+use super::uncommitted::Uncommitted;
 
 /// A batch in the tail cache.
 #[derive(Clone, Debug)]
@@ -91,6 +92,8 @@ pub(super) struct Partition {
     pub(super) standing: Standing,
     /// It does not, and asks the others.
     pub(super) asking: Option<Box<Asking>>,
+    /// What is counted of it in the shard's sums.
+    pub(super) uncommitted: Uncommitted,
     /// On the list of partitions with batches to be flushed.
     pub(super) dirty: bool,
     /// In a cluster: found on the disk, and not in the catalogue yet. Whether it has other replicas is not known, so
@@ -122,6 +125,7 @@ impl Partition {
             end_unknown: false,
             standing: Standing::Member,
             asking: None,
+            uncommitted: Uncommitted::default(),
             dirty: false,
             unconfirmed: false,
             entries_from_lsn: 0,

@@ -83,6 +83,7 @@ impl Engine {
             self.answer_duplicate(pending, next_offset, actions);
             return Ok(());
         }
+        self.check_uncommitted(index, batch.bytes().len())?;
         let (base_offset, next_offset) = self.append(index, &batch)?;
         let answered = request.acks == Acks::None;
         let pending = if answered {
@@ -284,7 +285,11 @@ impl Engine {
         });
         match &mut partition.replica {
             Replica::Single(single) => single.appended(next_offset),
-            Replica::Raft(replica) => replica.note_laid(frame.index, laid.lsn),
+            Replica::Raft(replica) => {
+                replica.note_laid(frame.index, laid.lsn);
+                let bytes = u64::from(frame.body_len);
+                self.replication.uncommitted.add(&mut partition.uncommitted, bytes);
+            }
             Replica::Unplaced(_) => {}
         }
         let committed = partition.replica.high_watermark();

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use pyralog_core::ErrorCode;
+use pyralog_core::limits::WAITING_MESSAGES_PER_REPLICA;
 use pyralog_replication::raft::{Header, Message, Position, RaftGroup, RecoveredLog};
 use pyralog_replication::{Group, SingleVoter};
 
@@ -42,6 +43,28 @@ pub(super) struct Unplaced {
 /// seem at most is the same.
 const IDLE_US: u64 = 1_000_000;
 
+/// Outputs that wait for one commit of the journal: the first laid frames down, later ones may have had none.
+#[derive(Debug)]
+pub(super) struct LaidOutput {
+    /// The first one's number.
+    pub(super) number: u64,
+    /// The last one's.
+    pub(super) newest: u64,
+    /// The commit.
+    pub(super) lsn: u64,
+    /// What leaves when it is durable.
+    pub(super) messages: Vec<Message>,
+}
+
+impl LaidOutput {
+    /// One more that waits for nothing else. As long as a disk stalls, a leader goes on to ask: not all answers are kept.
+    pub(super) fn join(&mut self, number: u64, messages: Vec<Message>) {
+        self.newest = number;
+        let room = WAITING_MESSAGES_PER_REPLICA.saturating_sub(self.messages.len());
+        self.messages.extend(messages.into_iter().take(room));
+    }
+}
+
 /// One replica of several.
 #[derive(Debug)]
 pub(super) struct RaftReplica {
@@ -56,8 +79,8 @@ pub(super) struct RaftReplica {
     pub(super) lsns: VecDeque<u64>,
     /// The last entry that the segments hold.
     pub(super) flushed: Position,
-    /// Outputs whose frames are laid down and not durable, oldest first: their number, and what leaves when they are.
-    pub(super) laid: VecDeque<(u64, Vec<Message>)>,
+    /// Outputs whose frames are laid down and not durable, oldest first.
+    pub(super) laid: VecDeque<LaidOutput>,
     /// Produces that wait for a write quorum, in the order of their offsets.
     pub(super) waiting: VecDeque<Pending>,
     /// Records below this are committed, as it was last told to those who read.

@@ -26,7 +26,8 @@ use super::links::LinkTable;
 use super::outbox::Outbox;
 use super::partition::Partition;
 use super::pending::Pending;
-use super::replica::{RaftReplica, Replica, Unplaced};
+use super::replica::{LaidOutput, RaftReplica, Replica, Unplaced};
+use super::uncommitted::UncommittedSums;
 use super::{Action, Engine, LogLevel, Mode};
 
 /// Room in the journal that is there before a group's output is taken: for its frames without batches.
@@ -53,6 +54,7 @@ pub(super) struct Replication {
     output: Output,
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,
+    pub(super) uncommitted: UncommittedSums,
     /// Replicas may be able to take part that were not before.
     pub(super) place_due: BTreeSet<GroupId>,
     /// Leaders that the node's shards have to be told.
@@ -231,6 +233,7 @@ impl Engine {
                 replica.raft.peer_restarted(peer.node.0, now_us);
             }
         }
+        self.recount_uncommitted(index);
         self.queue_group(index);
         Ok(())
     }
@@ -328,8 +331,8 @@ impl Engine {
         let appends = !message.entries.is_empty();
         if appends {
             let need = batches.len() + message.entries.len() * FRAME_BYTES + SMALL_FRAMES_BYTES;
-            if !self.takes(need) {
-                // The leader sends again what is not answered.
+            // The leader sends again what is not answered.
+            if !self.may_follow(batches.len()) || !self.takes(need) {
                 return Ok(());
             }
         }
@@ -445,11 +448,14 @@ impl Engine {
     /// The journal holds what a group laid down with the output of this number.
     pub(super) fn group_persisted(&mut self, index: u32, number: u64, actions: &mut Vec<Action>) {
         let Some(replica) = self.raft_mut(index) else { return };
-        let mut released = Vec::new();
-        while replica.laid.front().is_some_and(|(laid, _)| *laid <= number) {
-            released.extend(replica.laid.pop_front().into_iter().flat_map(|(_, messages)| messages));
+        let (mut released, mut newest) = (Vec::new(), number);
+        while replica.laid.front().is_some_and(|laid| laid.number <= number)
+            && let Some(laid) = replica.laid.pop_front()
+        {
+            newest = laid.newest.max(newest);
+            released.extend(laid.messages);
         }
-        if let Err(error) = replica.raft.persisted(number) {
+        if let Err(error) = replica.raft.persisted(newest) {
             return self.fence(&format!("a replica of the shard failed: {error}"), actions);
         }
         for message in released {
@@ -587,10 +593,15 @@ impl Engine {
                 (EntryKind::Batch, None) => {}
             }
         }
-        let (number, after) = (out.number, std::mem::take(&mut out.after_persist));
+        let (number, messages) = (out.number, std::mem::take(&mut out.after_persist));
+        let lsn = self.journal.newest_unfinished_lsn().unwrap_or(0);
         let Some(replica) = self.raft_mut(index) else { return Ok(()) };
         let nothing_before = replica.laid.is_empty();
-        replica.laid.push_back((number, after));
+        if !laid_any && let Some(last) = replica.laid.back_mut().filter(|last| last.lsn == lsn) {
+            last.join(number, messages);
+            return Ok(());
+        }
+        replica.laid.push_back(LaidOutput { number, newest: number, lsn, messages });
         let pending = Pending::Group { partition: index, number };
         if (nothing_before && !laid_any) || self.journal.attach(pending).is_err() {
             self.group_persisted(index, number, actions);
@@ -644,6 +655,9 @@ impl Engine {
         self.cached_batches -= cut.batches;
         self.producer_count -= cut.producers;
         self.flush.note_cut(cut.bytes);
+        if cut.batches > 0 {
+            self.recount_uncommitted(index);
+        }
     }
 
     /// Lays entries down again that can't go to segments yet and hold back the place where a replay begins; those that
@@ -741,6 +755,9 @@ impl Engine {
         counters.elections_won += u64::from(leads && !led);
         counters.leaderships_lost += u64::from(led && !leads);
         counters.hand_overs += u64::from(led && handed_over);
+        if after > before || leads != led {
+            self.recount_uncommitted(index);
+        }
         if leads && !led {
             self.plan_balance();
         }
@@ -844,14 +861,13 @@ impl Engine {
         }
         let batches = (message.index + 1..).zip(&message.entries).filter(|(_, entry)| entry.bytes > 0);
         let batches = batches.map(|(entry, _)| partition.tail_entry(entry).map(|batch| batch.data.clone()));
-        match batches.collect::<Option<_>>() {
+        let sent = match batches.collect::<Option<_>>() {
             Some(batches) => self.replication.outbox.post(peer, message, batches),
             // Not in the cache any more: the follower has to begin at a snapshot.
-            None => {
-                if let Some(replica) = partition.replica.raft_mut() {
-                    replica.raft.not_sent(to);
-                }
-            }
+            None => false,
+        };
+        if !sent && let Some(replica) = partition.replica.raft_mut() {
+            replica.raft.not_sent(to);
         }
     }
 }

@@ -145,8 +145,10 @@ pub struct ShardStatus {
     pub journal_files: u32,
     /// Journal files waiting to be used again.
     pub journal_files_free: u32,
-    /// Bytes of committed batches not yet in segments.
+    /// Bytes of batches not yet in segments.
     pub unflushed_bytes: u64,
+    /// Bytes of batches of partitions with several replicas that are not known to be committed.
+    pub uncommitted_bytes: u64,
     /// Chunk memory alive, bytes.
     pub cache_live_bytes: u64,
     /// Chunk memory allowed, bytes.

@@ -27,6 +27,8 @@ use crate::engine::{
 };
 use crate::format::journal::CommitHeader;
 
+mod bounds;
+
 /// The only shard of each node.
 const SHARD: ShardId = ShardId(0);
 /// Correlation ids of administrative requests begin here.
@@ -791,6 +793,8 @@ impl World {
         }
         for id in self.ids() {
             self.check_metadata(id);
+            let status = self.node(id).engine.as_ref().unwrap().status();
+            assert_eq!(status.uncommitted_bytes, 0, "node {id}: everything is committed");
         }
         for group in self.groups.clone() {
             let first = self.read(1, group);
