@@ -73,6 +73,7 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
     if config.has_begun && checkpoint.is_none() && end.commits == 0 && !replay.damaged {
         return Err(nothing_left(&config));
     }
+    replay.check_cut(&files, &end).map_err(|error| RecoveryError(error.to_string()))?;
     replay.check_segments(&listing);
     slots.make_durable(disk)?;
     replay.remove_leftovers(disk, &listing, slots.older())?;
@@ -331,6 +332,31 @@ impl<'a> Replay<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A journal file has its whole length before anything is written to it. One that is shorter where the log seems to end
+    /// was cut, and what it held there may have been durable: this node may have answered to others for it. A node
+    /// that is alone goes on with what is there.
+    fn check_cut(&mut self, files: &[(u32, u64)], end: &ScanEnd) -> Result<(), ScanError> {
+        let Some(Place { file, position, generation: _ }) = end.resume else { return Ok(()) };
+        let len = files.iter().find(|(known, _)| *known == file).map_or(0, |(_, len)| *len);
+        if len.is_multiple_of(CHUNK_BYTES as u64) {
+            return Ok(());
+        }
+        let lsn = end.next_lsn;
+        let detail = format!(
+            "journal file {file} was cut to {len} bytes: whether commit {lsn} was there is not known"
+        );
+        match self.config.is_clustered() {
+            true => {
+                let lost = Lost::Unknown;
+                self.damage(Damage { first_lsn: lsn, last_lsn: lsn, file, position, lost, detail })
+            }
+            false => {
+                self.log.push((LogLevel::Error, detail));
+                Ok(())
+            }
+        }
     }
 
     /// Segments that the checkpoint names and the disk does not hold are damage.

@@ -28,6 +28,7 @@ use crate::engine::{
 use crate::format::journal::CommitHeader;
 
 mod bounds;
+mod durability;
 
 /// The only shard of each node.
 const SHARD: ShardId = ShardId(0);
