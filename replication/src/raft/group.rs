@@ -47,6 +47,9 @@ pub struct GroupConfig {
 /// Terms beyond this one are refused: no cluster has so many elections, and the last ones leave no room for another.
 pub const MAX_TERM: u32 = u32::MAX / 2;
 
+/// Indexes beyond this one are refused: no log is so long, and the core counts on from what it is told.
+const MAX_INDEX: u64 = u64::MAX / 2;
+
 /// In which terms a replica votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Votes {
@@ -490,11 +493,18 @@ impl RaftGroup {
     fn check(&self, message: &Message) -> Result<(), Refused> {
         let start = self.start();
         let last = self.last_index();
-        if message.term > MAX_TERM {
-            return Err(Refused::Impossible("a term beyond all terms"));
+        // To the core a message without a term is one of its own replica's.
+        if message.term == 0 || message.term > MAX_TERM {
+            return Err(Refused::Impossible("a message of no term, or of one beyond all terms"));
+        }
+        if message.index.max(message.commit).max(message.reject_hint) > MAX_INDEX {
+            return Err(Refused::Impossible("an index beyond all indexes"));
         }
         match message.kind {
             MessageKind::Append => {
+                if message.index > 0 && message.log_term == 0 {
+                    return Err(Refused::Impossible("an append behind an entry of no term"));
+                }
                 if message.index >= self.commit() && message.log_term < start.term {
                     return Err(Refused::Impossible("an append that reaches below the committed term"));
                 }
@@ -506,7 +516,8 @@ impl RaftGroup {
                     false => Ok(()),
                 }
             }
-            MessageKind::Snapshot if message.index == 0 || message.offset < 0 => {
+            // The core takes term 0 for that of each entry it does not hold.
+            MessageKind::Snapshot if message.index == 0 || message.log_term == 0 || message.offset < 0 => {
                 Err(Refused::Impossible("a snapshot of nothing"))
             }
             _ => Ok(()),
@@ -519,9 +530,6 @@ impl RaftGroup {
             && before.term == message.log_term
         {
             offset = Some(before.offset);
-        }
-        if message.index.checked_add(message.entries.len() as u64).is_none() {
-            return Err(Refused::Impossible("an index beyond all indexes"));
         }
         for entry in &message.entries {
             let kind = EntryKind::from_number(entry.kind);

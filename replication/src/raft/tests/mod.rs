@@ -4,9 +4,9 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use world::{Bug, GROUP, World};
+use world::{Bug, GROUP, Rng, World};
 
-use super::{Message, MessageKind};
+use super::{EntryHead, Message, MessageKind, Output, RaftGroup, Refused};
 
 /// Runs one life: faults, then peace. Panics on a violation.
 fn life(seed: u64, bug: Option<Bug>) -> World {
@@ -256,4 +256,80 @@ fn an_election_may_be_won_and_lost_between_two_outputs() {
     }
     world.drain(won, &[], 0);
     assert_eq!(world.replica(won).unwrap().term(), term + 2);
+}
+
+/// Something that looks like a message and may be about anything near where the replica is.
+fn invented(rng: &mut Rng, to: u32, replica: &RaftGroup) -> Message {
+    use MessageKind::*;
+    let kinds = [
+        Append,
+        AppendResponse,
+        RequestPreVote,
+        RequestPreVoteResponse,
+        RequestVote,
+        RequestVoteResponse,
+        Heartbeat,
+        HeartbeatResponse,
+        Snapshot,
+        TimeoutNow,
+        Quiesce,
+    ];
+    let (term, last) = (replica.term(), replica.last_index());
+    let near = |rng: &mut Rng, place: u64| match rng.below(20) {
+        0 => u64::MAX - rng.below(3),
+        _ => (place + rng.below(7)).saturating_sub(3),
+    };
+    let near_term = |rng: &mut Rng| match rng.below(40) {
+        0 => u32::MAX,
+        _ => (term + rng.below(4) as u32).saturating_sub(2),
+    };
+    let from = 1 + rng.below(4) as u32;
+    let kind = kinds[rng.below(kinds.len() as u64) as usize];
+    let mut message = Message::new(kind, GROUP, from, to, near_term(rng));
+    (message.log_term, message.commit_term) = (near_term(rng), near_term(rng));
+    (message.index, message.commit) = (near(rng, last), near(rng, replica.commit()));
+    (message.reject_hint, message.read) = (near(rng, last), rng.below(3));
+    (message.reject, message.transfer) = (rng.chance(30), rng.chance(20));
+    message.offset = replica.log_end() + rng.below(5) as i64 - 2;
+    let mut offset = replica.log_end() + (rng.below(5) as i64 - 2) * i64::from(rng.chance(20));
+    for _ in 0..rng.below(4) {
+        let records = rng.below(3) as i64;
+        let (kind, bytes) = (rng.below(3) as u8, rng.below(2) as u32 * 100);
+        let (base_offset, next_offset) = (offset, offset + records);
+        message.entries.push(EntryHead { term: near_term(rng), kind, base_offset, next_offset, bytes });
+        offset = next_offset;
+    }
+    message
+}
+
+/// A node that is out of its mind can lie, and no check can prevent that; but what it sends is refused or followed, and stops no
+/// replica.
+#[test]
+fn nothing_that_comes_over_the_wire_breaks_a_replica() {
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..2_000 {
+        let (mut world, leader) = led(seed % 20);
+        for _ in 0..seed % 10 {
+            world.propose(leader).unwrap();
+            world.drain(leader, &[], 0);
+        }
+        settle(&mut world);
+        let mut rng = Rng(seed);
+        let (id, now_us) = (1 + seed as u32 % 3, world.now_us);
+        let replica = world.replica(id).unwrap();
+        let mut out = Output::default();
+        for _ in 0..50 {
+            let message = invented(&mut rng, id, replica);
+            match replica.step(now_us, &message) {
+                Ok(()) => taken += 1,
+                Err(Refused::Broken) => panic!("seed {seed}: broken by {message:?}"),
+                Err(_) => refused += 1,
+            }
+            while replica.output(&mut out).unwrap_or_else(|error| panic!("seed {seed}: {error}: {message:?}"))
+            {
+                replica.persisted(out.number).unwrap();
+            }
+        }
+    }
+    assert!(taken > 10_000 && refused > 10_000, "{taken} taken, {refused} refused");
 }
