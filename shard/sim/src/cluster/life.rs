@@ -65,8 +65,19 @@ impl fmt::Display for Violation {
 
 /// Runs the life of `seed`. The same seed, bug and build give the same life to the last event.
 pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> ClusterReport {
+    run_as(seed, bug, trace, |_| {})
+}
+
+/// The same in other circumstances: `change` sees what was drawn for the life before it begins.
+pub fn run_as(
+    seed: u64,
+    bug: Option<PlantedBug>,
+    trace: bool,
+    change: impl FnOnce(&mut ClusterConfig),
+) -> ClusterReport {
     let mut rng = Rng::new(seed);
-    let config = ClusterConfig::draw(&mut rng, bug);
+    let mut config = ClusterConfig::draw(&mut rng, bug);
+    change(&mut config);
     let mut world = World::new(config, rng, trace);
     if let Err(what) = guarded(|| world.live()) {
         world.fail(what);

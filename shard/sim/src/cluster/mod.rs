@@ -30,6 +30,6 @@ mod trouble;
 mod world;
 
 pub use books::Traffic;
-pub use life::{ClusterReport, Violation, run};
+pub use life::{ClusterReport, Violation, run, run_as};
 pub use sweep::{ClusterTotals, sweep};
 pub use world::Coverage;
