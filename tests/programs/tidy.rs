@@ -1,5 +1,6 @@
 //! What the documentation says of the tree, held against the tree.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,11 +35,48 @@ fn every_test_that_the_durability_page_names_exists() {
         let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(source.contains(&format!("fn {test}(")), "{file}.rs has no test {test}");
     }
-    // And every T that a cell refers to is in the second table.
-    for number in 1..=99 {
-        let (used, defined) =
-            (page.matches(&format!("T{number}")).count(), page.contains(&format!("| T{number} |")));
-        assert!(used == 0 || defined, "T{number} is used and not defined");
+    // And every T that a cell refers to is in the last table.
+    let defined = |name: &str| page.contains(&format!("| {name} |"));
+    let (mut cells, mut used) = (0, BTreeSet::new());
+    for row in page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| T")) {
+        let row: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        if row.len() != 4 || row[0] == "fault" || row[0] == "---" {
+            continue;
+        }
+        for cell in &row[1..] {
+            let names: Vec<&str> = tests_in(cell).collect();
+            assert!(!names.is_empty(), "`{}`: no test for `{cell}`", row[0]);
+            names.iter().for_each(|name| assert!(defined(name), "{name} is used and not defined"));
+            used.extend(names);
+            cells += 1;
+        }
+    }
+    assert!(cells >= 3 * 25, "two tables of faults, with three columns each: {cells} cells");
+    assert!(used.len() >= 35, "{used:?}");
+}
+
+/// The `T1` and so on in a text.
+fn tests_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| word.strip_prefix('T').is_some_and(|number| number.parse::<u16>().is_ok()))
+}
+
+#[test]
+fn every_test_that_the_replication_page_names_exists() {
+    let page = fs::read_to_string(root().join("docs/replication.md")).unwrap();
+    let is_test = |name: &&str| {
+        name.matches('_').count() >= 3 && name.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+    };
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let named: BTreeSet<&str> =
+        rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(is_test).collect();
+    assert!(named.len() >= 30, "the tables name the tests: {named:?}");
+    let mut files = Vec::new();
+    sources(root(), &mut files);
+    let sources: Vec<String> = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    for test in named {
+        let declared = format!("fn {test}(");
+        assert!(sources.iter().any(|source| source.contains(&declared)), "there is no test {test}");
     }
 }
 
