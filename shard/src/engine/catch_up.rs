@@ -6,6 +6,8 @@
 //! tail. When they are durable here the replica is put aside: a checkpoint says that its log begins at that place and
 //! that what the journal holds of it so far means nothing; when that is durable the replica takes part again. Until
 //! then it promises nothing, and a crash leaves it as it was before.
+//!
+//! What is committed is the same everywhere: where the leader can't read its segments, the others are asked in turn.
 
 use pyralog_core::batch::BatchView;
 use pyralog_core::{GroupId, NodeId, ShardId};
@@ -40,6 +42,10 @@ const PEERS: u64 = 1 << 63;
 #[derive(Debug)]
 pub(super) struct CatchUp {
     leader: PeerId,
+    /// Who is asked: the leader, until it can't read what is wanted.
+    source: PeerId,
+    /// So many could not.
+    refusals: usize,
     /// Where the leader's entries begin.
     target: Position,
     /// Offset of the next record to ask for.
@@ -110,10 +116,8 @@ impl Engine {
         let Some(peer) = peer_of(conn) else { return false };
         let group = GroupId::new((name >> 32) as u32, name as u32);
         let Some(partition) = self.find(group).and_then(|index| self.at(index)) else { return true };
-        let Some(replica) = partition.replica.raft() else { return true };
-        let node = self.config.node.0;
-        let kind = MessageKind::Batches;
-        let mut message = Message::new(kind, group, node, peer.node.0, replica.raft.term());
+        let (node, term) = (self.config.node.0, partition.replica.epoch());
+        let mut message = Message::new(MessageKind::Batches, group, node, peer.node.0, term);
         message.offset = partition.log_start;
         message.reject = slices.is_none();
         let mut batches = SmallVec::new();
@@ -155,6 +159,8 @@ impl Engine {
         producers.undo(partition.flushed_to);
         let catch_up = CatchUp {
             leader: from,
+            source: from,
+            refusals: 0,
             target,
             next: partition.flushed_to,
             log_start: None,
@@ -184,10 +190,31 @@ impl Engine {
         let term = replica.raft.term();
         let Some(catch_up) = &mut replica.catch_up else { return };
         (catch_up.stage, catch_up.changed_us) = (Stage::Asked, now_us);
-        let mut message = Message::new(MessageKind::FetchBatches, group, node, catch_up.leader.node.0, term);
+        let to = catch_up.source;
+        let mut message = Message::new(MessageKind::FetchBatches, group, node, to.node.0, term);
         message.offset = catch_up.next;
-        let to = catch_up.leader;
         self.post_beside(to, message);
+    }
+
+    /// Asks another one for what the last one could not give. False: there is nobody left.
+    fn ask_another(&mut self, index: u32) -> bool {
+        let Some(next) = self.next_source(index) else { return false };
+        if let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) {
+            (catch_up.source, catch_up.refusals) = (next, catch_up.refusals + 1);
+        }
+        self.ask(index);
+        true
+    }
+
+    /// The next member that can be reached, unless all others were asked.
+    fn next_source(&self, index: u32) -> Option<PeerId> {
+        let replica = self.at(index)?.replica.raft()?;
+        let (catch_up, members) = (replica.catch_up.as_ref()?, &replica.members);
+        let others = members.len() - 1;
+        let at = members.iter().position(|member| *member == catch_up.source)?;
+        let mut behind = members.iter().cycle().skip(at + 1).take(others);
+        let reached = |member: &&PeerId| member.node != self.config.node && self.is_linked(**member);
+        behind.find(reached).copied().filter(|_| catch_up.refusals + 1 < others)
     }
 
     fn give_up(&mut self, index: u32, why: &str, actions: &mut Vec<Action>) {
@@ -214,10 +241,11 @@ impl Engine {
         let now_us = self.now.monotonic_us;
         let Some(replica) = self.raft_mut(index) else { return Ok(()) };
         let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
-        if !matches!(catch_up.stage, Stage::Asked) || catch_up.leader != from {
+        if !matches!(catch_up.stage, Stage::Asked) || catch_up.source != from {
             return Ok(());
         }
-        if message.offset > catch_up.next && catch_up.segments.is_empty() {
+        let by_leader = from == catch_up.leader;
+        if message.offset > catch_up.next && catch_up.segments.is_empty() && by_leader {
             // Retention has taken what comes next, so also everything that is here; it may have come further than to where
             // the leader's entries begin.
             let from = message.offset.min(catch_up.target.offset);
@@ -231,7 +259,9 @@ impl Engine {
             return Ok(());
         }
         if message.reject {
-            self.give_up(index, "the leader can't read them", actions);
+            if !self.ask_another(index) {
+                self.give_up(index, "nobody who can be reached can read them", actions);
+            }
             return Ok(());
         }
         let wanted = message.entries.iter();
