@@ -1,7 +1,7 @@
 //! What operators see of three real nodes of which one stops, dies and comes back: pages, metrics, the admin tool.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,17 @@ fn page(cluster: &Cluster, id: u16, path: &str) -> Value {
     let (status, body) = cluster.nodes[&id].http("GET", path);
     assert_eq!(status, 200, "{path}: {body}");
     serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
+}
+
+/// A program that reads along; it ends with the test.
+struct Reading(Child);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The sum of a metric's samples of one node.
@@ -138,15 +149,17 @@ fn an_election_is_counted_and_the_dead_node_shown() {
     let dead = cluster.leader("t", 0);
     let places = cluster.client().topic("alone").unwrap().partitions;
     let lost = places.iter().position(|place| place.leader == u32::from(dead)).unwrap() as u32;
-    let mut reader = admin()
-        .args(["--cluster", &cluster.addresses().join(","), "consume", "alone", "--follow"])
-        .args(["--from", "beginning", "--partition", &lost.to_string()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut records = BufReader::new(reader.stdout.take().unwrap());
-    let mut complaints = BufReader::new(reader.stderr.take().unwrap());
+    let mut reader = Reading(
+        admin()
+            .args(["--cluster", &cluster.addresses().join(","), "consume", "alone", "--follow"])
+            .args(["--from", "beginning", "--partition", &lost.to_string()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut records = BufReader::new(reader.0.stdout.take().unwrap());
+    let mut complaints = BufReader::new(reader.0.stderr.take().unwrap());
     let mut sender = producer(cluster.client(), "alone");
     sender.send(lost, 0, None, Some(b"record"), &[]).unwrap();
     sender.flush().unwrap();
@@ -186,8 +199,6 @@ fn an_election_is_counted_and_the_dead_node_shown() {
     while !said.contains(waits) {
         assert!(complaints.read_line(&mut said).unwrap() > 0, "{said}");
     }
-    reader.kill().unwrap();
-    reader.wait().unwrap();
     cluster.start(dead);
     await_whole(&cluster, 10);
 }
