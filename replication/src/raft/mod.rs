@@ -12,6 +12,7 @@
 //! Owner: the shard that holds the replica. Nothing here knows a clock, a socket, a file or a random source: time is
 //! given with each call, randomness comes from a seed.
 
+mod check;
 pub mod frame;
 pub mod group;
 pub mod log;
