@@ -8,5 +8,6 @@ mod durability;
 mod harness;
 mod life;
 mod memory;
+mod pace;
 mod reload;
 mod topics;
