@@ -92,6 +92,13 @@ fn elections_and_hand_overs_are_counted_where_they_are() {
     while world.leader(world.groups[0]).is_none_or(|id| id == leader) {
         world.go_on();
     }
+    // The new one knows first.
+    for _ in 0..40_000 {
+        if status(&world, leader).counters.replication.leaderships_lost > before.leaderships_lost {
+            break;
+        }
+        world.go_on();
+    }
     let after = status(&world, leader).counters.replication;
     assert!(after.hand_overs > before.hand_overs, "{after:?}");
     assert!(after.leaderships_lost >= after.hand_overs, "{after:?}");
