@@ -671,6 +671,11 @@ impl RaftGroup {
         }
     }
 
+    /// Whether the next [`Self::tick`] has it campaign.
+    pub fn would_campaign(&self, now_us: u64) -> bool {
+        !self.is_leader() && now_us >= self.deadline_us() && self.may_campaign()
+    }
+
     /// Campaigns now, whatever the timers say; not while a snapshot that it has taken is not durable.
     pub fn campaign(&mut self, now_us: u64) {
         self.wake(now_us);

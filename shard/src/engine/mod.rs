@@ -15,6 +15,7 @@
 //! | `lag`, `links` | how far followers are behind; which other nodes can be reached |
 //! | `uncommitted` | what is appended and not committed, and how much of it there may be |
 //! | `hand_over` | a shard that stops gives away what it leads |
+//! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
 //! | `metadata` | what clients are told of the cluster |
@@ -26,6 +27,7 @@
 
 pub mod api;
 mod balance;
+mod campaigns;
 mod catch_up;
 mod cold;
 pub mod config;

@@ -21,6 +21,7 @@ use crate::format::journal::{FrameHeader, FrameKind};
 use crate::memory::ChunkSlice;
 
 use super::api::{IoToken, Leadership, PeerId};
+use super::campaigns::Campaigns;
 use super::lag::Progress;
 use super::links::LinkTable;
 use super::outbox::Outbox;
@@ -47,6 +48,7 @@ pub(super) struct Replication {
     /// When groups want a tick; entries may be out of date, never too late.
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     pub(super) outbox: Outbox,
+    pub(super) campaigns: Campaigns,
     /// Operations of catch-ups under way.
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
     /// Links to other nodes.
@@ -424,7 +426,12 @@ impl Engine {
                 return;
             }
             self.replication.timers.pop();
-            self.tick_group(index);
+            if let Some(replica) = self.raft_mut(index) {
+                replica.timer_us = u64::MAX;
+            }
+            if self.lets_campaign(index) {
+                self.tick_group(index);
+            }
         }
     }
 
@@ -433,7 +440,6 @@ impl Engine {
         let up: Vec<NodeId> = self.replication.links.up().map(|peer| peer.node).collect();
         let mut goodbyes = Vec::new();
         let Some(replica) = self.raft_mut(index) else { return };
-        replica.timer_us = u64::MAX;
         let idle = now_us.saturating_sub(replica.active_us) >= QUIET_AFTER_US;
         let reachable = |node: u32| up.iter().any(|up| up.0 == node);
         if !idle || !replica.raft.try_quiesce(reachable, &mut goodbyes) {
@@ -473,15 +479,20 @@ impl Engine {
         }
         self.ask_others();
         let mut left = Vec::new();
-        while let Some(index) = self.replication.queue.pop() {
-            if let Some(replica) = self.raft_mut(index) {
-                replica.queued = false;
+        loop {
+            while let Some(index) = self.replication.queue.pop() {
+                if let Some(replica) = self.raft_mut(index) {
+                    replica.queued = false;
+                }
+                if !self.take_output(index, None, actions) {
+                    left.push(index);
+                }
+                self.rearm(index);
+                self.settle_catch_up(index, actions);
             }
-            if !self.take_output(index, None, actions) {
-                left.push(index);
+            if !self.begin_campaigns() {
+                break;
             }
-            self.rearm(index);
-            self.settle_catch_up(index, actions);
         }
         for index in left {
             self.queue_group(index);

@@ -2,6 +2,7 @@
 //! their time and end in any order, pauses, crashes; all drawn from one seed. At the end everything is healed, and every
 //! replica must hold the same, with everything that was acknowledged in its place.
 
+mod campaigns;
 mod damage;
 mod in_sync;
 mod lag;
