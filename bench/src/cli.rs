@@ -263,6 +263,9 @@ pub struct IdleArgs {
     /// Partitions, three replicas each
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=100_000))]
     pub groups: u32,
+    /// Time before the nodes are watched, seconds: leaders go home a few a second
+    #[arg(long, default_value_t = 90, value_parser = value_parser!(u64).range(0..=36_000))]
+    pub settle: u64,
     /// How long the idle nodes are watched, seconds
     #[arg(long, default_value_t = 20, value_parser = value_parser!(u64).range(1..=3_600))]
     pub seconds: u64,

@@ -161,6 +161,7 @@ fn run_idle(args: IdleArgs) -> anyhow::Result<()> {
         server: args.cluster.server,
         dir: args.cluster.dir,
         groups: args.groups,
+        settle: Duration::from_secs(args.settle),
         watched: Duration::from_secs(args.seconds),
     })?;
     match args.cluster.output {

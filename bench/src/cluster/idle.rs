@@ -10,9 +10,6 @@ use serde_json::{Value, json};
 
 use super::Cluster;
 
-/// Groups fall quiet a second after the last write; the flusher has written everything out by then, too.
-const SETTLE: Duration = Duration::from_secs(15);
-
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct IdleConfig {
@@ -22,6 +19,9 @@ pub struct IdleConfig {
     pub dir: PathBuf,
     /// Partitions with three replicas each.
     pub groups: u32,
+    /// Time before: groups fall quiet a second after the last write, the flusher writes everything out within ten, and
+    /// leaders go home a few a second.
+    pub settle: Duration,
     /// How long the idle nodes are watched.
     pub watched: Duration,
     /// CPUs of the nodes, in turns.
@@ -32,11 +32,11 @@ pub struct IdleConfig {
 pub struct IdleReport {
     /// Partitions.
     pub groups: u32,
-    /// From the first topic's creation until every partition has its leader at home and all replicas in sync, seconds.
+    /// From the first topic's creation until every partition is led and all replicas are in sync, seconds.
     pub created_s: f64,
     /// One record to each partition, all acknowledged by a quorum, seconds.
     pub written_s: f64,
-    /// All nodes killed and started: until every partition is led at home and in sync again, seconds.
+    /// All nodes killed and started: until every partition is led and in sync again, seconds.
     pub restarted_s: f64,
     /// Time on a CPU of each idle node, per cent of one core.
     pub idle_percent: Vec<f64>,
@@ -63,11 +63,11 @@ pub fn run(config: &IdleConfig) -> anyhow::Result<IdleReport> {
     let ids = 1..=super::NODES;
     ids.clone().try_for_each(|id| cluster.take(id)?.kill())?;
     cluster.restart_all()?;
-    topics.iter().try_for_each(|(topic, _)| cluster.await_home(topic))?;
+    topics.iter().try_for_each(|(topic, _)| cluster.await_led(topic))?;
     let restarted_s = begin.elapsed().as_secs_f64();
-    eprintln!("all killed, started, and led at home after {restarted_s:.1} s");
+    eprintln!("all killed, started, and led after {restarted_s:.1} s");
     write_to_all(&cluster, &topics)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(config.settle);
     let pids = cluster.pids();
     let before = pids.iter().map(|pid| cpu_time(*pid)).collect::<anyhow::Result<Vec<_>>>()?;
     std::thread::sleep(config.watched);
@@ -86,10 +86,11 @@ fn create(cluster: &Cluster, groups: u32) -> anyhow::Result<Vec<(String, u32)>> 
     let mut left = groups;
     while left > 0 {
         let (name, partitions) = (format!("bench-idle-{}", topics.len()), left.min(MAX_PARTITIONS_PER_TOPIC));
-        cluster.create_topic(&name, partitions)?;
+        cluster.request_topic(&name, partitions)?;
         topics.push((name, partitions));
         left -= partitions;
     }
+    topics.iter().try_for_each(|(topic, _)| cluster.await_led(topic))?;
     Ok(topics)
 }
 
@@ -127,8 +128,8 @@ impl IdleReport {
             self.resident_bytes.iter().map(|bytes| format!("{} MiB", bytes >> 20)).collect();
         format!(
             "{} partitions of three replicas on three nodes with one shard each\n\
-             created, led at home and in sync after {:.1} s; a record in each, acknowledged by a quorum, after {:.1} s\n\
-             all nodes killed and started: led at home and in sync after {:.1} s\n\
+             created, led and in sync after {:.1} s; a record in each, acknowledged by a quorum, after {:.1} s\n\
+             all nodes killed and started: led and in sync after {:.1} s\n\
              idle, of one core: {}\nresident: {}\n",
             self.groups,
             self.created_s,

@@ -20,7 +20,7 @@ use crate::process::{Member, NodeSetup, OwnedProcess, free_loopback_addrs};
 pub const NODES: u32 = 3;
 /// How long anything is waited for that takes seconds at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A cluster in a folder; its nodes are killed when it is dropped.
 pub struct Cluster {
@@ -125,25 +125,43 @@ impl Cluster {
     /// Creates a topic with three replicas of each partition, and waits until all of them are led by the first of their replicas,
     /// on every node's word.
     pub fn create_topic(&self, name: &str, partitions: u32) -> anyhow::Result<()> {
+        self.request_topic(name, partitions)?;
+        self.await_home(name)
+    }
+
+    /// The same without waiting.
+    pub fn request_topic(&self, name: &str, partitions: u32) -> anyhow::Result<()> {
         let quorums = Quorums { replication_factor: NODES as u8, ..Quorums::UNSET };
         let request = CreateTopicRequest { name, partitions, quorums, retention_bytes: -1, retention_ms: -1 };
         self.client().create_topic_with(request)?;
-        self.await_home(name)
+        Ok(())
     }
 
     /// Waits until every partition of the topic is led by the first of its replicas and all replicas hold everything.
     pub fn await_home(&self, topic: &str) -> anyhow::Result<()> {
+        let first = |at: &PartitionMetadata| at.replicas.iter().next().map(|replica| replica.node);
+        self.await_leaders(topic, |at| first(at) == Some(at.leader))
+    }
+
+    /// Waits until every partition of the topic is led and all replicas hold everything.
+    pub fn await_led(&self, topic: &str) -> anyhow::Result<()> {
+        self.await_leaders(topic, |at| at.leader != 0)
+    }
+
+    fn await_leaders(
+        &self,
+        topic: &str,
+        is_right: impl Fn(&PartitionMetadata) -> bool,
+    ) -> anyhow::Result<()> {
         for address in self.addresses() {
             let config = ClientConfig { retry_for: PATIENCE, ..ClientConfig::default() };
             let mut client = Client::new(&[address], config);
-            await_true("the leaders are not where they should be", || {
-                let first = |at: &PartitionMetadata| at.replicas.iter().next().map(|replica| replica.node);
-                match client.topic_afresh(topic) {
-                    Ok(topic) => Ok(topic.partitions.iter().all(|at| first(at) == Some(at.leader))),
-                    // Not every node has heard of it yet.
-                    Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, .. }) => Ok(false),
-                    Err(error) => Err(error.into()),
-                }
+            let mut seen = Vec::new();
+            await_true("the leaders are not where they should be", || match client.topic_afresh(topic) {
+                Ok(topic) => Ok(all_seen(&mut seen, topic.partitions.iter().map(&is_right))),
+                // Not every node has heard of it yet.
+                Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, .. }) => Ok(false),
+                Err(error) => Err(error.into()),
             })?;
         }
         self.await_in_sync(topic)
@@ -157,8 +175,23 @@ impl Cluster {
             state.replicas.len() == NODES as usize
                 && replicas.all(|replica| replica.in_sync && replica.log_end >= state.high_watermark)
         };
-        await_true("the replicas have not caught up", || Ok(client.describe_topic(topic)?.iter().all(whole)))
+        let mut seen = Vec::new();
+        await_true("the replicas have not caught up", || {
+            Ok(all_seen(&mut seen, client.describe_topic(topic)?.iter().map(whole)))
+        })
     }
+}
+
+/// Whether everything has been right at some time, though not at the same: of thousands of leaders one is always on its way
+/// home.
+fn all_seen(seen: &mut Vec<bool>, now: impl Iterator<Item = bool>) -> bool {
+    for (at, now) in now.enumerate() {
+        match seen.get_mut(at) {
+            Some(seen) => *seen |= now,
+            None => seen.push(now),
+        }
+    }
+    !seen.is_empty() && seen.iter().all(|seen| *seen)
 }
 
 /// Asks until the answer is yes.
