@@ -1,9 +1,10 @@
 //! `topic …`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, Quorums};
-use pyralog_net::client::{Client, ClientError, Described};
+use pyralog_net::client::{Client, ClientConfig, ClientError, Described};
 use pyralog_net::message::{CreateTopicRequest, PartitionState, ReplicationState, TopicMetadata};
 use serde::Serialize;
 
@@ -13,6 +14,12 @@ use super::{explain, retention};
 use crate::control::view::{health_name, replication_state_name};
 use crate::failure::Failure;
 use crate::units;
+
+/// How long a new topic may take to be known by every node that can be reached; a few milliseconds is usual.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+/// How long one of them may take to answer.
+const POLL_TIMEOUT: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(5);
 
 #[derive(Serialize)]
 struct TopicRow {
@@ -140,12 +147,35 @@ pub(crate) fn run(client: &mut Client, format: Format, command: TopicCommand) ->
             let request = CreateTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
             client.create_topic_with(request).map_err(|error| explain(error, None))?;
             let topic = client.topic(name).map_err(|error| explain(error, None))?;
+            await_known_everywhere(client, name)?;
             output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
         }
         TopicCommand::List => list(client, format),
         TopicCommand::Get { name, detailed } => get(client, format, &name, detailed),
         TopicCommand::Delete { name, yes } => delete(client, &name, yes),
     }
+}
+
+/// Waits until the nodes that answer know the topic: whoever is asked next must not say that there is none.
+fn await_known_everywhere(client: &mut Client, name: &str) -> Result<(), Failure> {
+    let (info, _) = client.metadata().map_err(|error| explain(error, None))?;
+    let end = Instant::now() + KNOWN_WITHIN;
+    for node in info.nodes {
+        let config = ClientConfig {
+            request_timeout: POLL_TIMEOUT,
+            retry_for: Duration::ZERO,
+            ..client.config().clone()
+        };
+        let mut client = Client::new(&[node.address], config);
+        let unknown = |error: &ClientError| {
+            matches!(error, ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, .. })
+        };
+        // One that does not answer learns of it when it is back.
+        while client.topic_afresh(name).is_err_and(|error| unknown(&error)) && Instant::now() < end {
+            std::thread::sleep(POLL);
+        }
+    }
+    Ok(())
 }
 
 fn retention_argument(value: Option<u64>) -> Result<i64, Failure> {
@@ -307,7 +337,7 @@ fn follower_table(states: &[PartitionRow]) -> Option<String> {
             or_unknown(follower.log_end, |end| end.to_string()),
             or_unknown(follower.lag_records, units::count),
             or_unknown(follower.lag_bytes, units::bytes),
-            units::duration(std::time::Duration::from_millis(follower.lag_ms)),
+            units::duration(Duration::from_millis(follower.lag_ms)),
         ]
     });
     followers().next().is_some().then(|| output::table(&head, rows))

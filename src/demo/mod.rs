@@ -19,7 +19,9 @@ use pyralog_core::limits::MAX_FETCH_BYTES;
 use pyralog_net::client::{
     Client, ClientConfig, ClientError, IdempotentProducer, Place, ProducerConfig, ProducerStats,
 };
-use pyralog_net::message::{Consistency, FetchRequest, OffsetSpec, PartitionState, ReplicaState};
+use pyralog_net::message::{
+    Consistency, FetchRequest, OffsetSpec, PartitionMetadata, PartitionState, ReplicaState,
+};
 
 use crate::failure::Failure;
 use crate::node::Settings;
@@ -146,6 +148,24 @@ fn await_leader(client: &mut Client, topic: &str, partition: u32) -> Result<u32,
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Waits until every partition is led where it should be: leaders go home some seconds after a node has come back, and one that
+/// moves is no place to measure at.
+fn await_home(client: &mut Client) -> Result<(), Failure> {
+    let end = Instant::now() + PATIENCE;
+    for topic in [TOPIC, LATENCY_TOPIC] {
+        let home = |partition: &PartitionMetadata| {
+            partition.replicas.iter().next().is_some_and(|first| first.node == partition.leader)
+        };
+        while !checked(client.topic_afresh(topic))?.partitions.iter().all(home) {
+            if Instant::now() >= end {
+                return Err(Failure::failed("the leaders have not gone back to their places in time"));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+    Ok(())
 }
 
 /// Waits until every replica has everything.
@@ -403,6 +423,7 @@ fn measure(addresses: &[String], time: Duration) -> Result<(), Failure> {
         "records of 256 bytes, each in a batch of its own, acknowledged when it is on stable storage of two of three nodes"
     );
     let mut client = client(addresses);
+    await_home(&mut client)?;
     for _ in 0..MEASUREMENTS {
         if let Some(runs) = measure_at_leader(&mut client, time)? {
             println!("{}", latency::table(&runs));

@@ -99,8 +99,7 @@ pub const KEYS: &[Key] = &[
         doc: "The cluster's nodes by their internal addresses, this one among them; the same list on every node. Up to \
               five; all of them hold the cluster's metadata.",
         why: "Empty or this node alone: one copy of everything. Three nodes survive the loss of one. The list names who \
-              votes: it can't be changed in this version, and a node that has lost its disk must not come back under \
-              its old id.",
+              votes; it can't be changed in this version.",
         field: |c| Field::Nodes(&mut c.node.cluster_nodes),
     },
     Key {
