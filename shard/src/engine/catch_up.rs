@@ -25,7 +25,7 @@ use super::api::{ConnId, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel,
 use super::controller::commands;
 use super::fetch::Slices;
 use super::outbox::ENTRIES_PER_MESSAGE;
-use super::partition::Segment;
+use super::partition::{Segment, Told};
 use super::producers::Producers;
 use super::replica::{Replica, Unplaced};
 use super::{Action, Engine};
@@ -398,6 +398,7 @@ impl Engine {
         partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
         partition.entries_from_lsn = next_lsn;
         partition.place_after_seq = after_seq;
+        partition.told = Told::No;
         let unflushed: u64 = partition.unflushed().map(|batch| batch.data.len() as u64).sum();
         let cached = partition.tail.len();
         partition.tail.clear();

@@ -67,6 +67,18 @@ pub(super) struct Cut {
     pub(super) producers: usize,
 }
 
+/// Batches of other replicas' segments never were in the journal: only a checkpoint says that a replica holds them. Before
+/// one that votes takes part with them its journal says so too, so that a checkpoint that rots does not take them unnoticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// The journal does not say it for sure.
+    No,
+    /// It is laid down.
+    Laid,
+    /// It is durable, or there is nothing to say.
+    Durable,
+}
+
 /// One partition.
 #[derive(Debug)]
 pub(super) struct Partition {
@@ -103,6 +115,8 @@ pub(super) struct Partition {
     pub(super) entries_from_lsn: u64,
     /// Of several replicas: it takes part when this checkpoint is durable.
     pub(super) place_after_seq: u64,
+    /// Of several replicas: whether its journal says what only a checkpoint knew.
+    pub(super) told: Told,
     pub(super) retention_bytes: Option<u64>,
     pub(super) retention_ms: Option<u64>,
 }
@@ -130,6 +144,7 @@ impl Partition {
             unconfirmed: false,
             entries_from_lsn: 0,
             place_after_seq: 0,
+            told: Told::Durable,
             retention_bytes: None,
             retention_ms: None,
         }

@@ -26,7 +26,7 @@ use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 use super::controller::{Controller, commands};
 use super::flush::Flusher;
 use super::journal::{CachedChunk, Journal, JournalFile};
-use super::partition::{Partition, Segment, TailBatch};
+use super::partition::{Partition, Segment, TailBatch, Told};
 use super::plan::FlushPlan;
 use super::producers::{Appended, Producer};
 use super::reload::verify;
@@ -865,12 +865,8 @@ impl ScanSink for Replay<'_> {
                         }
                     }
                 }
-                FrameKind::Rejoin => self.rejoin(header.lsn, frame.group),
-                FrameKind::Joined => {
-                    if let Some(partition) = self.replica_of(frame.group) {
-                        partition.standing = Standing::Member;
-                    }
-                }
+                FrameKind::Rejoin => self.rejoin(header.lsn, frame),
+                FrameKind::Joined => self.joined(frame),
                 FrameKind::Founder => {
                     self.founders.insert(frame.record_count, frame.index);
                 }
@@ -912,6 +908,8 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     partition.flushed_to = state.flushed_to;
     if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) = state.replicated {
         partition.entries_from_lsn = entries_from_lsn;
+        // The older checkpoint may not know it.
+        partition.told = if entries_from_lsn > 0 { Told::No } else { Told::Durable };
         let start = Position { index: start_index, term: start_term, offset: state.flushed_to };
         let hard = HardState { term: state.epoch, vote, commit: start_index };
         let log = RecoveredLog { hard, start, headers: Vec::new() };

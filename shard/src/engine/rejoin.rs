@@ -14,6 +14,7 @@ use pyralog_replication::raft::{
 use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::api::{LogLevel, PeerId};
+use super::partition::Told;
 use super::pending::Pending;
 use super::replica::Replica;
 use super::replicate::SMALL_FRAMES_BYTES;
@@ -68,7 +69,13 @@ impl Engine {
         let (node, now_us) = (self.config.node, self.now.monotonic_us);
         let partition = self.at_mut(index)?;
         if partition.standing == Standing::Member {
-            return Some(Begin::Member);
+            let told = partition.told;
+            if told == Told::No {
+                // There may be no room.
+                self.ask_due_us.get_or_insert(now_us + ASK_EVERY_US);
+                self.lay_standing(index, Standing::Member);
+            }
+            return (told == Told::Durable).then_some(Begin::Member);
         }
         let (standing, damaged) = (partition.standing, partition.end_unknown);
         let asking = partition.asking.get_or_insert_with(|| {
@@ -101,7 +108,13 @@ impl Engine {
         self.ask_due_us = None;
         for index in 0..self.partitions.len() as u32 {
             let Some(partition) = self.at(index) else { continue };
-            let Some(asking) = &partition.asking else { continue };
+            let Some(asking) = &partition.asking else {
+                if partition.told == Told::No {
+                    let group = partition.group;
+                    self.replication.place_due.insert(group);
+                }
+                continue;
+            };
             let again = asking.rejoin.floor().is_some_and(|floor| floor.index.is_none())
                 || partition.standing == Standing::Undecided;
             let silent: Vec<u32> = asking.rejoin.silent().collect();
@@ -219,8 +232,13 @@ impl Engine {
                 Err(full) => return self.stall(full),
             }
         }
-        if let Some(asking) = self.at_mut(index).and_then(|partition| partition.asking.as_mut()) {
-            asking.changing = true;
+        if let Some(partition) = self.at_mut(index) {
+            if standing == Standing::Member {
+                partition.told = Told::Laid;
+            }
+            if let Some(asking) = &mut partition.asking {
+                asking.changing = true;
+            }
         }
         self.attach(Pending::Standing { partition: index, standing });
     }
@@ -229,8 +247,13 @@ impl Engine {
         let Some(partition) = self.at(index) else { return Vec::new() };
         let (group, term) = (partition.group, partition.replica.epoch());
         let frame = |kind| FrameHeader::bodyless(kind, group, 0, term);
+        // Only a checkpoint says what the segments hold. Without it nobody could tell that anything is missing.
+        let held = |kind| {
+            let last = partition.replica.in_segments().unwrap_or_default();
+            FrameHeader { index: last.index, ..FrameHeader::bodyless(kind, group, last.offset, last.term) }
+        };
         if standing == Standing::Rejoining {
-            return vec![frame(FrameKind::Rejoin)];
+            return vec![held(FrameKind::Rejoin)];
         }
         let mut frames = Vec::new();
         if group == GroupId::METADATA && partition.standing == Standing::Undecided {
@@ -245,7 +268,7 @@ impl Engine {
             let (record_count, index) = (replica.raft.vote(), replica.raft.commit());
             frames.push(FrameHeader { record_count, index, ..frame(FrameKind::Vote) });
         }
-        frames.push(frame(FrameKind::Joined));
+        frames.push(held(FrameKind::Joined));
         frames
     }
 
@@ -262,6 +285,9 @@ impl Engine {
         }
         let group = partition.group;
         if standing == Standing::Member {
+            if partition.told == Told::Laid {
+                partition.told = Told::Durable;
+            }
             partition.asking = None;
             if let Some(replica) = partition.replica.raft_mut() {
                 replica.raft.set_votes(Votes::All);
@@ -276,6 +302,7 @@ impl Engine {
             (Standing::Undecided, Standing::Member) => {
                 (LogLevel::Info, "this node is one of those with which the cluster begins")
             }
+            (Standing::Member, Standing::Member) => return,
             (_, Standing::Member) => {
                 (LogLevel::Info, "this node has the metadata again that its disk has lost")
             }

@@ -294,13 +294,18 @@ impl Replica {
         }
     }
 
-    /// Of several replicas: the offset behind the last entry that the segments hold.
-    pub(super) fn segments_end(&self) -> Option<i64> {
+    /// Of several replicas: the last entry that the segments hold.
+    pub(super) fn in_segments(&self) -> Option<Position> {
         match self {
             Self::Single(_) => None,
-            Self::Unplaced(unplaced) => Some(unplaced.log.start.offset),
-            Self::Raft(replica) => Some(replica.flushed.offset),
+            Self::Unplaced(unplaced) => Some(unplaced.log.start),
+            Self::Raft(replica) => Some(replica.flushed),
         }
+    }
+
+    /// Of several replicas: the offset behind the last entry that the segments hold.
+    pub(super) fn segments_end(&self) -> Option<i64> {
+        self.in_segments().map(|last| last.offset)
     }
 
     /// Of several replicas: the entries that the flusher leaves in the journal, as they may still be cut off.

@@ -259,9 +259,11 @@ pub enum FrameKind {
     /// The replica's term (`epoch`) and vote (`record_count`: the node, 0 = none); `index` is a commit known then.
     Vote = 6,
     /// What the replica has promised is lost in part: what earlier frames say of the group's entries means nothing, and it
-    /// votes for nobody until [`FrameKind::Joined`].
+    /// votes for nobody until [`FrameKind::Joined`]. What its segments hold still counts: `index` and `epoch` are those of
+    /// the last entry in them, `base_offset` is the place behind it.
     Rejoin = 7,
-    /// The replica knows everything that it has promised, from here on.
+    /// The replica knows everything that it has promised, from here on. What its segments hold then, as in
+    /// [`FrameKind::Rejoin`].
     Joined = 8,
     /// A node (`record_count`) with which the metadata group began, and the number of its disk (`index`).
     Founder = 9,
@@ -419,10 +421,13 @@ impl FrameHeader {
             "record count"
         } else if match self.kind {
             FrameKind::NewTerm => self.index == 0,
-            FrameKind::Batch | FrameKind::DropGroup | FrameKind::Vote | FrameKind::Founder => false,
-            FrameKind::OpenGroup | FrameKind::NewLife | FrameKind::Rejoin | FrameKind::Joined => {
-                self.index != 0
-            }
+            FrameKind::OpenGroup | FrameKind::NewLife => self.index != 0,
+            FrameKind::Batch
+            | FrameKind::DropGroup
+            | FrameKind::Vote
+            | FrameKind::Rejoin
+            | FrameKind::Joined
+            | FrameKind::Founder => false,
         } || self.index == u64::MAX
         {
             "index"

@@ -173,8 +173,17 @@ fn frame_line(frame: &FrameHeader, body: &[u8], out: &mut dyn Write) -> Result<(
             let lost = if frame.record_count > 0 { ", what was here before is lost" } else { "" };
             line!(out, "    open {group} log start {} epoch {}{lost}", frame.base_offset, frame.epoch)
         }
-        FrameKind::Rejoin => line!(out, "    rejoin {group}: earlier entries mean nothing, no vote"),
-        FrameKind::Joined => line!(out, "    joined {group}: it votes"),
+        FrameKind::Rejoin => {
+            let (entry, offset) = (frame.index, frame.base_offset);
+            line!(
+                out,
+                "    rejoin {group}: earlier entries mean nothing, no vote; segments hold entry {entry}, up to offset {offset}"
+            )
+        }
+        FrameKind::Joined => {
+            let (entry, offset) = (frame.index, frame.base_offset);
+            line!(out, "    joined {group}: it votes; segments hold entry {entry}, up to offset {offset}")
+        }
         FrameKind::Founder => {
             line!(out, "    founder node {} disk {:#018x}", frame.record_count, frame.index)
         }

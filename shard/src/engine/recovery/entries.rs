@@ -2,7 +2,7 @@
 
 use pyralog_core::GroupId;
 use pyralog_core::batch::BatchView;
-use pyralog_replication::raft::{EntryKind, Header, Standing};
+use pyralog_replication::raft::{EntryKind, Header, Position, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -98,14 +98,23 @@ impl Replay<'_> {
         self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
     }
 
-    /// What a replica held in its journal means nothing any more, and damage in it neither.
-    pub(super) fn rejoin(&mut self, lsn: u64, group: GroupId) {
-        self.suspects.remove(&group);
-        let Some(partition) = self.replica_of(group) else { return };
+    /// What a replica held in its journal means nothing any more, and damage in it neither. What it had in segments does:
+    /// when the checkpoint that named those is lost, it lacks them.
+    pub(super) fn rejoin(&mut self, lsn: u64, frame: &FrameHeader) {
+        self.suspects.remove(&frame.group);
+        let Some(partition) = self.replica_of(frame.group) else { return };
         partition.standing = Standing::Rejoining;
-        partition.end_unknown = false;
         partition.entries_from_lsn = partition.entries_from_lsn.max(lsn);
         forget_entries(partition);
+        partition.end_unknown = !holds_its_segments(partition, frame);
+    }
+
+    /// From here on a replica knew everything that it had promised, with what was in its segments. Those may hold what never
+    /// was in the journal.
+    pub(super) fn joined(&mut self, frame: &FrameHeader) {
+        let Some(partition) = self.replica_of(frame.group) else { return };
+        partition.standing = Standing::Member;
+        partition.end_unknown |= !holds_its_segments(partition, frame);
     }
 
     /// Notes what a replica has promised.
@@ -127,4 +136,12 @@ pub(super) fn forget_entries(partition: &mut Partition) {
     let start = unplaced.log.start;
     partition.cut_entries(start.index + 1);
     partition.log_end = partition.log_end.min(start.offset.max(partition.flushed_to));
+}
+
+/// Whether a replica has the last entry that its segments held when this frame was laid down. With it, it has all before it:
+/// logs that have an entry of one index and term are the same up to there.
+fn holds_its_segments(partition: &mut Partition, frame: &FrameHeader) -> bool {
+    let last = Position { index: frame.index, term: frame.epoch, offset: frame.base_offset };
+    let Some(unplaced) = partition.replica.unplaced_mut() else { return true };
+    last.index <= unplaced.log.start.index || unplaced.behind(last.index) == Some(last)
 }
