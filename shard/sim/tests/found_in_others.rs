@@ -8,7 +8,7 @@ use pyralog_sim::cluster::run_as;
 use pyralog_sim::faults::{FaultCounts, FaultKind, FaultPlan};
 
 /// Lives of each kind.
-const LIVES: u64 = 40;
+const LIVES: u64 = 20;
 
 /// What such lives came to, none of them with a violation.
 #[derive(Default)]
