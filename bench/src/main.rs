@@ -18,7 +18,7 @@ use pyralog_bench::host::{self, HostFacts};
 use pyralog_bench::latency::Summary;
 use pyralog_bench::pairs::PairsConfig;
 use pyralog_bench::{disk, load, pairs, produce, torture};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -96,11 +96,16 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
         client_cpu: args.client_cpu,
         floor_writes_in_flight: args.floor_writes_in_flight as usize,
     })?;
-    match args.output {
-        Output::Table => print!("{}", report.to_table()),
-        Output::Json => println!("{:#}", report.to_json()),
-    }
+    show(args.output, &report.to_table(), &report.to_json());
     Ok(())
+}
+
+/// Prints a report as it was asked for.
+fn show(output: Output, table: &str, json: &Value) {
+    match output {
+        Output::Table => print!("{table}"),
+        Output::Json => println!("{json:#}"),
+    }
 }
 
 fn run_compare(args: CompareArgs) -> anyhow::Result<()> {
@@ -115,10 +120,7 @@ fn run_compare(args: CompareArgs) -> anyhow::Result<()> {
         connections: args.load.connections as usize,
         record_bytes: args.load.record_bytes as usize,
     })?;
-    match args.cluster.output {
-        Output::Table => print!("{}", report.to_table()),
-        Output::Json => println!("{:#}", report.to_json()),
-    }
+    show(args.cluster.output, &report.to_table(), &report.to_json());
     Ok(())
 }
 
@@ -131,10 +133,7 @@ fn run_failover(args: FailoverArgs) -> anyhow::Result<()> {
         how: args.how,
         producers: args.producers as usize,
     })?;
-    match args.cluster.output {
-        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
-        Output::Json => println!("{:#}", report.to_json()),
-    }
+    show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
     Ok(())
 }
 
@@ -148,10 +147,7 @@ fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {
         connections: args.load.connections as usize,
         batch: args.load.batch(),
     })?;
-    match args.cluster.output {
-        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
-        Output::Json => println!("{:#}", report.to_json()),
-    }
+    show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
     Ok(())
 }
 
@@ -164,10 +160,7 @@ fn run_idle(args: IdleArgs) -> anyhow::Result<()> {
         settle: Duration::from_secs(args.settle),
         watched: Duration::from_secs(args.seconds),
     })?;
-    match args.cluster.output {
-        Output::Table => print!("{}\n{}", HostFacts::collect(), report.to_table()),
-        Output::Json => println!("{:#}", report.to_json()),
-    }
+    show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
     Ok(())
 }
 

@@ -48,6 +48,13 @@ pub struct Side {
     pub acks_per_second: f64,
 }
 
+impl Side {
+    /// For programs.
+    pub(crate) fn to_json(self) -> Value {
+        json!({ "latency": self.latency.to_json(), "acks_per_second": self.acks_per_second })
+    }
+}
+
 /// Both sides of one pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
@@ -148,7 +155,8 @@ fn run_node(config: &PairsConfig, addr: SocketAddr, cpu: Option<usize>) -> anyho
     measured(load::run(connections, 1, cpu, config.shape).context("load on the node")?)
 }
 
-fn measured(result: load::LoadResult) -> anyhow::Result<Side> {
+/// What a run measured, which must be something.
+pub(crate) fn measured(result: load::LoadResult) -> anyhow::Result<Side> {
     anyhow::ensure!(result.latencies.count() > 0, "nothing was measured; give more seconds");
     Ok(Side { latency: result.latencies.summary(), acks_per_second: result.acks_per_second() })
 }
@@ -193,13 +201,12 @@ impl PairsReport {
 
     /// For a program.
     pub fn to_json(&self) -> Value {
-        let side = |side: &Side| json!({ "latency": side.latency.to_json(), "acks_per_second": side.acks_per_second });
         json!({
             "kernel": self.host.kernel, "cpu_model": self.host.cpu_model, "cpus": self.host.cpus,
             "date_utc": self.host.date_utc, "git_revision": self.host.git_revision, "load": self.load,
             "server_cpu": self.cpus.0, "client_cpu": self.cpus.1,
             "pairs": self.pairs.iter().map(|pair| json!({
-                "floor": side(&pair.floor), "node": side(&pair.node), "ratios": pair.ratios().to_json(),
+                "floor": pair.floor.to_json(), "node": pair.node.to_json(), "ratios": pair.ratios().to_json(),
             })).collect::<Vec<_>>(),
             "median_ratios": self.median_ratios().map(Ratios::to_json),
         })

@@ -155,27 +155,25 @@ fn fail_over_again_and_again(
 /// have been on its way, so the one behind the longest pause counts.
 fn first_ack_after(acks: &Acks, begin: Instant) -> anyhow::Result<Duration> {
     // Two by the next leader: then the pause is over for sure.
-    let until = wait_for_acks(acks, begin + Duration::from_millis(5), 2)?;
-    let mut last = begin;
-    let mut longest = (Duration::ZERO, Duration::ZERO);
-    for at in until.into_iter().filter(|at| *at >= begin) {
-        longest = longest.max((at - last, at - begin));
-        last = at;
-    }
-    Ok(longest.1)
+    let acks = wait_for_acks(acks, begin + Duration::from_millis(5), 2)?;
+    Ok(longest_pause(&acks, begin, begin).1 - begin)
 }
 
 /// The longest time between two acknowledgements from `begin` on.
 fn longest_pause_from(acks: &Acks, begin: Instant) -> anyhow::Result<Duration> {
     let acks = wait_for_acks(acks, begin, 2)?;
     let before = acks.iter().rev().find(|at| **at < begin).copied().unwrap_or(begin);
-    let mut last = before;
-    let mut longest = Duration::ZERO;
-    for at in acks.into_iter().filter(|at| *at >= begin) {
-        longest = longest.max(at - last);
+    Ok(longest_pause(&acks, before, begin).0)
+}
+
+/// The longest pause before an acknowledgement from `begin` on, the first one's since `last`, and when it ended.
+fn longest_pause(acks: &[Instant], mut last: Instant, begin: Instant) -> (Duration, Instant) {
+    let mut longest = (Duration::ZERO, begin);
+    for at in acks.iter().copied().filter(|at| *at >= begin) {
+        longest = longest.max((at - last, at));
         last = at;
     }
-    Ok(longest)
+    longest
 }
 
 /// Waits until so many records were acknowledged after `from`.

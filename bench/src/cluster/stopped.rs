@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Cluster, NODES};
 use crate::latency::{Summary, median};
 use crate::load::{self, LoadShape};
+use crate::pairs;
 use crate::produce::{self, BatchShape};
 
 const TOPIC: &str = "bench-stopped";
@@ -47,7 +48,7 @@ pub struct StoppedReport {
 
 /// Runs it.
 pub fn run(config: &StoppedConfig) -> anyhow::Result<StoppedReport> {
-    crate::pairs::ensure_program(&config.server)?;
+    pairs::ensure_program(&config.server)?;
     anyhow::ensure!(config.rounds > 0, "0 rounds; give at least one");
     std::fs::create_dir_all(&config.dir)?;
     let folder = tempfile::Builder::new().prefix("pyralog-stopped-").tempdir_in(&config.dir)?;
@@ -75,8 +76,7 @@ fn measure(config: &StoppedConfig, cluster: &Cluster, leader: u32) -> anyhow::Re
     let connections =
         produce::connect_node(cluster.address(leader)?, TOPIC, config.connections, config.batch)?;
     let result = load::run(connections, 1, None, config.shape).context("load on the leader")?;
-    anyhow::ensure!(result.latencies.count() > 0, "nothing was measured; give more seconds");
-    Ok(result.latencies.summary())
+    Ok(pairs::measured(result)?.latency)
 }
 
 impl StoppedReport {

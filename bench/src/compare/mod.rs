@@ -12,6 +12,7 @@ use crate::host::HostFacts;
 use crate::latency::{Summary, median};
 use crate::load;
 use crate::load::LoadShape;
+use crate::pairs::{self, Side};
 use crate::produce::{self, BatchShape};
 use postgres::Postgres;
 
@@ -38,15 +39,6 @@ pub struct CompareConfig {
     pub cpus: Vec<usize>,
 }
 
-/// One run of one program.
-#[derive(Clone, Copy, Debug)]
-pub struct Side {
-    /// Percentiles.
-    pub latency: Summary,
-    /// Acknowledgements a second.
-    pub acks_per_second: f64,
-}
-
 /// Both programs, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
@@ -68,7 +60,7 @@ pub struct CompareReport {
 
 /// Runs it.
 pub fn run(config: &CompareConfig) -> anyhow::Result<CompareReport> {
-    crate::pairs::ensure_program(&config.server)?;
+    pairs::ensure_program(&config.server)?;
     anyhow::ensure!(config.rounds > 0, "0 rounds; give at least one");
     anyhow::ensure!(config.shape.outstanding == 1, "a connection of PostgreSQL has one request under way");
     anyhow::ensure!(config.shape.rate.is_none(), "only in a closed loop");
@@ -106,9 +98,7 @@ pub fn run(config: &CompareConfig) -> anyhow::Result<CompareReport> {
 fn run_pyralog(config: &CompareConfig, cluster: &Cluster) -> anyhow::Result<Side> {
     let batch = BatchShape { records: 1, record_bytes: config.record_bytes };
     let connections = produce::connect_node(cluster.address(1)?, TOPIC, config.connections, batch)?;
-    let result = load::run(connections, 1, None, config.shape).context("load on Pyralog")?;
-    anyhow::ensure!(result.latencies.count() > 0, "nothing was measured; give more seconds");
-    Ok(Side { latency: result.latencies.summary(), acks_per_second: result.acks_per_second() })
+    pairs::measured(load::run(connections, 1, None, config.shape).context("load on Pyralog")?)
 }
 
 impl CompareReport {
@@ -150,14 +140,13 @@ impl CompareReport {
 
     /// For programs.
     pub fn to_json(&self) -> Value {
-        let side = |side: &Side| json!({ "latency": side.latency.to_json(), "acks_per_second": side.acks_per_second });
         let [p50, p99, p999, acks] = self.ratios();
         json!({
             "kernel": self.host.kernel, "cpu_model": self.host.cpu_model, "cpus": self.host.cpus,
             "date_utc": self.host.date_utc, "git_revision": self.host.git_revision,
             "load": self.load, "peer": self.peer,
             "rounds": self.rounds.iter().map(|round| json!({
-                "pyralog": side(&round.pyralog), "postgres": side(&round.postgres),
+                "pyralog": round.pyralog.to_json(), "postgres": round.postgres.to_json(),
             })).collect::<Vec<_>>(),
             "median_ratios": { "p50": p50, "p99": p99, "p999": p999, "acks": acks },
         })

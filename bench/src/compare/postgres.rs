@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::Side;
 use crate::latency::Latencies;
 use crate::load::LoadShape;
+use crate::pairs::Side;
 use crate::process::free_loopback_addrs;
 
 const STANDBYS: usize = 2;
