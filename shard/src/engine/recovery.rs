@@ -390,11 +390,7 @@ impl<'a> Replay<'a> {
 
     /// Notes one batch of the journal.
     fn batch(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
-        let index = match self.by_group.get(&frame.group) {
-            Some(index) => *index,
-            // Its opening was in damage, or it is dropped further on.
-            None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
-        };
+        let Some(index) = self.index_of(frame) else { return };
         self.suspects.remove(&frame.group);
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return;
@@ -446,14 +442,7 @@ impl<'a> Replay<'a> {
                 self.broken.push(frame);
                 continue;
             }
-            let index = match self.by_group.get(&frame.group) {
-                Some(index) => *index,
-                None => self.insert(Partition::empty(frame.group, frame.epoch, 0)),
-            };
-            let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
-            else {
-                continue;
-            };
+            let Some(partition) = self.partition_of(&frame) else { continue };
             if frame.index > 0 {
                 // The entry was promised to the others of its group; without it this replica must not vote.
                 let held =

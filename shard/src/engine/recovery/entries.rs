@@ -1,6 +1,5 @@
 //! What the replay makes of groups with several replicas: their entries, what they have promised, and what of it is lost.
 
-use pyralog_core::GroupId;
 use pyralog_core::batch::BatchView;
 use pyralog_replication::raft::{EntryKind, Header, Position, Standing};
 
@@ -14,7 +13,7 @@ impl Replay<'_> {
     /// Notes one entry of a group with several replicas. One that is held already, of the same term, was laid down
     /// again; any other takes the place of what was there and behind.
     pub(super) fn entry(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
-        let index = self.index_of(frame.group);
+        let Some(index) = self.index_of(frame) else { return };
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return;
         };
@@ -80,21 +79,22 @@ impl Replay<'_> {
         });
     }
 
-    /// Where a group of several replicas is.
-    fn index_of(&mut self, group: GroupId) -> u32 {
-        match self.by_group.get(&group) {
-            Some(index) => *index,
-            None => {
-                let mut partition = Partition::empty(group, 0, 0);
-                // Its opening was in damage, and with it what it may have promised; or it is dropped further on.
-                partition.end_unknown = self.unknown_damage;
-                self.insert(partition)
-            }
+    /// Where the group of a frame is. One that neither the checkpoint names nor a frame opened has had its opening in damage, or it was
+    /// being dropped when the checkpoint was written: then its last frames lie behind that, and the frame that drops it, if
+    /// the last life ended in between, does not.
+    pub(super) fn index_of(&mut self, frame: &FrameHeader) -> Option<u32> {
+        let known = self.by_group.get(&frame.group).copied();
+        if known.is_some() || !self.unknown_damage {
+            return known;
         }
+        let mut partition = Partition::empty(frame.group, frame.epoch, 0);
+        // What one of several has promised may be in the damage too.
+        partition.end_unknown = frame.kind != FrameKind::Batch || frame.index > 0;
+        Some(self.insert(partition))
     }
 
-    pub(super) fn replica_of(&mut self, group: GroupId) -> Option<&mut Partition> {
-        let index = self.index_of(group);
+    pub(super) fn partition_of(&mut self, frame: &FrameHeader) -> Option<&mut Partition> {
+        let index = self.index_of(frame)?;
         self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut)
     }
 
@@ -102,7 +102,7 @@ impl Replay<'_> {
     /// when the checkpoint that named those is lost, it lacks them.
     pub(super) fn rejoin(&mut self, lsn: u64, frame: &FrameHeader) {
         self.suspects.remove(&frame.group);
-        let Some(partition) = self.replica_of(frame.group) else { return };
+        let Some(partition) = self.partition_of(frame) else { return };
         partition.standing = Standing::Rejoining;
         partition.entries_from_lsn = partition.entries_from_lsn.max(lsn);
         forget_entries(partition);
@@ -112,14 +112,14 @@ impl Replay<'_> {
     /// From here on a replica knew everything that it had promised, with what was in its segments. Those may hold what never
     /// was in the journal.
     pub(super) fn joined(&mut self, frame: &FrameHeader) {
-        let Some(partition) = self.replica_of(frame.group) else { return };
+        let Some(partition) = self.partition_of(frame) else { return };
         partition.standing = Standing::Member;
         partition.end_unknown |= !holds_its_segments(partition, frame);
     }
 
     /// Notes what a replica has promised.
     pub(super) fn vote(&mut self, frame: &FrameHeader) {
-        let Some(partition) = self.replica_of(frame.group) else { return };
+        let Some(partition) = self.partition_of(frame) else { return };
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
         let hard = &mut unplaced.log.hard;
         if (frame.epoch, frame.record_count) > (hard.term, hard.vote) {

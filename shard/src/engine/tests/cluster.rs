@@ -6,6 +6,7 @@ mod campaigns;
 mod damage;
 mod in_sync;
 mod lag;
+mod leaving;
 mod metadata;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
