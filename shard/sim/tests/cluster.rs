@@ -43,14 +43,18 @@ fn truncating_at_a_bad_checksum_is_caught() {
 /// Seeds that found something, in the simulator or in the engine; what is drawn for a life may have changed since.
 const ONCE_WRONG: &[u64] = &[
     896, // the simulator had no time for all groups of a node with a new disk to ask a node before that was kept down
+    1298, // the simulator took for unreadable what retention had removed while it read
     1363, // the simulator took a batch for held of which the disk had an entry of another term, taken back since
+    1521, // a catch-up began anew whenever one answer was lost
     1534, // the simulator sent a batch again whose outcome it did not know
     1847, // the simulator took a batch for held whose entry had been taken back and was laid down elsewhere
     2065, // a follower could not catch up where retention had taken what lies before its leader's entries
     2484, // the same
     2532, // a shard that was to stop waited for a catch-up that could not go on any more
+    2543, // the same as 1298
     2569, // a replica that won and lost an election between two outputs took itself for broken
     2774, // the simulator took a node out for good before the cluster had begun, for which all are needed
+    3375, // the last entries of a topic on its way out were taken for damage
     3966, // a node whose registration was lost with its leadership never asked again
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
 ];

@@ -32,8 +32,8 @@ use super::{Action, Engine};
 
 /// Bytes asked for at once.
 const ASK_BYTES: u32 = 1 << 20;
-/// An answer that did not come for so long was lost, microseconds: the follower gives up, and begins again when the
-/// leader tells it again where to begin.
+/// An answer that did not come for so long was lost, microseconds: the follower asks again when the leader tells it again
+/// where to begin.
 const ANSWER_WITHIN_US: u64 = 3_000_000;
 /// Connections of this number and above are no client's: the shard of another node asks.
 const PEERS: u64 = 1 << 63;
@@ -58,6 +58,8 @@ pub(super) struct CatchUp {
     commands: Vec<(i64, Command)>,
     stage: Stage,
     changed_us: u64,
+    /// The link to who was asked broke since.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -150,10 +152,14 @@ impl Engine {
         {
             return false;
         }
-        let under_way = replica.catch_up.as_ref().is_some_and(|under_way| !under_way.is_stuck(now_us));
-        if under_way || self.flush.busy_with(partition.group) {
+        let stuck = replica.catch_up.as_ref().map(|under_way| under_way.is_stuck(now_us));
+        if stuck == Some(false) || self.flush.busy_with(partition.group) {
             return true;
         }
+        if self.go_on(index, from, target) {
+            return true;
+        }
+        let Some(partition) = self.at(index) else { return true };
         let all_there = message.offset <= partition.flushed_to;
         let mut producers = partition.producers.clone();
         producers.undo(partition.flushed_to);
@@ -169,6 +175,7 @@ impl Engine {
             commands: Vec::new(),
             stage: if all_there { Stage::Done } else { Stage::Asked },
             changed_us: now_us,
+            lost: false,
         };
         if let Some(replica) = self.raft_mut(index) {
             replica.catch_up = Some(Box::new(catch_up));
@@ -181,6 +188,28 @@ impl Engine {
         true
     }
 
+    /// What a catch-up wanted last was lost: asks again, and nothing that came before is fetched twice. False: there is none,
+    /// or the leader's entries do not begin behind what it has fetched.
+    fn go_on(&mut self, index: u32, from: PeerId, target: Position) -> bool {
+        let Some(replica) = self.raft_mut(index) else { return false };
+        let Some(catch_up) = &mut replica.catch_up else { return false };
+        if target.offset <= catch_up.next {
+            return false;
+        }
+        (catch_up.leader, catch_up.source, catch_up.refusals) = (from, from, 0);
+        catch_up.target = target;
+        self.ask(index);
+        true
+    }
+
+    /// What this shard and another one had on the way to each other may be lost: whoever asked it for batches need not wait.
+    pub(super) fn answers_lost(&mut self, peer: PeerId) {
+        let replicas = self.partitions.iter_mut().flatten().filter_map(|p| p.replica.raft_mut());
+        for catch_up in replicas.filter_map(|replica| replica.catch_up.as_mut()) {
+            catch_up.lost |= catch_up.source == peer;
+        }
+    }
+
     /// Asks for the next batches.
     fn ask(&mut self, index: u32) {
         let now_us = self.now.monotonic_us;
@@ -189,7 +218,7 @@ impl Engine {
         let Some(replica) = self.raft_mut(index) else { return };
         let term = replica.raft.term();
         let Some(catch_up) = &mut replica.catch_up else { return };
-        (catch_up.stage, catch_up.changed_us) = (Stage::Asked, now_us);
+        (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Asked, now_us, false);
         let to = catch_up.source;
         let mut message = Message::new(MessageKind::FetchBatches, group, node, to.node.0, term);
         message.offset = catch_up.next;
@@ -262,6 +291,10 @@ impl Engine {
             if !self.ask_another(index) {
                 self.give_up(index, "nobody who can be reached can read them", actions);
             }
+            return Ok(());
+        }
+        if message.entries.first().is_some_and(|entry| entry.base_offset < catch_up.next) {
+            // Asked for twice; the first answer was only late.
             return Ok(());
         }
         let wanted = message.entries.iter();
@@ -434,7 +467,8 @@ impl Engine {
 
 impl CatchUp {
     fn is_stuck(&self, now_us: u64) -> bool {
-        matches!(self.stage, Stage::Asked) && now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US
+        let late = self.lost || now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US;
+        matches!(self.stage, Stage::Asked) && late
     }
 
     /// Notes the producers of batches. Returns the largest timestamp.

@@ -382,6 +382,7 @@ impl Engine {
         if self.ask_due_us.is_some() {
             self.ask_due_us = Some(now_us);
         }
+        self.answers_lost(peer);
         self.each_group_with(peer, |replica| replica.raft.peer_restarted(peer.node.0, now_us));
     }
 

@@ -79,6 +79,11 @@ impl World {
         while offset < end && !self.over() {
             let Some((message, batches)) = self.ask(seat, group, offset).filter(|(answer, _)| !answer.reject)
             else {
+                let starts_at = self.shard(seat).state_of(group).map(|state| state.log_start);
+                if starts_at.is_some_and(|starts_at| starts_at > offset) {
+                    // Retention was faster.
+                    return self.read_replica(seat, group);
+                }
                 attempts += 1;
                 if attempts > ATTEMPTS {
                     return None;

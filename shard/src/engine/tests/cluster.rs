@@ -3,6 +3,7 @@
 //! replica must hold the same, with everything that was acknowledged in its place.
 
 mod campaigns;
+mod catch_up;
 mod damage;
 mod in_sync;
 mod lag;
