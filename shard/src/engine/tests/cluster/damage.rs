@@ -74,3 +74,74 @@ fn what_the_leader_can_not_read_comes_from_another_replica() {
     assert!(acknowledged.clone().count() > 0);
     assert!(acknowledged.clone().all(|(_, offset)| held.contains_key(offset)), "some of it is missing");
 }
+
+fn flush_all(world: &mut World, group: GroupId) {
+    let flushed = |node: &Node| {
+        let state = node.engine.as_ref().and_then(|engine| engine.partition(group));
+        state.is_none_or(|state| state.flushed == state.log_end)
+    };
+    while !world.nodes.iter().all(flushed) {
+        world.go_on();
+    }
+}
+
+impl World {
+    /// Has so many batches more acknowledged, one after the other.
+    fn produce_in_group(&mut self, group: GroupId, batches: usize) {
+        let wanted = self.acknowledged.len() + batches;
+        for _ in 0..100_000 {
+            if self.acknowledged.len() >= wanted {
+                return;
+            }
+            if let Some(leader) = self.leader(group).filter(|_| self.sent.is_empty()) {
+                self.produce(leader, group);
+            }
+            self.go_on();
+        }
+        panic!("{group} takes no writes");
+    }
+
+    /// A node dies, both its checkpoints rot, and it comes back.
+    fn come_back_without_checkpoints(&mut self, id: u32) {
+        self.crash(id);
+        let node = self.node(id);
+        (node.settled, node.lossy) = (false, true);
+        node.voted.clear();
+        let mut rotten = 0;
+        for (file, bytes) in &mut node.disk.files {
+            if matches!(file, FileId::Checkpoint(_)) {
+                bytes[40] ^= 1;
+                rotten += 1;
+            }
+        }
+        assert_eq!(rotten, 2);
+        self.start(id);
+    }
+}
+
+/// What came from the segments of others is not in a member's journal, but the journal says that it was there.
+#[test]
+fn a_member_that_caught_up_and_loses_its_checkpoints_does_not_vote() {
+    let mut world = World::new(5, 3, 1, 2);
+    world.heal();
+    let group = world.groups[0];
+    world.produce_in_group(group, 50);
+    flush_all(&mut world, group);
+    let behind = world.leader(group).unwrap() % 3 + 1;
+    world.crash(behind);
+    world.produce_in_group(group, 50);
+    flush_all(&mut world, group);
+    let end = world.acknowledged.len() as i64;
+    for id in world.ids().filter(|id| *id != behind) {
+        world.crash(id);
+    }
+    world.heal();
+    let status = world.node(behind).engine.as_ref().unwrap().status();
+    assert!(status.counters.replication.catch_ups_done > 0);
+    world.come_back_without_checkpoints(behind);
+    let state = world.node(behind).engine.as_ref().unwrap().partition(group).unwrap();
+    assert!(state.log_end < end, "only a checkpoint names its segments: {state:?}");
+    assert_ne!(state.health, PartitionHealth::Online, "it votes with what is left: {state:?}");
+    world.heal();
+    world.check();
+}
