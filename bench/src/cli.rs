@@ -29,7 +29,7 @@ pub enum Command {
     FloorServer(FloorServerArgs),
     /// Measure the latency of produces at a node or at the floor server
     Produce(ProduceArgs),
-    /// Run a node and the floor server in turns under the same load and print their ratios
+    /// Run a node, or three, and the floor servers in turns under the same load and print their ratios
     Pairs(PairsArgs),
     /// Run three nodes and PostgreSQL with two synchronous standbys in turns under the same load and print their ratios
     Compare(CompareArgs),
@@ -78,6 +78,9 @@ pub struct FloorServerArgs {
     /// Appends under way at once
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
     pub writes_in_flight: u64,
+    /// Other floor servers: each append goes to them, too, and is answered when a majority has it
+    #[arg(long, value_delimiter = ',')]
+    pub followers: Vec<SocketAddr>,
 }
 
 /// Shape of a load.
@@ -159,6 +162,9 @@ pub struct PairsArgs {
     /// The `pyralog` program
     #[arg(long)]
     pub server: PathBuf,
+    /// Three nodes, and three floor servers: each write is durable on two of three
+    #[arg(long, conflicts_with_all = ["server_cpu", "client_cpu"])]
+    pub cluster: bool,
     /// Folder on the disk to be measured; a temporary one is made in it and removed
     #[arg(long, default_value = ".")]
     pub dir: PathBuf,

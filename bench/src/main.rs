@@ -49,6 +49,7 @@ fn floor_server(args: FloorServerArgs) -> anyhow::Result<()> {
         cpu: args.cpu,
         writes_in_flight: args.writes_in_flight as usize,
         reply_body_bytes: produce::produce_reply_body_bytes(),
+        followers: args.followers,
     })?;
     println!("listening on {}", server.local_addr()?);
     std::io::stdout().flush()?;
@@ -87,6 +88,7 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
     pairs::ensure_program(&args.server)?;
     let report = pairs::run(&PairsConfig {
         server: args.server,
+        cluster: args.cluster,
         dir: args.dir,
         pairs: args.pairs as usize,
         shape: args.load.shape(),

@@ -1,4 +1,4 @@
-//! A node beside the floor, in turns: the only comparison that this kind of machine allows, as absolute figures
+//! A node, or three, beside the floor, in turns: the only comparison that this kind of machine allows, as absolute figures
 //! drift by a fifth and more within minutes.
 
 use std::net::SocketAddr;
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use crate::cluster::{Cluster, NODES, cpu_of};
 use crate::host::{self, HostFacts};
 use crate::latency::{Summary, median};
 use crate::load::{self, LoadShape};
-use crate::process::{NodeSetup, start_floor_server};
+use crate::process::{NodeSetup, OwnedProcess, start_floor_server};
 use crate::produce::{self, BatchShape};
 use crate::session::Session;
 
@@ -21,6 +22,8 @@ const TOPIC: &str = "bench-pairs";
 pub struct PairsConfig {
     /// The `pyralog` program.
     pub server: PathBuf,
+    /// Three nodes beside three floor servers, with a write quorum of two.
+    pub cluster: bool,
     /// Folder on the disk to be measured; a temporary one is made in it.
     pub dir: PathBuf,
     /// How many pairs.
@@ -106,34 +109,30 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
     anyhow::ensure!(config.pairs > 0, "0 pairs; give at least one");
     std::fs::create_dir_all(&config.dir)?;
     let temporary = tempfile::Builder::new().prefix("pyralog-pairs-").tempdir_in(&config.dir)?;
-    let chosen = host::choose_cpus(&config.dir);
-    let cpus = (config.server_cpu.or(chosen.0), config.client_cpu.or(chosen.1));
-    let floor_dir = temporary.path().join("floor");
-    std::fs::create_dir(&floor_dir)?;
-    let (mut floor, floor_addr) = start_floor_server(&floor_dir, cpus.0, config.floor_writes_in_flight)?;
-    let setup = NodeSetup::new(&config.server, temporary.path(), cpus.0.or(Some(0)))?;
-    let mut node = setup.start()?;
-    Session::connect(setup.addr, Some(0))?.create_topic(TOPIC, 1)?;
+    let mut sides = match config.cluster {
+        true => Sides::three(config, temporary.path())?,
+        false => Sides::one(config, temporary.path())?,
+    };
     let mut pairs = Vec::new();
     for number in 0..config.pairs {
-        floor.ensure_running()?;
-        node.ensure_running()?;
+        sides.ensure_running()?;
         // Every other pair begins with the node, so that a drift of the machine favours neither.
         let pair = if number % 2 == 0 {
-            let floor = run_floor(config, floor_addr, cpus.1)?;
-            Pair { floor, node: run_node(config, setup.addr, cpus.1)? }
+            let floor = run_floor(config, &sides)?;
+            Pair { floor, node: run_node(config, &sides)? }
         } else {
-            let node = run_node(config, setup.addr, cpus.1)?;
-            Pair { floor: run_floor(config, floor_addr, cpus.1)?, node }
+            let node = run_node(config, &sides)?;
+            Pair { floor: run_floor(config, &sides)?, node }
         };
         eprintln!("pair {} of {} done", number + 1, config.pairs);
         pairs.push(pair);
     }
-    node.stop()?;
-    floor.kill()?;
+    let cpus = sides.cpus;
+    sides.stop()?;
     let shape = &config.shape;
     let load = format!(
-        "{} connection(s), {} outstanding, {} record(s) of {} bytes each, {}, {:?} + {:?} warm-up",
+        "{}, {} connection(s), {} outstanding, {} record(s) of {} bytes each, {}, {:?} + {:?} warm-up",
+        if config.cluster { "durable on two of three" } else { "one node" },
         config.connections,
         shape.outstanding,
         config.batch.records,
@@ -145,14 +144,85 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
     Ok(PairsReport { host: HostFacts::collect(), load, cpus, pairs })
 }
 
-fn run_floor(config: &PairsConfig, addr: SocketAddr, cpu: Option<usize>) -> anyhow::Result<Side> {
-    let connections = produce::connect_floor(addr, config.connections, config.batch)?;
-    measured(load::run(connections, 1, cpu, config.shape).context("load on the floor server")?)
+fn run_floor(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
+    let connections = produce::connect_floor(sides.floor_addr, config.connections, config.batch)?;
+    measured(load::run(connections, 1, sides.cpus.1, config.shape).context("load on the floor server")?)
 }
 
-fn run_node(config: &PairsConfig, addr: SocketAddr, cpu: Option<usize>) -> anyhow::Result<Side> {
-    let connections = produce::connect_node(addr, TOPIC, config.connections, config.batch)?;
-    measured(load::run(connections, 1, cpu, config.shape).context("load on the node")?)
+fn run_node(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
+    let connections = produce::connect_node(sides.node_addr, TOPIC, config.connections, config.batch)?;
+    measured(load::run(connections, 1, sides.cpus.1, config.shape).context("load on the node")?)
+}
+
+/// What is loaded in turns.
+struct Sides {
+    floors: Vec<OwnedProcess>,
+    floor_addr: SocketAddr,
+    nodes: Nodes,
+    node_addr: SocketAddr,
+    /// CPU of the servers and of the load; with three nodes the servers have one each, in turns, and the load any.
+    cpus: (Option<usize>, Option<usize>),
+}
+
+enum Nodes {
+    One(OwnedProcess),
+    Three(Cluster),
+}
+
+impl Sides {
+    fn one(config: &PairsConfig, dir: &Path) -> anyhow::Result<Self> {
+        let chosen = host::choose_cpus(&config.dir);
+        let cpus = (config.server_cpu.or(chosen.0), config.client_cpu.or(chosen.1));
+        let (floor, floor_addr) = start_floor(config, dir, 1, cpus.0, &[])?;
+        let setup = NodeSetup::new(&config.server, dir, cpus.0.or(Some(0)))?;
+        let node = setup.start()?;
+        Session::connect(setup.addr, Some(0))?.create_topic(TOPIC, 1)?;
+        Ok(Self { floors: vec![floor], floor_addr, nodes: Nodes::One(node), node_addr: setup.addr, cpus })
+    }
+
+    fn three(config: &PairsConfig, dir: &Path) -> anyhow::Result<Self> {
+        let cpus = host::allowed_cpus();
+        let cluster = Cluster::start(&config.server, dir, &cpus)?;
+        cluster.create_topic(TOPIC, 1)?;
+        let (mut floors, mut followers) = (Vec::new(), Vec::new());
+        for id in 2..=NODES {
+            let (floor, addr) = start_floor(config, dir, id, cpu_of(id, &cpus), &[])?;
+            floors.push(floor);
+            followers.push(addr);
+        }
+        let (floor, floor_addr) = start_floor(config, dir, 1, cpu_of(1, &cpus), &followers)?;
+        floors.push(floor);
+        let node_addr = cluster.address(1)?;
+        Ok(Self { floors, floor_addr, nodes: Nodes::Three(cluster), node_addr, cpus: (None, None) })
+    }
+
+    fn ensure_running(&mut self) -> anyhow::Result<()> {
+        self.floors.iter_mut().try_for_each(OwnedProcess::ensure_running)?;
+        match &mut self.nodes {
+            Nodes::One(node) => node.ensure_running(),
+            Nodes::Three(cluster) => (1..=NODES).try_for_each(|id| cluster.node(id)?.ensure_running()),
+        }
+    }
+
+    fn stop(mut self) -> anyhow::Result<()> {
+        match self.nodes {
+            Nodes::One(mut node) => node.stop()?,
+            Nodes::Three(cluster) => cluster.stop()?,
+        }
+        self.floors.iter_mut().rev().try_for_each(OwnedProcess::kill)
+    }
+}
+
+fn start_floor(
+    config: &PairsConfig,
+    dir: &Path,
+    id: u32,
+    cpu: Option<usize>,
+    followers: &[SocketAddr],
+) -> anyhow::Result<(OwnedProcess, SocketAddr)> {
+    let dir = dir.join(format!("floor-{id}"));
+    std::fs::create_dir(&dir)?;
+    start_floor_server(&dir, cpu, config.floor_writes_in_flight, followers)
 }
 
 /// What a run measured, which must be something.

@@ -206,17 +206,21 @@ pub fn free_loopback_addrs(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// Starts this very program's floor server; returns it with its address.
+/// Starts this very program's floor server; returns it with its address. `followers`: other ones, which run.
 pub fn start_floor_server(
     dir: &Path,
     cpu: Option<usize>,
     writes: usize,
+    followers: &[SocketAddr],
 ) -> anyhow::Result<(OwnedProcess, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["floor-server", "--listen", "127.0.0.1:0", "--dir"]).arg(dir).stdout(Stdio::piped());
     command.args(["--writes-in-flight", &writes.to_string()]);
     if let Some(cpu) = cpu {
         command.args(["--cpu", &cpu.to_string()]);
+    }
+    for follower in followers {
+        command.args(["--followers", &follower.to_string()]);
     }
     let mut process = OwnedProcess::start(&mut command)?;
     let output = process.child.stdout.take().context("the floor server has no output")?;

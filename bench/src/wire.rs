@@ -55,8 +55,19 @@ impl FrameTemplate {
 
 /// Appends a floor server's reply: a header with this correlation id and a body of zeros.
 pub fn append_floor_reply(out: &mut Vec<u8>, correlation: u64, body_bytes: usize) {
+    append_floor_header(out, correlation, body_bytes);
+    out.resize(out.len() + body_bytes, 0);
+}
+
+/// Appends what a floor server has appended, for another one: a header with this correlation id, and the bytes.
+pub fn append_floor_copy(out: &mut Vec<u8>, correlation: u64, bytes: &[u8]) {
+    append_floor_header(out, correlation, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+fn append_floor_header(out: &mut Vec<u8>, correlation: u64, body_bytes: usize) {
     let start = out.len();
-    out.resize(start + HEADER + body_bytes, 0);
+    out.resize(start + HEADER, 0);
     let Some(header) = out.get_mut(start..start + HEADER) else { return };
     if let Some(length) = header.get_mut(LENGTH_AT..CORRELATION_AT) {
         length.copy_from_slice(&(body_bytes as u32).to_le_bytes());

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -25,6 +25,10 @@ struct Floor {
 }
 
 fn start(dir: &Path, writes_in_flight: usize) -> Floor {
+    start_with(dir, writes_in_flight, Vec::new())
+}
+
+fn start_with(dir: &Path, writes_in_flight: usize, followers: Vec<SocketAddr>) -> Floor {
     let server = FloorServer::bind(FloorConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         dir: dir.to_owned(),
@@ -32,6 +36,7 @@ fn start(dir: &Path, writes_in_flight: usize) -> Floor {
         cpu: None,
         writes_in_flight,
         reply_body_bytes: produce_reply_body_bytes(),
+        followers,
     })
     .unwrap();
     let (addr, stop) = (server.local_addr().unwrap(), server.stop_handle().unwrap());
@@ -124,6 +129,53 @@ fn the_load_generator_counts_what_the_server_counts() {
 }
 
 #[test]
+fn an_append_goes_to_all_followers_and_is_answered_with_the_first_of_them() {
+    let dirs = [folder(), folder()];
+    let live = start(dirs[0].path(), 1);
+    // One follower of two is this test: it answers when it wants to.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let leader = start_with(dirs[1].path(), 1, vec![listener.local_addr().unwrap()]);
+    let (mut follower, _) = listener.accept().unwrap();
+    let mut socket = connect(&leader);
+    let mut frame = Vec::new();
+    produce_frame(GroupId::new(1, 0), &batch(ONE).unwrap()).unwrap().append_to(&mut frame, 5);
+    socket.write_all(&frame).unwrap();
+    let mut copy = vec![0; wire::HEADER + frame.len()];
+    follower.read_exact(&mut copy).unwrap();
+    assert_eq!(wire::frame_len(&copy), Some(copy.len()));
+    assert!(copy.ends_with(&frame), "the follower gets what was produced");
+    // Its own disk is done when the file holds it, and that is not enough.
+    let in_file = || std::fs::read(dirs[1].path().join(FILE_NAME)).unwrap().starts_with(&frame);
+    while !in_file() {
+        std::thread::yield_now();
+    }
+    socket.set_nonblocking(true).unwrap();
+    let error = socket.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "answered without the follower");
+    socket.set_nonblocking(false).unwrap();
+    let mut answer = Vec::new();
+    wire::append_floor_reply(&mut answer, wire::correlation_id(&copy).unwrap(), 8);
+    follower.write_all(&answer).unwrap();
+    let mut reply = vec![0; wire::HEADER + produce_reply_body_bytes()];
+    socket.read_exact(&mut reply).unwrap();
+    assert_eq!(wire::correlation_id(&reply), Some(5));
+    leader.stop();
+
+    // With two, one that does not answer holds nothing up.
+    let leader = start_with(dirs[1].path(), 2, vec![listener.local_addr().unwrap(), live.addr]);
+    let (silent, _) = listener.accept().unwrap();
+    let all = connect_floor(leader.addr, 2, ONE).unwrap();
+    let result = load::run(all, 1, None, shape(16, None, 100)).unwrap();
+    let totals = leader.stop();
+    assert!(result.replies > 0);
+    assert_eq!(result.replies, totals.requests);
+    drop(silent);
+    let copied = live.stop();
+    // The last ones may still have been on their way.
+    assert!(copied.requests > 0 && copied.requests <= totals.appends, "{copied:?} of {totals:?}");
+}
+
+#[test]
 fn a_frame_that_fits_no_buffer_closes_that_connection_only() {
     let dir = folder();
     let floor = start(dir.path(), 1);
@@ -165,7 +217,7 @@ fn the_program_says_what_is_wrong_and_fails() {
     let folder = run(&["floor-server", "--dir", "/nonexistent"]);
     assert!(folder.contains("/nonexistent"), "{folder}");
     // A port that was free a moment ago: nobody listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let refused = run(&["produce", "--floor", "--addr", &free]);
     assert!(refused.contains(&free), "{refused}");
 }

@@ -7,6 +7,7 @@
 
 mod connection;
 mod file;
+mod followers;
 mod server;
 
 pub use file::WrittenFile;
@@ -30,6 +31,8 @@ pub struct FloorConfig {
     pub writes_in_flight: usize,
     /// Size of the body of a reply, bytes.
     pub reply_body_bytes: usize,
+    /// Other floor servers, running. Each append goes to all of them, and is answered when a majority has it.
+    pub followers: Vec<SocketAddr>,
 }
 
 /// Most connections served at once.
@@ -38,6 +41,8 @@ pub const MAX_CONNECTIONS: usize = 64;
 pub const RECV_BYTES: usize = 256 << 10;
 /// Most bytes of one append.
 pub const APPEND_BYTES: usize = 512 << 10;
+/// Most bytes of one append that goes to followers, which take it as one frame.
+pub const QUORUM_APPEND_BYTES: usize = RECV_BYTES - 4096;
 
 /// Name of the append file in [`FloorConfig::dir`].
 pub const FILE_NAME: &str = "floor.journal";

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::Context;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::connection::{Connection, Front};
-use super::{APPEND_BYTES, FILE_NAME, FloorConfig, MAX_CONNECTIONS, WrittenFile};
+use super::{APPEND_BYTES, FILE_NAME, FloorConfig, MAX_CONNECTIONS, QUORUM_APPEND_BYTES, WrittenFile};
 use crate::aligned::{ALIGN, AlignedBuffer};
 use crate::{host, wire};
 
@@ -44,10 +44,16 @@ impl StopHandle {
 
 /// A group of requests on its way to the disk.
 struct Append {
+    /// As the followers know it.
+    number: u64,
     buffer: AlignedBuffer,
     len: usize,
-    /// Connection slot, its generation, correlation id.
+    /// Connection slot, its generation, correlation id. Empty again when they are answered.
     requests: Vec<(usize, u64, u64)>,
+    /// How many have it on stable storage.
+    copies: usize,
+    /// It is on this server's own disk.
+    written: bool,
 }
 
 struct Slot {
@@ -121,6 +127,12 @@ struct Running {
     /// Free appends; the last one is being formed.
     free: Vec<usize>,
     in_flight: usize,
+    /// Appends begun.
+    numbered: u64,
+    /// Most bytes of one.
+    append_bytes: usize,
+    /// Slots of the connections to followers: what comes there are answers.
+    followers: Vec<usize>,
     operations: usize,
     done: Vec<(u64, i32)>,
     stop_value: Box<[u8; 8]>,
@@ -140,11 +152,14 @@ impl Running {
             .build(256)
             .context("io_uring is refused: needs Linux 6.1 and sysctl kernel.io_uring_disabled=0")?;
         let mut appends = Vec::new();
-        for _ in 0..=server.config.writes_in_flight {
+        for _ in 0..server.config.append_slots() {
             appends.push(Append {
+                number: 0,
                 buffer: AlignedBuffer::zeroed(APPEND_BYTES)?,
                 len: 0,
                 requests: Vec::with_capacity(4096),
+                copies: 0,
+                written: false,
             });
         }
         let buffers: Vec<libc::iovec> = appends
@@ -159,6 +174,8 @@ impl Running {
             .context("can't register buffers; raise the memlock limit: ulimit -l unlimited")?;
         ring.submitter().register_files(&[server.file.fd()]).context("can't register the file")?;
         let free = (0..appends.len()).collect();
+        let append_bytes =
+            if server.config.followers.is_empty() { APPEND_BYTES } else { QUORUM_APPEND_BYTES };
         Ok(Self {
             ring,
             server,
@@ -166,6 +183,9 @@ impl Running {
             appends,
             free,
             in_flight: 0,
+            numbered: 0,
+            append_bytes,
+            followers: Vec::new(),
             operations: 0,
             done: Vec::with_capacity(1024),
             stop_value: Box::new([0; 8]),
@@ -199,6 +219,7 @@ impl Running {
         let stop =
             opcode::Read::new(types::Fd(self.server.stop.as_raw_fd()), self.stop_value.as_mut_ptr(), 8);
         self.push(&stop.build().user_data(STOP))?;
+        self.connect_followers()?;
         while !self.stopping {
             self.wait()?;
             self.take_done()?;
@@ -245,7 +266,7 @@ impl Running {
         if result >= 0 {
             // SAFETY: the kernel just opened this descriptor for us.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            set_nodelay(socket.as_raw_fd())?;
+            set_nodelay(&socket)?;
             let free = self.slots.iter().position(|slot| slot.connection.is_none());
             // Without a free slot the socket is dropped, which closes it: the bound on connections.
             if let Some((index, slot)) = free.and_then(|index| Some((index, self.slots.get_mut(index)?))) {
@@ -255,6 +276,18 @@ impl Running {
             }
         }
         if self.stopping { Ok(()) } else { self.accept() }
+    }
+
+    fn connect_followers(&mut self) -> anyhow::Result<()> {
+        let sockets = self.server.config.connect()?;
+        for (index, (socket, slot)) in sockets.into_iter().zip(&mut self.slots).enumerate() {
+            slot.connection = Some(Connection::new(socket));
+            self.followers.push(index);
+        }
+        for index in self.followers.clone() {
+            self.receive(index)?;
+        }
+        Ok(())
     }
 
     fn connection(&mut self, index: usize) -> Option<&mut Connection> {
@@ -267,10 +300,28 @@ impl Running {
         if result <= 0 {
             connection.shut_down();
             self.reap(index);
+            anyhow::ensure!(self.stopping || !self.followers.contains(&index), "a follower is gone");
             return Ok(());
         }
         connection.arrived(result as usize);
-        self.consume(index)
+        match self.followers.contains(&index) {
+            true => self.confirmed(index),
+            false => self.consume(index),
+        }
+    }
+
+    /// A follower has appends on stable storage.
+    fn confirmed(&mut self, index: usize) -> anyhow::Result<()> {
+        while let Some(connection) = self.connection(index)
+            && let Front::Frame(len) = connection.front()
+        {
+            let number = wire::correlation_id(connection.take(len)).unwrap_or_default();
+            // One that is not there any more was the last one's to confirm.
+            if let Some(at) = self.appends.iter().position(|append| append.number == number) {
+                self.one_more_copy(at);
+            }
+        }
+        self.receive(index)
     }
 
     /// Moves whole frames into the append that is being formed and receives on; with no append free, the
@@ -288,7 +339,8 @@ impl Running {
         loop {
             match connection.front() {
                 Front::Frame(len) => {
-                    let Some(room) = append.buffer.get_mut(append.len..append.len + len) else {
+                    let room = append.buffer.get_mut(append.len..append.len + len);
+                    let Some(room) = room.filter(|_| append.len + len <= self.append_bytes) else {
                         self.stalled = true;
                         return Ok(());
                     };
@@ -310,9 +362,14 @@ impl Running {
                 Front::Partial => break,
             }
         }
-        if connection.receiving {
-            return Ok(());
+        match connection.receiving {
+            true => Ok(()),
+            false => self.receive(index),
         }
+    }
+
+    fn receive(&mut self, index: usize) -> anyhow::Result<()> {
+        let Some(connection) = self.connection(index) else { return Ok(()) };
         connection.receiving = true;
         let fd = types::Fd(connection.fd());
         let room = connection.room();
@@ -341,6 +398,15 @@ impl Running {
             .rw_flags(libc::RWF_DSYNC)
             .build()
             .user_data(APPEND | forming as u64);
+        self.numbered += 1;
+        append.number = self.numbered;
+        let bytes = append.buffer.get(..append.len).unwrap_or_default();
+        for index in &self.followers {
+            let connection = self.slots.get_mut(*index).and_then(|slot| slot.connection.as_mut());
+            if let Some(connection) = connection {
+                wire::append_floor_copy(&mut connection.queued, append.number, bytes);
+            }
+        }
         append.len = padded;
         self.free.pop();
         self.in_flight += 1;
@@ -355,25 +421,38 @@ impl Running {
         }
         anyhow::ensure!(result as usize == append.len, "short append: {result} of {} bytes", append.len);
         self.totals.appends += 1;
-        let body = self.server.config.reply_body_bytes;
-        for &(slot, generation, correlation) in &append.requests {
-            let Some(slot) = self.slots.get_mut(slot).filter(|slot| slot.generation == generation) else {
-                continue;
-            };
-            if let Some(connection) = slot.connection.as_mut().filter(|connection| !connection.closed) {
-                wire::append_floor_reply(&mut connection.queued, correlation, body);
+        append.written = true;
+        self.one_more_copy(index);
+        Ok(())
+    }
+
+    /// Answers an append when a majority has it, and frees it when nothing needs it any more.
+    fn one_more_copy(&mut self, index: usize) {
+        let Some(append) = self.appends.get_mut(index) else { return };
+        append.copies += 1;
+        if append.copies >= self.server.config.majority() {
+            let body = self.server.config.reply_body_bytes;
+            for (slot, generation, correlation) in append.requests.drain(..) {
+                let slot = self.slots.get_mut(slot).filter(|slot| slot.generation == generation);
+                let connection = slot.and_then(|slot| slot.connection.as_mut());
+                if let Some(connection) = connection.filter(|connection| !connection.closed) {
+                    wire::append_floor_reply(&mut connection.queued, correlation, body);
+                }
             }
         }
-        append.requests.clear();
-        append.len = 0;
-        // At the bottom: an append that is being formed stays the last.
-        self.free.insert(0, index);
-        Ok(())
+        if append.written && append.requests.is_empty() {
+            (append.number, append.len, append.copies, append.written) = (0, 0, 0, false);
+            // At the bottom: an append that is being formed stays the last.
+            self.free.insert(0, index);
+        }
     }
 
     fn resume_stalled(&mut self) -> anyhow::Result<()> {
         self.stalled = false;
         for index in 0..self.slots.len() {
+            if self.followers.contains(&index) {
+                continue;
+            }
             if self.connection(index).is_some_and(|connection| !connection.receiving) {
                 self.consume(index)?;
             }
@@ -453,12 +532,12 @@ impl Running {
     }
 }
 
-fn set_nodelay(fd: RawFd) -> anyhow::Result<()> {
+pub(super) fn set_nodelay(socket: &OwnedFd) -> anyhow::Result<()> {
     let one: libc::c_int = 1;
     // SAFETY: the option's value is a readable c_int of the given size.
     let result = unsafe {
         libc::setsockopt(
-            fd,
+            socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_NODELAY,
             (&raw const one).cast(),
