@@ -79,6 +79,8 @@ pub struct RecoveredLog {
 pub(super) struct HeaderLog {
     start: Position,
     headers: VecDeque<Header>,
+    /// So many of the newest ones the core has not been told of yet.
+    untold: usize,
     hard: HardState,
     voters: Vec<u64>,
 }
@@ -92,6 +94,7 @@ impl HeaderLog {
         Self {
             start: recovered.start,
             headers: recovered.headers.into(),
+            untold: 0,
             hard,
             voters: voters.iter().map(|voter| u64::from(*voter)).collect(),
         }
@@ -127,6 +130,22 @@ impl HeaderLog {
         self.headers.truncate(keep as usize);
         self.headers.push_back(header);
         true
+    }
+
+    /// Puts `header` behind the last one. The core does not see it before [`Self::told`].
+    pub(super) fn propose(&mut self, header: Header) {
+        self.headers.push_back(header);
+        self.untold += 1;
+    }
+
+    /// How many entries were proposed of which the core does not know yet.
+    pub(super) fn untold(&self) -> usize {
+        self.untold
+    }
+
+    /// The core has taken the proposed entries into its own log.
+    pub(super) fn told(&mut self) {
+        self.untold = 0;
     }
 
     /// Forgets the entries up to `index`.
@@ -194,7 +213,7 @@ impl Storage for HeaderLog {
     }
 
     fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.last())
+        Ok(self.last() - self.untold as u64)
     }
 
     /// A follower behind the start gets just that start: the batches before it come from segments.

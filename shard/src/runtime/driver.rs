@@ -25,7 +25,9 @@ use super::recovery_disk::RealDisk;
 use super::report::{PartitionsWanted, ShardReport};
 use super::ring::{Completion, Ring};
 use super::wake::Waker;
-use crate::engine::{Action, Engine, EngineConfig, Event, Leadership, LogLevel, Now, ShardStatus, recover};
+use crate::engine::{
+    Action, Engine, EngineConfig, Event, IoOp, IoToken, Leadership, LogLevel, Now, ShardStatus, recover,
+};
 
 /// Completions handled in one pass; then the engine seals and the actions go out.
 const COMPLETIONS_PER_PASS: usize = 256;
@@ -134,6 +136,8 @@ pub(super) struct Driver {
     recovered_us: Option<u64>,
     pause_us: u64,
     actions: Vec<Action>,
+    /// Those of the pass, until what goes to other nodes is on its way.
+    journal_writes: Vec<(IoToken, IoOp)>,
     /// The newest catalogue, for an engine that is made anew.
     catalog: Option<Arc<Catalog>>,
     waking: bool,
@@ -182,6 +186,7 @@ impl Driver {
             recovered_us: None,
             pause_us: 0,
             actions: Vec::new(),
+            journal_writes: Vec::new(),
             catalog: None,
             waking: false,
             announced_ready: false,
@@ -254,9 +259,13 @@ impl Driver {
         self.carry_out(now);
         self.send_away();
         self.arm(now);
+        // What followers have to write has the longest way, its own the next: others are answered after that.
+        self.end_links(now);
+        for (token, op) in self.journal_writes.drain(..) {
+            self.files.start(&mut self.ring, token, op, now.monotonic_us);
+        }
         let Self { engine, actions, connections, ring, .. } = self;
         connections.flush(ring, &mut EngineAccess { engine: engine.as_mut(), actions, now });
-        self.end_links(now);
         self.announce();
     }
 
@@ -348,6 +357,9 @@ impl Driver {
             let mut actions = std::mem::take(&mut self.actions);
             for action in actions.drain(..) {
                 match action {
+                    Action::Io { token, op: op @ IoOp::JournalWrite { .. } } => {
+                        self.journal_writes.push((token, op));
+                    }
                     Action::Io { token, op } => self.files.start(&mut self.ring, token, op, now.monotonic_us),
                     Action::Reply { conn, correlation_id, body } => {
                         let now_us = *reply_us.get_or_insert_with(|| self.clock.monotonic_us());

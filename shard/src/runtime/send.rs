@@ -11,8 +11,11 @@ use pyralog_net::message::Response;
 use crate::engine::ReplyBody;
 use crate::memory::ChunkSlice;
 
-/// Most parts of one send.
-const MAX_PARTS: usize = 64;
+/// Most parts of one send: the kernel takes no more (IOV_MAX). What does not fit has to wait until the first send is done,
+/// which a follower would wait for before it can write anything of the frame.
+const MAX_PARTS: usize = 1024;
+/// The lists of a larger send are not kept.
+const SPARE_PARTS: usize = 256;
 /// Most bytes of one send: enough for the socket's buffer at full speed.
 const MAX_SEND_BYTES: usize = 1 << 20;
 /// Up to this size a send is tried without waiting, which costs no completion and so no wake-up.
@@ -53,7 +56,7 @@ impl Spares {
                 self.keep_buffer(buffer);
             }
         }
-        if self.ops.len() < SPARE_BUFFERS {
+        if self.ops.len() < SPARE_BUFFERS && op.parts.capacity() <= SPARE_PARTS {
             self.ops.push(op);
         }
     }
