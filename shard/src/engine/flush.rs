@@ -311,11 +311,12 @@ impl Engine {
         while self.cache_is_full() && self.evict_oldest() {}
         if matches!(self.flush.stage, Stage::Idle) {
             let flushed_lsn = self.flush.flushed_lsn;
-            let unflushed =
-                self.journal.chunks.iter().rev().take_while(|chunk| chunk.last_lsn > flushed_lsn).count();
-            let many =
-                self.cached_batches > self.config.cache_batches() / 2 && self.flush.unflushed_bytes > 0;
-            self.flush.wanted |= unflushed * CHUNK_BYTES > self.config.cache_bound() / 2 || many;
+            let unflushed = self.journal.chunks.iter().rev().take_while(|chunk| chunk.last_lsn > flushed_lsn);
+            let (chunks, batches) = unflushed
+                .fold((0, 0), |(chunks, batches), chunk| (chunks + 1, batches + chunk.partitions.len()));
+            // Of what is in segments already, a run would free nothing.
+            self.flush.wanted |= chunks * CHUNK_BYTES > self.config.cache_bound() / 2
+                || batches > self.config.cache_batches() / 2;
         }
         let pinned = self.pool.live_bytes().saturating_sub(self.journal.chunks.len() * CHUNK_BYTES);
         if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
