@@ -66,8 +66,11 @@ impl World {
     /// A frame for the auditor.
     pub(crate) fn audited(&mut self, from: Seat, control: &[u8], payload: &[u8]) {
         let messages = frame::decode(control).unwrap_or_default();
+        // A frame may hold more than one: of a question that was asked again because the node stood still.
         if let Some(message) = messages.into_iter().next() {
-            self.auditor.answer = Some((from, message, payload.to_vec()));
+            let len: usize = message.entries.iter().map(|entry| entry.bytes as usize).sum();
+            let batches = payload.get(..len).unwrap_or_default().to_vec();
+            self.auditor.answer = Some((from, message, batches));
         }
     }
 

@@ -47,7 +47,12 @@ impl World {
     /// Has everybody agree: first the nodes whose disks have not lied, then all. What a segment on a lying disk has lost is not
     /// mended from the others yet, so that who needs it has to get it elsewhere.
     fn gather(&mut self, when: &str) {
-        let lying: Vec<usize> = (0..self.config.nodes).filter(|node| self.has_lied(*node)).collect();
+        let mut lying: Vec<usize> = (0..self.config.nodes).filter(|node| self.has_lied(*node)).collect();
+        if self.has_not_begun() {
+            // One of the first nodes lost what it had written down before the others were as far: its owner has to tell that it
+            // has nothing, as nobody else can know.
+            lying.drain(..).for_each(|node| self.make_anew(node));
+        }
         // A replica that does not know what it has promised, or whether it is one of the first, has to hear from all.
         let until = self.now_us + AGREE_US;
         let waits = |world: &Self, node: usize| {

@@ -101,14 +101,24 @@ impl World {
         }
     }
 
+    /// Whether the cluster waits for all of its nodes still.
+    pub(crate) fn has_not_begun(&self) -> bool {
+        self.catalog.as_ref().is_none_or(|catalog| catalog.version == 0)
+    }
+
+    /// A node is made anew, as the cluster may wait for it to begin.
+    pub(crate) fn make_anew(&mut self, node: usize) {
+        self.put_down(node);
+        self.replace_disk(node);
+        self.schedule(20_000, Happening::Start { node, attempt: 0 });
+    }
+
     /// The node stays out for good.
     fn take_out(&mut self, node: usize, why: ClusterFault) {
-        self.put_down(node);
-        if self.catalog.as_ref().is_none_or(|catalog| catalog.version == 0) {
-            // The cluster may wait for it to begin, as it does only when all of its nodes have been there.
-            self.replace_disk(node);
-            return self.schedule(20_000, Happening::Start { node, attempt: 0 });
+        if self.has_not_begun() {
+            return self.make_anew(node);
         }
+        self.put_down(node);
         self.note(|| format!("n{} is out: {}", node + 1, why.name()));
         self.counts.add(why);
         self.nodes[node].state = NodeState::Out;
