@@ -57,6 +57,7 @@ const ONCE_WRONG: &[u64] = &[
     3375, // the last entries of a topic on its way out were taken for damage
     3966, // a node whose registration was lost with its leadership never asked again
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
+    5073, // the simulator wanted a replica to call itself rejoining that did not know yet that there are others
     6671, // the simulator took two answers in one frame for one
     7418, // the simulator left a node damaged without which the cluster had not begun
 ];

@@ -243,7 +243,10 @@ impl World {
         let held = self.books.held.range(of_seat).map(|((_, group), end)| (*group, *end));
         for (group, end) in held.filter(|(group, _)| exists(*group)) {
             let lacks = |state: &PartitionState| {
-                let told = state.health == PartitionHealth::Rejoining && self.nodes[seat.node].lies;
+                // Before the catalogue has named the others it does not know that it can get anything from them.
+                let lost =
+                    matches!(state.health, PartitionHealth::Rejoining | PartitionHealth::LogEndUnknown);
+                let told = lost && self.nodes[seat.node].lies;
                 !told && state.log_end < end
             };
             if let Some(state) = state(group).filter(lacks) {
