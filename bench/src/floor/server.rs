@@ -338,7 +338,7 @@ impl Running {
         let Some(append) = self.appends.get_mut(forming) else { return Ok(()) };
         loop {
             match connection.front() {
-                Front::Frame(len) => {
+                Front::Frame(len) if len <= self.append_bytes => {
                     let room = append.buffer.get_mut(append.len..append.len + len);
                     let Some(room) = room.filter(|_| append.len + len <= self.append_bytes) else {
                         self.stalled = true;
@@ -354,7 +354,7 @@ impl Running {
                     ));
                     self.totals.requests += 1;
                 }
-                Front::TooLarge => {
+                Front::Frame(_) | Front::TooLarge => {
                     connection.shut_down();
                     self.reap(index);
                     return Ok(());

@@ -22,7 +22,7 @@ use super::op::Op;
 use super::receive::{AssemblyBudget, Context, HandOver, Identity, Load, Received, received};
 use super::recv_buffers;
 use super::ring::{OpKey, Ring};
-use super::send::{SendEnd, SendOp, Spares};
+use super::send::{CLIENT_PARTS, SendEnd, SendOp, Spares};
 use crate::engine::{Action, ConnId, Engine, Event, Now, ReplyBody};
 
 /// Connections accepted in one go.
@@ -606,7 +606,7 @@ impl Connections {
             return;
         }
         if !conn.sending
-            && let Some(op) = conn.queue.next_op(&mut self.spares)
+            && let Some(op) = conn.queue.next_op(&mut self.spares, CLIENT_PARTS)
         {
             conn.send_progress_us = access.now.monotonic_us;
             let awaited = self.sends_awaited();

@@ -11,9 +11,11 @@ use pyralog_net::message::Response;
 use crate::engine::ReplyBody;
 use crate::memory::ChunkSlice;
 
-/// Most parts of one send: the kernel takes no more (IOV_MAX). What does not fit has to wait until the first send is done,
-/// which a follower would wait for before it can write anything of the frame.
-const MAX_PARTS: usize = 1024;
+/// Most parts of one send to a client, of which there may be many thousands.
+pub(super) const CLIENT_PARTS: usize = 64;
+/// Most parts of one send to another node: the kernel takes no more (IOV_MAX). What does not fit has to wait until the first
+/// send is done, which a follower would wait for before it can write anything of the frame.
+pub(super) const PEER_PARTS: usize = 1024;
 /// The lists of a larger send are not kept.
 const SPARE_PARTS: usize = 256;
 /// Most bytes of one send: enough for the socket's buffer at full speed.
@@ -207,15 +209,15 @@ impl SendQueue {
         self.parts.len()
     }
 
-    /// The next send, or `None` when nothing waits.
-    pub(super) fn next_op(&mut self, spares: &mut Spares) -> Option<Box<SendOp>> {
+    /// The next send, of so many parts at most, or `None` when nothing waits.
+    pub(super) fn next_op(&mut self, spares: &mut Spares, most_parts: usize) -> Option<Box<SendOp>> {
         if self.parts.is_empty() {
             return None;
         }
         let mut op = spares.ops.pop().unwrap_or_else(SendOp::new);
         op.sent = 0;
         op.total = 0;
-        while op.parts.len() < MAX_PARTS && op.total < MAX_SEND_BYTES {
+        while op.parts.len() < most_parts && op.total < MAX_SEND_BYTES {
             let Some(part) = self.parts.pop_front() else { break };
             op.total += part.bytes().len();
             op.parts.push(part);

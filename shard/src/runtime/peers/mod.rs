@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 
 use super::accept::{accept, is_exhausted};
 use super::ring::{OpKey, Ring};
-use super::send::{SendEnd, SendOp, Spares};
+use super::send::{PEER_PARTS, SendEnd, SendOp, Spares};
 use crate::engine::{Event, LogLevel, PeerId};
 use crate::memory::ChunkSlice;
 use link::{Blocked, Direction, Kind, Link, LinkId, Phase};
@@ -390,7 +390,7 @@ impl Links {
         }
         if link.phase != Phase::Connecting
             && !link.sending
-            && let Some(op) = link.unsent.take().or_else(|| link.queue.next_op(&mut self.spares))
+            && let Some(op) = link.unsent.take().or_else(|| link.queue.next_op(&mut self.spares, PEER_PARTS))
         {
             link.sent_us = self.now_us;
             submit_send(ring, link, op);
