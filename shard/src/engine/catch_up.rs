@@ -287,6 +287,10 @@ impl Engine {
             }
             return Ok(());
         }
+        if message.offset > catch_up.next && by_leader {
+            self.give_up(index, "the leader's log begins behind what was fetched by now", actions);
+            return Ok(());
+        }
         if message.reject {
             if !self.ask_another(index) {
                 self.give_up(index, "nobody who can be reached can read them", actions);
@@ -417,15 +421,19 @@ impl Engine {
         let after_seq = self.flush.seq_of_next_checkpoint();
         let Some(partition) = self.at_mut(index) else { return };
         let Replica::Raft(replica) = &mut partition.replica else { return };
-        let done = replica.catch_up.as_ref().is_some_and(|catch_up| matches!(catch_up.stage, Stage::Done));
-        if !done || !replica.laid.is_empty() || replica.queued {
-            return;
+        let Some(CatchUp { target, stage, .. }) = replica.catch_up.as_deref() else { return };
+        let needless = target.index <= replica.raft.commit() || replica.holds(*target);
+        match stage {
+            // Another leader holds the entries. Nobody may answer any more, and nothing of the partition goes to segments meanwhile.
+            Stage::Asked | Stage::Done if needless => {
+                replica.catch_up = None;
+                return;
+            }
+            Stage::Done if replica.laid.is_empty() && !replica.queued => {}
+            _ => return,
         }
         let Some(catch_up) = replica.catch_up.take() else { return };
         let CatchUp { target, log_start, mut segments, producers, commands, .. } = *catch_up;
-        if target.index <= replica.raft.commit() || replica.holds(target) {
-            return;
-        }
         let hard = HardState { term: replica.raft.term(), vote: replica.raft.vote(), commit: target.index };
         let log = RecoveredLog { hard, start: target, headers: Vec::new() };
         partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));

@@ -56,3 +56,61 @@ fn a_catch_up_goes_on_where_its_link_broke() {
     assert!(took_us < 3_000_000, "an answer that never comes was waited for: {took_us} us");
     world.check();
 }
+
+/// Who was asked for batches dies, and the next leader still holds what is missing: the replica goes on with that, and what it holds
+/// goes to segments again.
+#[test]
+fn a_catch_up_that_another_leader_makes_needless_ends() {
+    let mut world = World::new(6, 3, 1, 2);
+    world.heal();
+    let group = world.groups[0];
+    let produce = |world: &mut World, batches: usize| {
+        let wanted = world.acknowledged.len() + batches;
+        while world.acknowledged.len() < wanted {
+            if let Some(leader) = world.leader(group).filter(|_| world.sent.is_empty()) {
+                world.produce(leader, group);
+            }
+            world.go_on();
+        }
+    };
+    let state = |world: &World, id: u32| {
+        world.nodes[id as usize - 1].engine.as_ref().and_then(|engine| engine.partition(group)).unwrap()
+    };
+    let leader = world.leader(group).unwrap();
+    let (heir, behind) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for other in [leader, heir] {
+        world.cut.insert(pair(behind, other));
+        world.unlink(behind, other);
+    }
+    produce(&mut world, 30);
+    while [leader, heir].iter().any(|id| state(&world, *id).flushed < state(&world, *id).log_end) {
+        world.go_on();
+    }
+    // The leader forgets its entries, the heir does not.
+    world.crash(leader);
+    world.start(leader);
+    let home = |world: &World| world.leader(group) == Some(leader);
+    while !home(&world) {
+        world.go_on();
+    }
+    // The one that is behind reaches the leader only, and asks it for what is in segments.
+    world.cut.remove(&pair(behind, leader));
+    let asks = |world: &World| world.messages.get("FetchBatches").copied().unwrap_or(0);
+    let before = asks(&world);
+    while asks(&world) == before {
+        world.go_on();
+    }
+    world.crash(leader);
+    world.cut.clear();
+    while world.leader(group).is_none_or(|now| now == leader) {
+        world.go_on();
+    }
+    produce(&mut world, 30);
+    let until_us = world.now.monotonic_us + 20_000_000;
+    while state(&world, behind).flushed < state(&world, behind).log_end {
+        assert!(world.now.monotonic_us < until_us, "{:?}", state(&world, behind));
+        world.go_on();
+    }
+    world.heal();
+    world.check();
+}
