@@ -317,6 +317,12 @@ impl RaftGroup {
         self.raw.store().last()
     }
 
+    /// Whether the core has entries that [`Self::output`] has not told yet: a leader's first one.
+    pub fn has_untold_entries(&self) -> bool {
+        let proposed = self.raw.store().untold() as u64;
+        self.raw.raft.raft_log.last_index() + proposed > self.last_index()
+    }
+
     /// Where the entries begin.
     pub fn start(&self) -> Position {
         self.raw.store().start()

@@ -167,7 +167,7 @@ impl RaftReplica {
         self.lsns.get(usize::try_from(at).ok()?).copied()
     }
 
-    /// Whether the journal has been given every entry. False when it has just begun to lead, before its output is taken.
+    /// Whether the journal has been given every entry that is held.
     pub(super) fn has_laid_all(&self) -> bool {
         self.lsns.len() as u64 == self.raft.last_index() - self.raft.start().index
     }

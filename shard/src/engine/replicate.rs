@@ -330,14 +330,17 @@ impl Engine {
             MessageKind::Snapshot if self.begin_catch_up(index, from, message) => return Ok(()),
             _ => {}
         }
-        let appends = !message.entries.is_empty();
-        if appends {
-            let need = batches.len() + message.entries.len() * FRAME_BYTES + SMALL_FRAMES_BYTES;
-            // The leader sends again what is not answered.
-            if !self.may_follow(batches.len()) || !self.takes(need) {
-                return Ok(());
+        let cut;
+        let (message, batches) = match self.entries_taken(message, batches) {
+            all if all == message.entries.len() => (message, batches),
+            // The leader sends the rest again.
+            bare => {
+                let entries = message.entries.iter().take(bare).copied().collect();
+                cut = Message { entries, ..message.clone() };
+                (&cut, &[][..])
             }
-        }
+        };
+        let appends = !message.entries.is_empty();
         let now_us = self.now.monotonic_us;
         #[cfg(feature = "planted-bugs")]
         let message = &self.planted_accept_old_terms(index, message);
@@ -363,16 +366,37 @@ impl Engine {
         }
     }
 
-    /// Whether so many bytes of frames find room.
+    /// For how many of an append's entries there is room: for all, or for those without batches that it begins with. These
+    /// take nothing of what is short. Nothing that a replica holds after a restart is known to be committed, however much it is,
+    /// before a new leader's first entry is taken; and an append without entries still tells where both logs agree, and what
+    /// of that is committed.
+    fn entries_taken(&mut self, message: &Message, batches: &[u8]) -> usize {
+        let all = message.entries.len();
+        let frames = |entries: usize| entries * FRAME_BYTES + SMALL_FRAMES_BYTES;
+        if all == 0
+            || !batches.is_empty()
+                && self.may_follow(batches.len())
+                && self.takes(batches.len() + frames(all))
+        {
+            return all;
+        }
+        let bare = message.entries.iter().take_while(|entry| entry.bytes == 0).count();
+        if self.has_room_for_frames(frames(bare)) { bare } else { 0 }
+    }
+
+    /// Whether so many bytes of frames find room, in the journal and with their batches in the cache.
     fn takes(&mut self, bytes: usize) -> bool {
-        let room = match bytes <= CHUNK_BYTES / 2 {
-            true => self.journal.has_room(&self.pool, bytes),
-            false => self.journal.has_room_for_all(&self.pool, bytes),
-        };
-        if self.cached_batches >= self.config.cache_batches() || !room {
+        if self.cached_batches >= self.config.cache_batches() || !self.has_room_for_frames(bytes) {
             self.stall(super::journal::Full::Memory);
         }
         !self.stalled
+    }
+
+    fn has_room_for_frames(&self, bytes: usize) -> bool {
+        match bytes <= CHUNK_BYTES / 2 {
+            true => self.journal.has_room(&self.pool, bytes),
+            false => self.journal.has_room_for_all(&self.pool, bytes),
+        }
     }
 
     pub(super) fn peer_up(&mut self, peer: PeerId) {
@@ -509,7 +533,9 @@ impl Engine {
     /// behind a leader's first entry. Batches are laid down when they are proposed: those of a pass leave for the
     /// followers together, at its end. False: there is no room.
     pub(super) fn settle(&mut self, index: u32, actions: &mut Vec<Action>) -> bool {
-        let behind = self.raft_mut(index).is_some_and(|replica| !replica.has_laid_all());
+        let behind = self
+            .raft_mut(index)
+            .is_some_and(|replica| !replica.has_laid_all() || replica.raft.has_untold_entries());
         !behind || self.take_output(index, None, actions)
     }
 
@@ -585,7 +611,7 @@ impl Engine {
             laid_any = true;
             let header = self.raft_mut(index).and_then(|replica| replica.raft.header(entry).copied());
             let header = header.ok_or("a group wants an entry persisted that it does not hold")?;
-            let sent = incoming.as_mut().and_then(|incoming| incoming.batch(entry));
+            let sent = incoming.as_mut().and_then(|incoming| incoming.batch(entry, header.term));
             match (header.kind, sent) {
                 (EntryKind::NewTerm, _) => {
                     self.cut_entries(index, entry);
@@ -903,9 +929,12 @@ impl<'a> Incoming<'a> {
         Self { message, batches, next: (0, 0) }
     }
 
-    /// The batch of an entry, if it is one that came.
-    fn batch(&mut self, entry: u64) -> Option<&'a [u8]> {
+    /// The batch of an entry, if it is one that came: of what an older leader sent, a leader takes nothing in place of its own.
+    fn batch(&mut self, entry: u64, term: u32) -> Option<&'a [u8]> {
         let nth = usize::try_from(entry.checked_sub(self.message.index + 1)?).ok()?;
+        if self.message.entries.get(nth)?.term != term {
+            return None;
+        }
         if nth < self.next.0 {
             self.next = (0, 0);
         }

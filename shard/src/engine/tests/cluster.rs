@@ -9,6 +9,7 @@ mod in_sync;
 mod lag;
 mod leaving;
 mod metadata;
+mod passes;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

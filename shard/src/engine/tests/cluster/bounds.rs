@@ -51,6 +51,17 @@ impl World {
         }
     }
 
+    /// Runs what a node has asked of its journal, and nothing else.
+    fn run_journal(&mut self, id: u32) {
+        let is_journal = |op: &IoOp| matches!(op, IoOp::JournalWrite { .. } | IoOp::CreateZeroed { .. });
+        while let Some(at) = self.node(id).io.iter().position(|(_, op)| is_journal(op)) {
+            let node = self.node(id);
+            let (token, op) = node.io.swap_remove(at);
+            let result = node.disk.run(op);
+            self.event(id, Event::IoDone { token, result });
+        }
+    }
+
     /// Produces to a leader until it refuses. So many were taken.
     fn produce_until_refused(&mut self, id: u32, group: GroupId) -> usize {
         for taken in 0..1_000 {
@@ -185,5 +196,42 @@ fn what_a_leader_asks_of_a_stalled_disk_piles_up_nowhere() {
         laid.len()
     );
     assert_eq!(world.leader(group), Some(leader), "it goes on leading");
+    world.goes_on();
+}
+
+/// A leader dies when more than half of its cache is in no segment. Nothing of that is known to be committed when it comes back,
+/// and it is more than it may follow; what the others have appended since comes behind it.
+#[test]
+fn a_leader_that_died_with_a_full_cache_follows_the_next_one() {
+    let mut world = healed(33, 1, 32 << 20);
+    let group = world.groups[0];
+    let old = world.leader(group).unwrap();
+    let state = |world: &World| world.nodes[old as usize - 1].engine.as_ref().map(Engine::status).unwrap();
+    let bound = world.config.uncommitted_bound(false) as u64 * 5 / 4;
+    while state(&world).unflushed_bytes <= bound {
+        if world.sent.is_empty() {
+            world.produce(old, group);
+        }
+        for id in world.ids() {
+            match id == old {
+                true => world.run_journal(id),
+                false => world.run_disk(id),
+            }
+        }
+        world.deliver();
+        world.tick(100);
+    }
+    world.node(old).io.clear();
+    world.crash(old);
+    while world.leader(group).is_none_or(|leader| leader == old) {
+        world.go_on();
+    }
+    for _ in 0..10 {
+        let leader = world.leader(group).unwrap();
+        world.produce(leader, group);
+        for _ in 0..20 {
+            world.go_on();
+        }
+    }
     world.goes_on();
 }
