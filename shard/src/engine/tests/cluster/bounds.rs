@@ -51,15 +51,19 @@ impl World {
         }
     }
 
-    /// Runs what a node has asked of its journal, and nothing else.
-    fn run_journal(&mut self, id: u32) {
-        let is_journal = |op: &IoOp| matches!(op, IoOp::JournalWrite { .. } | IoOp::CreateZeroed { .. });
-        while let Some(at) = self.node(id).io.iter().position(|(_, op)| is_journal(op)) {
+    /// Runs what a node has asked of its disk and `wanted` picks, with what that leads to.
+    pub(super) fn run_io(&mut self, id: u32, wanted: impl Fn(&IoOp) -> bool) {
+        while let Some(at) = self.node(id).io.iter().position(|(_, op)| wanted(op)) {
             let node = self.node(id);
             let (token, op) = node.io.swap_remove(at);
             let result = node.disk.run(op);
             self.event(id, Event::IoDone { token, result });
         }
+    }
+
+    /// Runs what a node has asked of its journal, and nothing else.
+    fn run_journal(&mut self, id: u32) {
+        self.run_io(id, |op| matches!(op, IoOp::JournalWrite { .. } | IoOp::CreateZeroed { .. }));
     }
 
     /// Produces to a leader until it refuses. So many were taken.

@@ -64,15 +64,6 @@ fn a_catch_up_that_another_leader_makes_needless_ends() {
     let mut world = World::new(6, 3, 1, 2);
     world.heal();
     let group = world.groups[0];
-    let produce = |world: &mut World, batches: usize| {
-        let wanted = world.acknowledged.len() + batches;
-        while world.acknowledged.len() < wanted {
-            if let Some(leader) = world.leader(group).filter(|_| world.sent.is_empty()) {
-                world.produce(leader, group);
-            }
-            world.go_on();
-        }
-    };
     let state = |world: &World, id: u32| {
         world.nodes[id as usize - 1].engine.as_ref().and_then(|engine| engine.partition(group)).unwrap()
     };
@@ -82,7 +73,7 @@ fn a_catch_up_that_another_leader_makes_needless_ends() {
         world.cut.insert(pair(behind, other));
         world.unlink(behind, other);
     }
-    produce(&mut world, 30);
+    world.produce_in_group(group, 30);
     while [leader, heir].iter().any(|id| state(&world, *id).flushed < state(&world, *id).log_end) {
         world.go_on();
     }
@@ -105,7 +96,7 @@ fn a_catch_up_that_another_leader_makes_needless_ends() {
     while world.leader(group).is_none_or(|now| now == leader) {
         world.go_on();
     }
-    produce(&mut world, 30);
+    world.produce_in_group(group, 30);
     let until_us = world.now.monotonic_us + 20_000_000;
     while state(&world, behind).flushed < state(&world, behind).log_end {
         assert!(world.now.monotonic_us < until_us, "{:?}", state(&world, behind));

@@ -87,7 +87,7 @@ fn flush_all(world: &mut World, group: GroupId) {
 
 impl World {
     /// Has so many batches more acknowledged, one after the other.
-    fn produce_in_group(&mut self, group: GroupId, batches: usize) {
+    pub(super) fn produce_in_group(&mut self, group: GroupId, batches: usize) {
         let wanted = self.acknowledged.len() + batches;
         for _ in 0..100_000 {
             if self.acknowledged.len() >= wanted {

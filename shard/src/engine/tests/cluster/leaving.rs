@@ -3,17 +3,6 @@
 use super::*;
 
 impl World {
-    /// Runs what a node has asked of its disk, but for writes of the journal.
-    fn run_all_but_journal(&mut self, id: u32) {
-        let is_journal = |op: &IoOp| matches!(op, IoOp::JournalWrite { .. });
-        while let Some(at) = self.node(id).io.iter().position(|(_, op)| !is_journal(op)) {
-            let node = self.node(id);
-            let (token, op) = node.io.swap_remove(at);
-            let result = node.disk.run(op);
-            self.event(id, Event::IoDone { token, result });
-        }
-    }
-
     /// Goes on with a node whose journal stands still.
     fn go_on_with_stalled_journal(&mut self, id: u32) {
         for other in self.ids().filter(|other| *other != id) {
@@ -21,7 +10,7 @@ impl World {
                 self.io(other);
             }
         }
-        self.run_all_but_journal(id);
+        self.run_io(id, |op| !matches!(op, IoOp::JournalWrite { .. }));
         self.deliver();
         if self.network.values().all(VecDeque::is_empty) {
             self.tick(5_000);

@@ -5,9 +5,29 @@ use pyralog_replication::raft::{EntryHead, EntryKind, Message};
 use super::*;
 
 impl World {
-    /// Hands events to a node in one pass.
-    fn in_one_pass(&mut self, id: u32, events: Vec<Event<'_>>) {
-        let now = self.now;
+    /// Hands a produce and a frame of another node to a node in one pass, in this order or the other. Returns the value produced.
+    fn produce_beside(
+        &mut self,
+        id: u32,
+        group: GroupId,
+        from: u32,
+        frame: &Frame,
+        frame_first: bool,
+    ) -> Vec<u8> {
+        let (now, value) = (self.now, self.value(group));
+        let own = batch(now.wall_ms, None, &[&value]);
+        self.correlation += 1;
+        let correlation_id = self.correlation;
+        self.sent.insert(correlation_id, Sent { group, value: value.clone(), session: None });
+        let produce = ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch: &own };
+        let (control, payload) = frame;
+        let mut events = [
+            Event::Request { conn: ConnId(1), correlation_id, request: Request::Produce(produce) },
+            Event::PeerFrame { from: peer(from), control, payload },
+        ];
+        if frame_first {
+            events.reverse();
+        }
         let engine = self.node(id).engine.as_mut().unwrap();
         let mut actions = Vec::new();
         for event in events {
@@ -15,6 +35,7 @@ impl World {
         }
         engine.end_of_pass(now, &mut actions);
         self.carry_out(id, actions);
+        value
     }
 }
 
@@ -55,19 +76,7 @@ fn what_an_old_leader_sent_does_not_take_the_place_of_a_new_ones_batch() {
         bytes: stale.len() as u32,
     }];
     let control = frame::encode(&[message]);
-    let value = world.value(group);
-    let own = batch(world.now.wall_ms, None, &[&value]);
-    world.correlation += 1;
-    let correlation_id = world.correlation;
-    world.sent.insert(correlation_id, Sent { group, value: value.clone(), session: None });
-    let produce = ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch: &own };
-    world.in_one_pass(
-        leader,
-        vec![
-            Event::Request { conn: ConnId(1), correlation_id, request: Request::Produce(produce) },
-            Event::PeerFrame { from: peer(from), control: &control, payload: &stale },
-        ],
-    );
+    let value = world.produce_beside(leader, group, from, &(control, stale), false);
     world.heal();
     assert_eq!(world.acknowledged.get(&(group, state.log_end)), Some(&value));
     world.check();
@@ -103,20 +112,8 @@ fn a_batch_that_comes_with_the_last_vote_lies_behind_the_leaders_first_entry() {
         }
         assert_eq!(world.leader(group), None, "the vote was not seen");
     };
-    let (control, payload) = world.network.get_mut(&(from, to)).and_then(VecDeque::pop_front).unwrap();
-    let value = world.value(group);
-    let own = batch(world.now.wall_ms, None, &[&value]);
-    world.correlation += 1;
-    let correlation_id = world.correlation;
-    world.sent.insert(correlation_id, Sent { group, value: value.clone(), session: None });
-    let produce = ProduceRequest { group, acks: Acks::Quorum, timeout_ms: 0, batch: &own };
-    world.in_one_pass(
-        to,
-        vec![
-            Event::PeerFrame { from: peer(from), control: &control, payload: &payload },
-            Event::Request { conn: ConnId(1), correlation_id, request: Request::Produce(produce) },
-        ],
-    );
+    let last_vote = world.network.get_mut(&(from, to)).and_then(VecDeque::pop_front).unwrap();
+    let value = world.produce_beside(to, group, from, &last_vote, true);
     let engine = world.nodes[to as usize - 1].engine.as_ref().unwrap();
     let raft = &engine.find(group).and_then(|index| engine.at(index)).unwrap().replica.raft().unwrap().raft;
     assert!(raft.is_leader());
