@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -85,6 +86,51 @@ pub fn set_busy_poll(socket: &impl AsFd, microseconds: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Reads what is there without waiting, whatever mode the socket is in; [`io::ErrorKind::WouldBlock`] when there is
+/// nothing, 0 when the other side has closed.
+pub fn receive_now(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the descriptor is borrowed for the call and open; the kernel writes at most `len` bytes into a live
+    // and exclusively borrowed buffer of that length.
+    let count = unsafe {
+        let fd = socket.as_fd().as_raw_fd();
+        libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes as much as there is room for without waiting, whatever mode the socket is in;
+/// [`io::ErrorKind::WouldBlock`] when there is none.
+pub fn send_now(socket: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the descriptor is borrowed for the call and open; the kernel reads at most `len` bytes of a live slice.
+    let count = unsafe {
+        let fd = socket.as_fd().as_raw_fd();
+        libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// What [`wait_ready`] watches one descriptor for.
+pub fn interest(socket: &impl AsFd, also_room: bool) -> libc::pollfd {
+    let room = if also_room { libc::POLLOUT } else { 0 };
+    libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: libc::POLLIN | room, revents: 0 }
+}
+
+/// Waits until one of the descriptors can be read (or written, where that is asked for) or `timeout` is over. Whole
+/// milliseconds, rounded up; a signal ends the wait early.
+pub fn wait_ready(watched: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
+    let milliseconds = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int;
+    // SAFETY: the pointer and the length are those of one live, exclusively borrowed slice; descriptors that are not
+    // open are reported in `revents`.
+    let result = unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, milliseconds) };
+    match result {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -124,5 +170,30 @@ mod tests {
         client.read_to_end(&mut read).unwrap();
         drop(client);
         assert_eq!(SharedPort::open(address).unwrap().address(), address);
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_waited_for() {
+        let listener = TcpListener::bind(any_port()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(receive_now(&client, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(send_now(&server, b"now").unwrap(), 3);
+        let mut watched = [interest(&client, false)];
+        wait_ready(&mut watched, Duration::from_secs(30)).unwrap();
+        assert_eq!(watched[0].revents, libc::POLLIN);
+        assert_eq!(receive_now(&client, &mut buffer).unwrap(), 3);
+        // Nobody reads: the room ends, and no call waits for it.
+        let full = loop {
+            match send_now(&server, &[0; 1 << 16]) {
+                Ok(count) => assert!(count > 0),
+                Err(error) => break error.kind(),
+            }
+        };
+        assert_eq!(full, io::ErrorKind::WouldBlock);
+        drop(server);
+        wait_ready(&mut watched, Duration::from_secs(30)).unwrap();
+        while receive_now(&client, &mut buffer).unwrap() > 0 {}
     }
 }

@@ -56,7 +56,7 @@ fn consume(peer: &Peer, partition: u32, count: usize) -> Vec<Vec<u8>> {
 fn every_record_once_and_in_order(seed: u64, compression: Compression) -> ProducerStats {
     const RECORDS: u32 = 4_000;
     let peer = Peer::start(2, 3, seed);
-    let config = ProducerConfig { batch_bytes: 300, compression, ..ProducerConfig::default() };
+    let config = ProducerConfig { batch_size: 300, compression, ..ProducerConfig::default() };
     let mut producer = IdempotentProducer::new(client(&peer), TOPIC, config).unwrap();
     let acks = Arc::new(Mutex::new(Vec::new()));
     let seen = acks.clone();

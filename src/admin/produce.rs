@@ -41,7 +41,7 @@ pub(crate) fn run(
     let config = ProducerConfig {
         acks: acks(arguments.acks),
         compression: compression(arguments.compression),
-        batch_bytes: batch_bytes.ok_or_else(|| {
+        batch_size: batch_bytes.ok_or_else(|| {
             Failure::usage(format!(
                 "--batch-size {} is outside 1 to {MAX_BATCH_BYTES} bytes",
                 arguments.batch_size

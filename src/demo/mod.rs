@@ -291,7 +291,7 @@ fn write(
     killed: flume::Receiver<Vec<u32>>,
 ) -> Result<Written, Failure> {
     let config = ProducerConfig {
-        batch_bytes: 64 << 10,
+        batch_size: 64 << 10,
         delivery_timeout: Duration::from_secs(30),
         ..ProducerConfig::default()
     };

@@ -240,7 +240,7 @@ pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
 
 pub(crate) fn producer(client: Client, topic: &str) -> IdempotentProducer {
     let config =
-        ProducerConfig { batch_bytes: 4 << 10, delivery_timeout: PATIENCE, ..ProducerConfig::default() };
+        ProducerConfig { batch_size: 4 << 10, delivery_timeout: PATIENCE, ..ProducerConfig::default() };
     IdempotentProducer::new(client, topic, config).unwrap()
 }
 

@@ -11,7 +11,7 @@ use crate::codec::Reply;
 use crate::frame::{FrameHeader, REPLY_BIT, kind};
 use crate::hello::{ANY_SHARD, Hello, HelloReply, PROTOCOL_VERSION};
 use crate::message::{Request, Response};
-use crate::socket::set_up_connection;
+use crate::socket::{receive_now, send_now, set_up_connection};
 
 /// Requests are written to the socket when this many bytes have gathered, or when a reply is waited for.
 const SEND_AT_BYTES: usize = 64 << 10;
@@ -29,6 +29,8 @@ pub struct Connection {
     address: String,
     hello: HelloReply,
     output: Vec<u8>,
+    /// Of `output`, what [`Self::flush_now`] has written.
+    written: usize,
     /// Received bytes are `input[start..end]`.
     input: Vec<u8>,
     start: usize,
@@ -69,12 +71,13 @@ impl Connection {
     ) -> Result<Self, ClientError> {
         let timeout = timeout.max(Duration::from_millis(1));
         let stream = open(address, timeout)
-            .map_err(|source| ClientError::Connect { address: address.to_owned(), source })?;
+            .map_err(|source| ClientError::Connect { address: address.to_owned(), source: source.into() })?;
         let mut connection = Self {
             stream,
             address: address.to_owned(),
             hello: HelloReply::unknown(),
             output: Vec::new(),
+            written: 0,
             input: Vec::new(),
             start: 0,
             end: 0,
@@ -147,10 +150,7 @@ impl Connection {
     /// Queues a request and returns its correlation id. It goes to the socket when 64 KiB have gathered, with
     /// [`Self::flush`], or when a reply is waited for.
     pub fn send(&mut self, request: &Request<'_>) -> Result<u64, ClientError> {
-        let id = self.next_correlation_id;
-        request.encode(id, &mut self.output)?;
-        self.next_correlation_id = id.wrapping_add(1);
-        self.outstanding += 1;
+        let id = self.queue(request)?;
         if self.output.len() >= SEND_AT_BYTES {
             self.flush()?;
         }
@@ -165,10 +165,46 @@ impl Connection {
         if self.output.is_empty() {
             return Ok(());
         }
-        let result = self.stream.write_all(&self.output);
+        let result = self.stream.write_all(self.output.get(self.written..).unwrap_or_default());
+        self.forget_output();
+        result.map_err(|source| self.lost(source))
+    }
+
+    /// Writes as much of what is queued as there is room for in the socket, without waiting; whether that was all.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub(super) fn flush_now(&mut self) -> Result<bool, ClientError> {
+        while let Some(rest) = self.output.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match send_now(&self.stream, rest) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(self.lost(error)),
+            }
+        }
+        self.forget_output();
+        Ok(true)
+    }
+
+    fn forget_output(&mut self) {
         self.output.clear();
         self.output.shrink_to(KEEP_BYTES);
-        result.map_err(|source| self.lost(source))
+        self.written = 0;
+    }
+
+    /// Bytes that are queued and not written.
+    pub(super) fn unwritten_bytes(&self) -> usize {
+        self.output.len() - self.written
+    }
+
+    /// Queues a request as [`Self::send`] does, and leaves it to [`Self::flush_now`] to write it.
+    pub(super) fn queue(&mut self, request: &Request<'_>) -> Result<u64, ClientError> {
+        let id = self.next_correlation_id;
+        request.encode(id, &mut self.output)?;
+        self.next_correlation_id = id.wrapping_add(1);
+        self.outstanding += 1;
+        Ok(id)
     }
 
     /// The next reply, in the order in which the server sent them.
@@ -187,6 +223,54 @@ impl Connection {
         }
         self.flush()?;
         let header = self.receive_frame(timeout)?;
+        self.take(header)
+    }
+
+    /// The next reply that is in the buffer as a whole. Asks the system for nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Protocol`].
+    pub(super) fn buffered(&mut self) -> Result<Option<Received<'_>>, ClientError> {
+        match self.whole_frame()? {
+            Ok(header) if self.outstanding > 0 => self.take(header).map(Some),
+            Ok(header) => {
+                Err(self.protocol(format!("a reply to request {} too many", header.correlation_id)))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Reads once into the buffer, without waiting; whether anything came.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`], [`ClientError::Protocol`].
+    pub(super) fn receive_now(&mut self) -> Result<bool, ClientError> {
+        let wanted = self.whole_frame()?.map_or_else(|wanted| wanted, |header| header.frame_bytes());
+        self.make_room(wanted);
+        match receive_now(&self.stream, self.input.get_mut(self.end..).unwrap_or_default()) {
+            Ok(0) => Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) => {
+                self.end += count;
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(false)
+            }
+            Err(error) => Err(self.lost(error)),
+        }
+    }
+
+    /// Reads once into the buffer, and waits for that for up to `timeout`.
+    ///
+    /// # Errors
+    /// As [`Self::recv`].
+    pub(super) fn receive_within(&mut self, timeout: Duration) -> Result<(), ClientError> {
+        let wanted = self.whole_frame()?.map_or_else(|wanted| wanted, |header| header.frame_bytes());
+        self.fill(wanted, timeout)
+    }
+
+    /// The reply of the whole frame at the beginning of the buffer.
+    fn take(&mut self, header: FrameHeader) -> Result<Received<'_>, ClientError> {
         self.outstanding -= 1;
         let address = &self.address;
         let body = body_of(&self.input, &mut self.start, header);
@@ -221,26 +305,34 @@ impl Connection {
 
     /// Waits until a whole frame is in the buffer.
     fn receive_frame(&mut self, timeout: Duration) -> Result<FrameHeader, ClientError> {
+        loop {
+            match self.whole_frame()? {
+                Ok(header) => return Ok(header),
+                Err(wanted) => self.fill(wanted, timeout)?,
+            }
+        }
+    }
+
+    /// The header of the frame at the beginning of the buffer when all of it is there, or else how many bytes it needs
+    /// as far as that is known.
+    fn whole_frame(&self) -> Result<Result<FrameHeader, usize>, ClientError> {
+        let received = self.input.get(self.start..self.end).unwrap_or_default();
+        match FrameHeader::decode_reply(received) {
+            Ok(Some(header)) if received.len() >= header.frame_bytes() => Ok(Ok(header)),
+            Ok(Some(header)) => Ok(Err(header.frame_bytes())),
+            Ok(None) => Ok(Err(FRAME_HEADER_BYTES)),
+            Err(error) => Err(self.protocol(error)),
+        }
+    }
+
+    /// Room for a frame of `frame_bytes` from `start` on.
+    fn make_room(&mut self, frame_bytes: usize) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             if self.input.len() > KEEP_BYTES {
                 self.input = Vec::new();
             }
         }
-        loop {
-            let received = self.input.get(self.start..self.end).unwrap_or_default();
-            let wanted = match FrameHeader::decode_reply(received) {
-                Ok(Some(header)) if received.len() >= header.frame_bytes() => return Ok(header),
-                Ok(Some(header)) => header.frame_bytes(),
-                Ok(None) => FRAME_HEADER_BYTES,
-                Err(error) => return Err(self.protocol(error)),
-            };
-            self.fill(wanted, timeout)?;
-        }
-    }
-
-    /// Reads once, with room for a frame of `frame_bytes` from `start` on.
-    fn fill(&mut self, frame_bytes: usize, timeout: Duration) -> Result<(), ClientError> {
         if self.start + frame_bytes.max(READ_BYTES) > self.input.len() && self.start > 0 {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -249,6 +341,11 @@ impl Connection {
         if self.input.len() < needed {
             self.input.resize(needed.next_multiple_of(READ_BYTES), 0);
         }
+    }
+
+    /// Reads once, with room for a frame of `frame_bytes` from `start` on.
+    fn fill(&mut self, frame_bytes: usize, timeout: Duration) -> Result<(), ClientError> {
+        self.make_room(frame_bytes);
         let timeout = timeout.max(Duration::from_millis(1));
         if timeout != self.read_timeout {
             self.stream.set_read_timeout(Some(timeout)).map_err(|source| self.lost(source))?;
@@ -273,7 +370,7 @@ impl Connection {
     }
 
     fn lost(&self, source: io::Error) -> ClientError {
-        ClientError::Lost { address: self.address.clone(), source }
+        ClientError::Lost { address: self.address.clone(), source: source.into() }
     }
 
     pub(super) fn protocol(&self, detail: impl ToString) -> ClientError {

@@ -226,5 +226,8 @@ impl Consumer {
 }
 
 fn not_connected() -> ClientError {
-    ClientError::Lost { address: "the shard".into(), source: std::io::ErrorKind::NotConnected.into() }
+    ClientError::Lost {
+        address: "the shard".into(),
+        source: std::io::Error::from(std::io::ErrorKind::NotConnected).into(),
+    }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong for a client, with what may be concluded from it.
 
 use std::io;
+use std::sync::Arc;
 
 use pyralog_core::batch::BatchError;
 use pyralog_core::{ErrorCode, Outcome};
@@ -8,7 +9,7 @@ use pyralog_core::{ErrorCode, Outcome};
 use crate::codec::EncodeError;
 
 /// A request failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum ClientError {
     /// No connection could be made.
     #[error("can't connect to {address}: {source}; check that the node runs and the address is right")]
@@ -16,7 +17,7 @@ pub enum ClientError {
         /// Where to.
         address: String,
         /// What the system said.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The connection broke while requests may have been under way.
     #[error("the connection to {address} was lost: {source}; connect again")]
@@ -24,7 +25,7 @@ pub enum ClientError {
         /// Where to.
         address: String,
         /// What the system said.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// No reply in time. The connection is still usable: the reply may come yet.
     #[error("no reply from {address} within {timeout_ms} ms; check the node's state and its disk")]
@@ -68,7 +69,23 @@ pub enum ClientError {
         /// Records without an acknowledgement: each may or may not be in the log.
         records: u64,
         /// The last failure.
-        last: Box<ClientError>,
+        last: Arc<ClientError>,
+    },
+    /// Records were not acknowledged, and an attempt before the last one may have got through.
+    #[error("{records} records may or may not be in the log; the last attempt failed: {last}")]
+    Uncertain {
+        /// Records without an acknowledgement.
+        records: u64,
+        /// The last failure.
+        last: Arc<ClientError>,
+    },
+    /// There was no room for a record in the producer's memory.
+    #[error(
+        "{buffered_bytes} bytes of records wait for their acknowledgements, as many as `buffer_memory` allows; slow down, or allow more"
+    )]
+    BufferFull {
+        /// Bytes that are not acknowledged.
+        buffered_bytes: usize,
     },
     /// The call makes no sense; nothing was sent.
     #[error("{0}")]
@@ -86,14 +103,15 @@ impl ClientError {
             Self::Protocol { .. } => ErrorCode::Internal,
             Self::Request(_) | Self::Usage(_) => ErrorCode::InvalidRequest,
             Self::Batch(error) => error.code(),
-            Self::DeliveryTimeout { last, .. } => last.code(),
+            Self::DeliveryTimeout { last, .. } | Self::Uncertain { last, .. } => last.code(),
+            Self::BufferFull { .. } => ErrorCode::Overloaded,
         }
     }
 
     /// What may be concluded about the request's effect.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::DeliveryTimeout { .. } => Outcome::Unknown,
+            Self::DeliveryTimeout { .. } | Self::Uncertain { .. } => Outcome::Unknown,
             other => other.code().outcome(),
         }
     }
@@ -101,7 +119,7 @@ impl ClientError {
     /// Whether the same request can succeed later without anybody changing it.
     pub fn retriable(&self) -> bool {
         match self {
-            Self::DeliveryTimeout { .. } => false,
+            Self::DeliveryTimeout { .. } | Self::Uncertain { .. } => false,
             other => other.code().retriable(),
         }
     }
@@ -110,7 +128,7 @@ impl ClientError {
     pub(crate) fn breaks_connection(&self) -> bool {
         match self {
             Self::Server { code, .. } => *code == ErrorCode::InvalidRequest,
-            Self::Request(_) | Self::Batch(_) | Self::Usage(_) => false,
+            Self::Request(_) | Self::Batch(_) | Self::Usage(_) | Self::BufferFull { .. } => false,
             _ => true,
         }
     }

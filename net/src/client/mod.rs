@@ -23,5 +23,8 @@ pub use consumer::{Consumer, ConsumerConfig, Polled, StartAt};
 pub use describe::{Described, NodeAnswer};
 pub use error::ClientError;
 pub use place::Place;
-pub use producer::{Ack, IdempotentProducer, OnAck, ProducerConfig, ProducerStats};
+pub use producer::{
+    Ack, Delivery, DeliveryError, DirectConfig, DirectProducer, IdempotentProducer, OnAck, Partitioner,
+    Producer, ProducerConfig, ProducerRecord, ProducerStats, RecordMetadata,
+};
 pub use pyralog_core::murmur2::partition_for_key;

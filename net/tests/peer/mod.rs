@@ -3,6 +3,8 @@
 //! with the client elsewhere.
 
 #![allow(clippy::unwrap_used)]
+// Several test programs use it, each a part.
+#![allow(dead_code)]
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
@@ -51,7 +53,10 @@ struct Shared {
     random: AtomicU64,
     next_producer_id: AtomicU64,
     fence_producers: AtomicBool,
+    /// Producers with smaller ids are fenced.
+    fenced_below: AtomicU64,
     refuse_all: AtomicBool,
+    swallow: AtomicBool,
 }
 
 /// A peer on a port of its own; it serves until the process ends.
@@ -71,7 +76,9 @@ impl Peer {
             random: AtomicU64::new(seed),
             next_producer_id: AtomicU64::new(1),
             fence_producers: AtomicBool::new(false),
+            fenced_below: AtomicU64::new(0),
             refuse_all: AtomicBool::new(false),
+            swallow: AtomicBool::new(false),
         });
         let peer = Self { address, shared: shared.clone() };
         std::thread::spawn(move || {
@@ -85,6 +92,22 @@ impl Peer {
 
     pub(crate) fn fence_producers(&self) {
         self.shared.fence_producers.store(true, Ordering::SeqCst);
+    }
+
+    /// The sessions that there are by now are fenced; those that come later are not.
+    pub(crate) fn fence_sessions(&self) {
+        let next = self.shared.next_producer_id.load(Ordering::SeqCst);
+        self.shared.fenced_below.store(next, Ordering::SeqCst);
+    }
+
+    /// Produces are carried out and not answered from now on.
+    pub(crate) fn swallow(&self) {
+        self.shared.swallow.store(true, Ordering::SeqCst);
+    }
+
+    /// Batches of a partition.
+    pub(crate) fn batches(&self, partition: u32) -> usize {
+        self.shared.partitions.lock().unwrap()[partition as usize].batches.len()
     }
 
     /// Every produce is answered as not ready from now on.
@@ -163,6 +186,9 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
             }
             _ => shared.answer(shard, &request, header.correlation_id, &mut out),
         }
+        if matches!(request, Request::Produce(_)) && shared.swallow.load(Ordering::SeqCst) {
+            continue;
+        }
         match fault {
             Fault::LostAfter => return None,
             Fault::LostInReply => return stream.write_all(&out[..out.len() / 2]).ok(),
@@ -198,6 +224,12 @@ impl Shared {
     fn fault(&self, request: &Request<'_>) -> Fault {
         if self.fence_producers.load(Ordering::SeqCst) && matches!(request, Request::Produce(_)) {
             return Fault::Refused(ErrorCode::ProducerFenced);
+        }
+        if let Request::Produce(produce) = request {
+            let producer = BatchView::parse_exact(produce.batch).unwrap().producer_id();
+            if (0..self.fenced_below.load(Ordering::SeqCst) as i64).contains(&producer) {
+                return Fault::Refused(ErrorCode::ProducerFenced);
+            }
         }
         if self.refuse_all.load(Ordering::SeqCst) && matches!(request, Request::Produce(_)) {
             return Fault::Refused(ErrorCode::NotReady);
@@ -294,6 +326,9 @@ impl Partition {
         let batch = BatchView::parse_exact(bytes).unwrap();
         batch.check_crc().unwrap();
         let (sequence, records) = (batch.base_sequence(), batch.record_count());
+        if !batch.has_producer() {
+            return self.append(bytes, records);
+        }
         let last = self.producers.entry(batch.producer_id()).or_default();
         if let Some((_, _, offset)) =
             last.iter().find(|(first, count, _)| (*first, *count) == (sequence, records))
@@ -308,6 +343,10 @@ impl Partition {
             last.pop_front();
         }
         last.push_back((sequence, records, self.end));
+        self.append(bytes, records)
+    }
+
+    fn append(&mut self, bytes: &[u8], records: u32) -> Response {
         let mut bytes = bytes.to_vec();
         patch_base_offset(&mut bytes, self.end).unwrap();
         self.batches.push(bytes);
