@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use peer::{Peer, TOPIC};
-use pyralog_core::batch::Compression;
+use pyralog_core::batch::{Compression, Record};
 use pyralog_core::{ErrorCode, Outcome};
 use pyralog_net::client::*;
 use pyralog_net::message::{Consistency, FetchRequest, OffsetSpec, Request, Response};
@@ -278,4 +278,49 @@ fn offsets_fetches_and_positions() {
     assert_eq!(consumer.position(), 6);
     let polled = consumer.poll::<ClientError>(Duration::ZERO, |_| Ok(())).unwrap();
     assert_eq!((polled.records, consumer.position()), (4, 10));
+}
+
+#[test]
+fn several_partitions_are_read_each_once_and_in_its_order_whatever_breaks() {
+    const RECORDS: u32 = 500;
+    for seed in [0, 51, 52, 53] {
+        let peer = Peer::start(2, 3, seed);
+        let config = ProducerConfig { batch_size: 300, ..ProducerConfig::default() };
+        let mut producer = IdempotentProducer::new(client(&peer), TOPIC, config).unwrap();
+        for index in 0..RECORDS {
+            for partition in 0..3 {
+                producer.send(partition, 1, None, Some(&value(partition, index)), &[]).unwrap();
+            }
+        }
+        producer.flush().unwrap();
+        let starts = [(0, StartAt::Earliest), (1, StartAt::Offset(100)), (2, StartAt::Earliest)];
+        let config = ConsumerConfig::default();
+        let mut consumer = Consumer::assigned(client(&peer), TOPIC, &starts, config).unwrap();
+        let mut next = [0, 100, 0];
+        let mut left = 3 * RECORDS - 100;
+        while left > 0 {
+            let polled = consumer
+                .poll_partitions(Duration::ZERO, |partition, record| {
+                    let place = &mut next[partition as usize];
+                    assert_eq!(record.offset, *place, "partition {partition}, seed {seed}");
+                    assert_eq!(record.value.unwrap(), value(partition, *place as u32));
+                    *place += 1;
+                    Ok::<_, Failure>(())
+                })
+                .unwrap();
+            assert!(polled.records > 0, "{left} are left of seed {seed}");
+            left -= polled.records as u32;
+        }
+        assert_eq!(consumer.position_of(1), Some(i64::from(RECORDS)));
+        // Back, while the next fetch may be under way, and one of them no more.
+        consumer.assign(1, StartAt::Offset(490)).unwrap();
+        consumer.unassign(0);
+        let mut read = Vec::new();
+        let mut visit = |partition, record: Record<'_>| {
+            read.push((partition, record.offset));
+            Ok::<_, Failure>(())
+        };
+        while consumer.poll_partitions(Duration::ZERO, &mut visit).unwrap().records > 0 {}
+        assert_eq!(read, (490..500).map(|offset| (1, offset)).collect::<Vec<_>>());
+    }
 }

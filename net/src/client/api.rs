@@ -1,7 +1,7 @@
 //! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
@@ -164,34 +164,8 @@ impl Client {
         Err(last)
     }
 
-    /// Waits for the reply to a request about a partition of `topic` that is led at `place`: `receive` is called with how
-    /// long to wait, at first for `at_least`. Ends early when the node there keeps silent and others know that the
-    /// partition is led elsewhere by now: the connection to a node that has stopped may stay open for long.
-    pub(super) fn await_reply<T>(
-        &self,
-        topic: &str,
-        place: Place,
-        (at_least, at_most): (Duration, Duration),
-        mut receive: impl FnMut(Duration) -> Result<T, ClientError>,
-    ) -> Result<T, ClientError> {
-        let begun = Instant::now();
-        let mut wait = at_least + SILENCE;
-        loop {
-            let left = at_most.saturating_sub(begun.elapsed());
-            let address = match receive(wait.min(left)) {
-                Err(ClientError::TimedOut { address, .. }) => address,
-                result => return result,
-            };
-            if wait >= left || self.led_elsewhere(topic, place) {
-                let timeout_ms = begun.elapsed().as_millis() as u64;
-                return Err(ClientError::TimedOut { address, timeout_ms });
-            }
-            wait *= 2;
-        }
-    }
-
     /// Whether another node knows of a newer leader of a partition that was led at `place`.
-    fn led_elsewhere(&self, topic: &str, place: Place) -> bool {
+    pub(super) fn led_elsewhere(&self, topic: &str, place: Place) -> bool {
         let Some(known) = self.topics.get(topic) else { return false };
         let mut others = self.nodes.iter().filter(|(node, _)| **node != place.node);
         others.any(|(_, address)| {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::ops::Range;
 use std::time::Duration;
 
 use pyralog_core::limits::FRAME_HEADER_BYTES;
@@ -17,7 +18,7 @@ use crate::socket::{receive_now, send_now, set_up_connection};
 const SEND_AT_BYTES: usize = 64 << 10;
 /// The receive buffer grows by at least this much.
 const READ_BYTES: usize = 4 << 10;
-/// A receive buffer above this size is given back once it is empty.
+/// A buffer above this size is given back once it is empty, if nobody says otherwise.
 const KEEP_BYTES: usize = 1 << 20;
 
 /// A connection after its handshake. Not thread-safe; any thread may own it.
@@ -39,6 +40,18 @@ pub struct Connection {
     outstanding: usize,
     timeout: Duration,
     read_timeout: Duration,
+    /// A receive buffer above this size is given back once it is empty.
+    keep_bytes: usize,
+}
+
+/// A reply with the buffer that it was received into.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) correlation_id: u64,
+    pub(super) response: Response,
+    pub(super) buffer: Vec<u8>,
+    /// Whole batches after a fetch: where they are in the buffer.
+    pub(super) batches: Range<usize>,
 }
 
 /// A reply, borrowed from the connection's buffer until the next call.
@@ -85,6 +98,7 @@ impl Connection {
             outstanding: 0,
             timeout,
             read_timeout: timeout,
+            keep_bytes: KEEP_BYTES,
         };
         connection.shake_hands(client_name, wanted_shard)?;
         Ok(connection)
@@ -240,6 +254,39 @@ impl Connection {
         }
     }
 
+    /// Keeps a receive buffer for frames of up to `bytes`.
+    pub(super) fn keep_bytes(&mut self, bytes: usize) {
+        self.keep_bytes = bytes;
+    }
+
+    /// The next reply that is in the buffer as a whole, with that buffer: `spare` gives the one that takes its place.
+    /// Only what came behind the reply is copied.
+    ///
+    /// # Errors
+    /// [`ClientError::Protocol`].
+    pub(super) fn take_buffer(
+        &mut self,
+        spare: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Option<Taken>, ClientError> {
+        let start = self.start;
+        let Ok(header) = self.whole_frame()? else { return Ok(None) };
+        let frame_end = start + header.frame_bytes();
+        let received = self.take(header)?;
+        let (correlation_id, response) = (received.correlation_id, received.response);
+        let batches = frame_end - received.batches.len()..frame_end;
+        let mut next = spare();
+        let behind = self.input.get(frame_end..self.end).unwrap_or_default();
+        if next.len() < behind.len() {
+            next.resize(behind.len(), 0);
+        }
+        if let Some(place) = next.get_mut(..behind.len()) {
+            place.copy_from_slice(behind);
+        }
+        (self.start, self.end) = (0, behind.len());
+        let buffer = std::mem::replace(&mut self.input, next);
+        Ok(Some(Taken { correlation_id, response, buffer, batches }))
+    }
+
     /// Reads once into the buffer, without waiting; whether anything came.
     ///
     /// # Errors
@@ -329,7 +376,7 @@ impl Connection {
     fn make_room(&mut self, frame_bytes: usize) {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.input.len() > KEEP_BYTES {
+            if self.input.len() > self.keep_bytes.next_multiple_of(READ_BYTES) {
                 self.input = Vec::new();
             }
         }
