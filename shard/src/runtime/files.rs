@@ -2,7 +2,9 @@
 //! (opening, creating, cutting, removing) is done by two helper threads, so the shard never waits for a disk.
 //!
 //! Journal writes are one entry each: O_DIRECT with RWF_DSYNC, no kernel worker and no separate flush. Buffered
-//! segment writes and their flushes run in the kernel's workers beside them.
+//! segment writes and their flushes run in the kernel's workers beside them. Segments are written with RWF_DONTCACHE
+//! where the file system knows it (Linux 6.14 and newer): the kernel begins to write them at once and takes the same
+//! pages again for the next ones. What was just written is in the cache of the shard, and needs no second copy.
 //!
 //! Owner: the shard's thread.
 
@@ -37,6 +39,8 @@ pub struct FileIo {
     done: usize,
     started_us: u64,
     kind: Kind,
+    /// Written with RWF_DONTCACHE.
+    uncached: bool,
 }
 
 #[derive(Debug)]
@@ -93,6 +97,8 @@ pub struct Files {
     syncs: u64,
     finished: Vec<(IoToken, IoResult)>,
     journal_latency_us: Histogram<u64>,
+    /// Segments are written with RWF_DONTCACHE, until the file system says that it doesn't know it.
+    uncached: bool,
 }
 
 impl Files {
@@ -112,6 +118,7 @@ impl Files {
             syncs: 0,
             finished: Vec::new(),
             journal_latency_us,
+            uncached: true,
         })
     }
 
@@ -214,7 +221,8 @@ impl Files {
     ) {
         let Waiting { token, offset, started_us, kind } = waiting;
         self.in_ring += 1;
-        self.submit(ring, Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind }));
+        let uncached = self.uncached && matches!((file, &kind), (FileId::Segment(..), Kind::Write { .. }));
+        self.submit(ring, Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind, uncached }));
     }
 
     fn submit<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, mut io: Box<FileIo>) {
@@ -233,6 +241,10 @@ impl Files {
         now_us: u64,
     ) {
         if result == -libc::EINTR || result == -libc::EAGAIN {
+            return self.submit(ring, io);
+        }
+        if result == -libc::EOPNOTSUPP && std::mem::take(&mut io.uncached) {
+            self.uncached = false;
             return self.submit(ring, io);
         }
         let outcome = match io.advance(result) {
@@ -407,7 +419,11 @@ impl FileIo {
             }
             Kind::Write { data, iovecs, .. } => {
                 gather(data, self.done, iovecs);
-                opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32).offset(offset).build()
+                let flags = if self.uncached { libc::RWF_DONTCACHE } else { 0 };
+                opcode::Writev::new(fd, iovecs.as_ptr(), iovecs.len() as u32)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build()
             }
             Kind::Read { chunk, len } => {
                 let rest = len.saturating_sub(self.done);

@@ -1,5 +1,6 @@
 //! Tests of `files`, on real files.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pyralog_core::{GroupId, ShardId};
@@ -19,7 +20,11 @@ struct Rig {
 
 impl Rig {
     fn new(max_handles: usize) -> Self {
-        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        Self::below(Path::new(env!("CARGO_MANIFEST_DIR")), max_handles)
+    }
+
+    fn below(folder: &Path, max_handles: usize) -> Self {
+        let dir = tempfile::tempdir_in(folder).unwrap();
         let paths = Paths::new(dir.path(), dir.path(), ShardId(0));
         let files = Files::new(paths, max_handles, Waker::new().unwrap()).unwrap();
         Self { _dir: dir, ring: Ring::new().unwrap(), files, pool: ChunkPool::new(64 << 20), tokens: 0 }
@@ -109,6 +114,23 @@ fn gathered_writes_create_the_file_and_read_back() {
     assert_eq!(rig.read(file, 60_000, 4096).unwrap(), b"");
     rig.one(IoOp::Truncate { file, len: 100 }).unwrap();
     assert_eq!(rig.read(file, 0, 4096).unwrap(), &bytes[..100]);
+}
+
+#[test]
+fn segments_are_written_where_the_file_system_can_not_leave_them_out_of_its_cache() {
+    // tmpfs is nothing but cache, and says so.
+    let mut rig = Rig::below(Path::new("/dev/shm"), 64);
+    let file = FileId::Segment(GroupId::new(1, 0), 0);
+    for (round, offset) in [(1u8, 0u64), (2, 4096)] {
+        let chunk = rig.chunk(&[round; 4096]);
+        let data = vec![ChunkSlice::new(chunk, 0, 4096)];
+        rig.one(IoOp::Write { file, offset, data }).unwrap();
+        rig.one(IoOp::Sync { file }).unwrap();
+        assert!(!rig.files.uncached, "it was told, and is not asked again");
+    }
+    let mut expected = vec![1; 4096];
+    expected.resize(8192, 2);
+    assert_eq!(rig.read(file, 0, 16384).unwrap(), expected);
 }
 
 #[test]
