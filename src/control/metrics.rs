@@ -314,6 +314,27 @@ impl Collector for Snapshot {
         self.histogram(&mut encoder, write, "From a produce's arrival to its reply.", |shard| {
             &shard.write_latency
         })?;
+        self.histogram(
+            &mut encoder,
+            "write_wait",
+            "From a produce's arrival until its journal write begins.",
+            |shard| &shard.write_stages[0],
+        )?;
+        self.histogram(&mut encoder, "write_flush", "The journal write of a produce.", |shard| {
+            &shard.write_stages[1]
+        })?;
+        self.histogram(
+            &mut encoder,
+            "write_quorum",
+            "From a produce's journal write to its reply: other replicas.",
+            |shard| &shard.write_stages[2],
+        )?;
+        self.histogram(
+            &mut encoder,
+            "write_reply",
+            "Sends of replies, until the kernel has taken them.",
+            |shard| &shard.write_stages[3],
+        )?;
         self.histogram(&mut encoder, flush, "Journal writes, durable ones to stable storage.", |shard| {
             &shard.flush_latency
         })

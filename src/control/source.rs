@@ -159,6 +159,7 @@ fn view(shard: u16, known: &Known) -> ShardView {
         failed: known.failed.clone(),
         replay: known.replay,
         write_latency: empty.clone(),
+        write_stages: std::array::from_fn(|_| empty.clone()),
         flush_latency: empty,
         ..ShardView::default()
     }
@@ -166,6 +167,9 @@ fn view(shard: u16, known: &Known) -> ShardView {
 
 fn fill(view: &mut ShardView, report: ShardReport) {
     view.write_latency = latencies(Some(&report.produce_us));
+    let stages = &report.stages;
+    view.write_stages = [&stages.wait_us, &stages.flush_us, &stages.quorum_us, &stages.reply_us]
+        .map(|recorded| latencies(Some(recorded)));
     view.flush_latency = latencies(Some(&report.journal_write_us));
     view.connections = report.connections;
     view.connections_accepted = report.accepted;

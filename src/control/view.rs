@@ -66,6 +66,8 @@ pub(crate) struct ShardView {
     pub(crate) open_files: u64,
     /// From a produce's arrival to its reply.
     pub(crate) write_latency: Latencies,
+    /// Its parts: wait for the journal, journal write, quorum, reply.
+    pub(crate) write_stages: [Latencies; 4],
     /// From the submission of a journal write to its end.
     pub(crate) flush_latency: Latencies,
 }

@@ -66,6 +66,10 @@ fn every_page_answers() {
     assert!(total("pyralog_records_total{") >= 100.0, "{metrics}");
     assert!(total("pyralog_writes_total{") >= 1.0, "{metrics}");
     assert!(total("pyralog_write_latency_seconds_count{") >= 1.0, "{metrics}");
+    for stage in ["wait", "flush", "quorum", "reply"] {
+        let name = format!("pyralog_write_{stage}_seconds_count{{");
+        assert!(total(&name) >= 1.0, "{name}\n{metrics}");
+    }
     assert!(total("pyralog_journal_flush_latency_seconds_count{") >= 1.0, "{metrics}");
     assert!(metrics.ends_with("# EOF\n"));
 }

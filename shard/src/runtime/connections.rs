@@ -23,6 +23,7 @@ use super::receive::{AssemblyBudget, Context, HandOver, Identity, Load, Received
 use super::recv_buffers;
 use super::ring::{OpKey, Ring};
 use super::send::{CLIENT_PARTS, SendEnd, SendOp, Spares};
+use super::stages::Stages;
 use crate::engine::{Action, ConnId, Engine, Event, Now, ReplyBody};
 
 /// Connections accepted in one go.
@@ -106,6 +107,8 @@ pub(super) struct Connections {
     timeout_us: u64,
     leaving: Vec<Leaving>,
     produce_latency_us: Histogram<u64>,
+    /// The parts of it. The driver tells of journal writes.
+    pub(super) stages: Stages,
     stats: ConnectionStats,
     /// While false nothing is read: the shard waits for its disk to be quiet.
     pub(super) reading: bool,
@@ -142,6 +145,7 @@ impl Connections {
             timeout_us,
             leaving: Vec::new(),
             produce_latency_us: Histogram::new_with_bounds(1, 120_000_000, 3)?,
+            stages: Stages::new()?,
             stats: ConnectionStats::default(),
             reading: true,
         })
@@ -522,6 +526,7 @@ impl Connections {
         let Some(conn) = find(&mut self.slots, id) else { return };
         if let Some(arrived_us) = conn.answered(correlation_id, &mut self.load) {
             let _ = self.produce_latency_us.record(now_us.saturating_sub(arrived_us).max(1));
+            self.stages.answered(arrived_us, now_us);
         }
         if matches!(conn.phase, Phase::Closing | Phase::Draining) {
             return;
@@ -544,6 +549,7 @@ impl Connections {
         conn.sending_bytes = 0;
         conn.sending_chunk_bytes = 0;
         let end = SendEnd::of(&mut op, result);
+        let began_us = conn.send_progress_us;
         if result > 0 {
             conn.send_progress_us = access.now.monotonic_us;
         }
@@ -554,6 +560,7 @@ impl Connections {
         match end {
             SendEnd::Done => {
                 conn.congested = false;
+                self.stages.sent(access.now.monotonic_us.saturating_sub(began_us));
                 self.spares.keep_op(op);
             }
             SendEnd::More | SendEnd::NoRoom => {

@@ -247,6 +247,7 @@ impl Driver {
         connections.expire(&mut access);
         if let Some(engine) = engine {
             for (token, result) in files.take_finished() {
+                connections.stages.ended(token, now.monotonic_us);
                 engine.handle(now, Event::IoDone { token, result }, actions);
             }
             if engine.next_deadline_us().is_some_and(|due| due <= now.monotonic_us) {
@@ -262,6 +263,7 @@ impl Driver {
         // What followers have to write has the longest way, its own the next: others are answered after that.
         self.end_links(now);
         for (token, op) in self.journal_writes.drain(..) {
+            self.connections.stages.journal_began(token, now.monotonic_us);
             self.files.start(&mut self.ring, token, op, now.monotonic_us);
         }
         let Self { engine, actions, connections, ring, .. } = self;
@@ -664,6 +666,7 @@ impl Driver {
             shed: stats.shed,
             journal_write_us: self.files.journal_latency_us().clone(),
             produce_us: self.connections.produce_latency_us().clone(),
+            stages: self.connections.stages.clone(),
             longest_pass_us: self.longest_pass_us,
             passes: self.passes,
             ring: self.ring.stats(),

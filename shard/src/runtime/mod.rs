@@ -29,6 +29,7 @@ pub mod report;
 pub mod ring;
 mod send;
 mod shard;
+mod stages;
 mod threads;
 pub mod wake;
 

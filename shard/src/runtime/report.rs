@@ -7,6 +7,7 @@ use pyralog_core::{GroupId, ShardId};
 use pyralog_net::message::PartitionState;
 
 use super::ring::RingStats;
+use super::stages::Stages;
 use crate::engine::{Engine, ShardStatus};
 
 /// Of which partitions somebody wants to know the state.
@@ -57,6 +58,8 @@ pub struct ShardReport {
     pub journal_write_us: Histogram<u64>,
     /// From a produce's arrival to its reply, microseconds.
     pub produce_us: Histogram<u64>,
+    /// The parts of that.
+    pub stages: Stages,
     /// Longest time that one pass over the shard's events took, microseconds.
     pub longest_pass_us: u64,
     /// Passes so far.
