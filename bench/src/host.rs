@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use serde_json::{Value, json};
 
 /// CPUs that this process may run on, in order.
 pub fn allowed_cpus() -> Vec<usize> {
@@ -131,6 +132,11 @@ pub struct HostFacts {
     pub cpu_model: String,
     /// CPUs that this process may use.
     pub cpus: usize,
+    /// How the first CPU's clock is governed, such as `performance`; empty where nothing governs it, as in most
+    /// virtual machines.
+    pub governor: String,
+    /// Memory of the machine, bytes.
+    pub memory_bytes: u64,
     /// Date and time in UTC, ISO 8601.
     pub date_utc: String,
     /// Commit of the working directory, with `-dirty` when there are changes; empty outside a checkout.
@@ -159,12 +165,32 @@ impl HostFacts {
             kernel: format!("Linux {}", release.trim()),
             cpu_model,
             cpus: allowed_cpus().len(),
+            governor: fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+            memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
             date_utc: iso_utc(
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             ),
             git_revision,
         }
     }
+
+    /// For a program.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "kernel": self.kernel, "cpu_model": self.cpu_model, "cpus": self.cpus, "governor": self.governor,
+            "memory_bytes": self.memory_bytes, "date_utc": self.date_utc, "git_revision": self.git_revision,
+        })
+    }
+}
+
+/// The machine's memory by `/proc/meminfo`, bytes.
+fn memory_bytes(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
 }
 
 impl std::fmt::Display for HostFacts {
@@ -220,6 +246,13 @@ mod tests {
         assert_eq!(iso_utc(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(iso_utc(1_735_689_599), "2024-12-31T23:59:59Z");
         assert_eq!(iso_utc(1_735_689_600), "2025-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn the_memory_is_the_total() {
+        assert_eq!(memory_bytes("MemTotal:        3906252 kB\nMemFree: 1 kB\n"), 3_906_252 * 1024);
+        assert_eq!(memory_bytes(""), 0);
+        assert!(HostFacts::collect().memory_bytes > 0);
     }
 
     #[test]

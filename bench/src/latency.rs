@@ -27,6 +27,26 @@ impl Latencies {
         self.0.add(&other.0).context("histograms of different bounds")
     }
 
+    /// The values of another histogram, in this program's bounds.
+    ///
+    /// # Errors
+    /// When it holds values that are longer than the bound.
+    pub fn from_histogram(other: &Histogram<u64>) -> anyhow::Result<Self> {
+        let mut latencies = Self::new()?;
+        latencies.0.add(other).context("a histogram of other bounds")?;
+        Ok(latencies)
+    }
+
+    /// The histogram itself, nanoseconds.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.0.reset();
+    }
+
     /// How many were recorded.
     pub fn count(&self) -> u64 {
         self.0.len()
