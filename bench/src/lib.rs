@@ -16,6 +16,7 @@ pub mod floor;
 pub mod hgrm;
 pub mod host;
 pub mod latency;
+pub mod live;
 pub mod load;
 pub mod pace;
 pub mod pairs;

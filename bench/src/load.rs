@@ -12,6 +12,7 @@ use anyhow::Context;
 
 use crate::host;
 use crate::latency::Latencies;
+use crate::live::{Board, Tap};
 use crate::pace::{Clock, Lane, Pace, SystemClock};
 use crate::wire::{self, FrameTemplate};
 
@@ -86,6 +87,17 @@ pub fn run(
     cpu: Option<usize>,
     shape: LoadShape,
 ) -> anyhow::Result<LoadResult> {
+    run_watched(connections, threads, cpu, shape, None)
+}
+
+/// The same while `board`, if there is one, is told of every reply.
+pub fn run_watched(
+    connections: Vec<LoadConnection>,
+    threads: usize,
+    cpu: Option<usize>,
+    shape: LoadShape,
+    board: Option<&Board>,
+) -> anyhow::Result<LoadResult> {
     let total = connections.len();
     anyhow::ensure!(total > 0, "no connections");
     let threads = threads.clamp(1, total);
@@ -112,8 +124,10 @@ pub fn run(
     let warm_ns = begin_ns + shape.warmup.as_nanos() as u64;
     let window = Window { begin_ns, warm_ns, end_ns: warm_ns + shape.measured.as_nanos() as u64 };
     std::thread::scope(|scope| {
-        let running: Vec<_> =
-            groups.into_iter().map(|group| scope.spawn(move || drive(group, cpu, clock, window))).collect();
+        let running: Vec<_> = groups
+            .into_iter()
+            .map(|group| scope.spawn(move || drive_watched(group, cpu, clock, window, board)))
+            .collect();
         let mut merged = LoadResult {
             latencies: Latencies::new()?,
             acks: 0,
@@ -142,6 +156,7 @@ struct Measured {
     acks: u64,
     replies: u64,
     window: Window,
+    tap: Tap,
 }
 
 impl Driven {
@@ -223,6 +238,7 @@ impl Driven {
 impl Measured {
     fn reply(&mut self, begin_ns: u64, latency_ns: u64, now_ns: u64) {
         self.replies += 1;
+        self.tap.reply(latency_ns, now_ns);
         if (self.window.warm_ns..self.window.end_ns).contains(&now_ns) {
             self.acks += 1;
         }
@@ -232,17 +248,29 @@ impl Measured {
     }
 }
 
+fn drive_watched(
+    group: Vec<Driven>,
+    cpu: Option<usize>,
+    clock: SystemClock,
+    window: Window,
+    board: Option<&Board>,
+) -> anyhow::Result<Measured> {
+    let tap = board.map_or(Ok(Tap::off()), |board| board.tap(clock.now_ns(), window.begin_ns))?;
+    drive(group, cpu, clock, window, tap).inspect_err(|_| board.iter().for_each(|board| board.error()))
+}
+
 fn drive(
     mut group: Vec<Driven>,
     cpu: Option<usize>,
     clock: SystemClock,
     window: Window,
+    tap: Tap,
 ) -> anyhow::Result<Measured> {
     if let Some(cpu) = cpu {
         host::pin_to_cpu(cpu)?;
     }
     host::tighten_timer_slack();
-    let mut measured = Measured { latencies: Latencies::new()?, acks: 0, replies: 0, window };
+    let mut measured = Measured { latencies: Latencies::new()?, acks: 0, replies: 0, window, tap };
     let give_up_ns = window.end_ns + LAST_REPLIES.as_nanos() as u64;
     std::thread::sleep(Duration::from_nanos(window.begin_ns.saturating_sub(clock.now_ns())));
     let closed = group.iter().all(|driven| !driven.lane.is_open_loop());
