@@ -23,6 +23,7 @@ pub mod pairs;
 pub mod plot;
 pub mod process;
 pub mod produce;
+pub mod report;
 pub mod rng;
 pub mod session;
 pub mod torture;
