@@ -26,5 +26,6 @@ pub mod produce;
 pub mod report;
 pub mod rng;
 pub mod session;
+pub mod stages;
 pub mod torture;
 pub mod wire;

@@ -30,6 +30,11 @@ impl Session {
         self.0.call(request)
     }
 
+    /// What the server says that it is.
+    pub fn server_version(&self) -> &str {
+        &self.0.hello().server_version
+    }
+
     /// Whether requests are served: a node answers handshakes a little before that.
     pub fn serves(&mut self) -> Result<(), ClientError> {
         self.call(&Request::Metadata(MetadataRequest { topic: None, start_after: 0 })).map(drop)
