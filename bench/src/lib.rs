@@ -27,5 +27,6 @@ pub mod report;
 pub mod rng;
 pub mod session;
 pub mod stages;
+pub mod stamped;
 pub mod torture;
 pub mod wire;

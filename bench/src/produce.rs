@@ -99,7 +99,7 @@ pub fn connect_node(
 }
 
 /// Passes a produce reply that is durable on a quorum; anything else is an error.
-fn check_produce_reply(frame: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn check_produce_reply(frame: &[u8]) -> anyhow::Result<()> {
     let header = FrameHeader::decode_reply(frame)?.context("a reply without a header")?;
     let body = frame.get(HEADER..).unwrap_or_default();
     if header.kind != kind::PRODUCE | REPLY_BIT {
