@@ -11,6 +11,7 @@ use pyralog_core::limits::{
 
 use crate::cluster::failover::How;
 use crate::load::LoadShape;
+use crate::options::{ConsumeArgs, FloorArgs, MixedArgs, OutArgs, ReportArgs, SweepArgs};
 use crate::produce::BatchShape;
 
 /// Load generator, latency floors and torture for Pyralog.
@@ -29,6 +30,16 @@ pub enum Command {
     FloorServer(FloorServerArgs),
     /// Measure the latency of produces at a node or at the floor server
     Produce(ProduceArgs),
+    /// Measure the floors of this machine: loopback round trip, durable append, and both in one bare program
+    Floor(FloorArgs),
+    /// Measure from a record's intended send time until a consumer has it, or how fast old records are read
+    Consume(ConsumeArgs),
+    /// Producers at a rate, consumers at the end and readers from the beginning, all at once: percentiles for each
+    Mixed(MixedArgs),
+    /// The same rate over 1 and over many partitions or connections, in turns: what the number costs at p99
+    Sweep(SweepArgs),
+    /// Put runs written with --out beside each other: a Markdown table, and one plot of all curves
+    Report(ReportArgs),
     /// Run a node, or three, and the floor servers in turns under the same load and print their ratios
     Pairs(PairsArgs),
     /// Run three nodes and PostgreSQL with two synchronous standbys in turns under the same load and print their ratios
@@ -78,6 +89,9 @@ pub struct FloorServerArgs {
     /// Appends under way at once
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
     pub writes_in_flight: u64,
+    /// Never sleep: ask for what is done again and again, on a CPU of its own
+    #[arg(long)]
+    pub spin: bool,
     /// Other floor servers: each append goes to them, too, and is answered when a majority has it
     #[arg(long, value_delimiter = ',')]
     pub followers: Vec<SocketAddr>,
@@ -89,9 +103,9 @@ pub struct LoadArgs {
     /// Connections
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=10_000))]
     pub connections: u64,
-    /// Requests under way per connection, at most
-    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MAX_OUTSTANDING as u64))]
-    pub outstanding: u64,
+    /// Requests under way per connection, at most [default: 1 in a closed loop, 256 in an open one]
+    #[arg(long, value_parser = value_parser!(u64).range(1..=MAX_OUTSTANDING as u64))]
+    pub outstanding: Option<u64>,
     /// Records in each request
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MAX_RECORDS as u64))]
     pub records: u64,
@@ -105,13 +119,29 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u64).range(0..=3_600))]
     pub warmup: u64,
     /// Requests a second over all connections at fixed times (open loop): latency counts from the time at which a
-    /// request should have been sent. Without it, each reply makes room for the next request (closed loop)
-    #[arg(long, value_parser = parse_rate, conflicts_with = "closed_loop")]
-    pub rate: Option<f64>,
-    /// Closed loop: the default, spelt out
+    /// request should have been sent. Or `max`: each reply makes room for the next request (closed loop), and latency
+    /// counts from when it was sent [default: 1000 for produce; max where two sides are compared in turns]
+    #[arg(long, value_parser = parse_rate, conflicts_with = "closed_loop", value_name = "N|max")]
+    pub rate: Option<Rate>,
+    /// Closed loop: the same as --rate max
     #[arg(long)]
     pub closed_loop: bool,
 }
+
+/// How fast requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// As fast as replies come: a closed loop.
+    Max,
+    /// So many a second at fixed times: an open loop.
+    PerSecond(f64),
+}
+
+/// What a measurement of one node sends if nothing else is said: little enough for any machine, so that the figures
+/// are those of single requests and not of a queue.
+pub const DEFAULT_RATE: Rate = Rate::PerSecond(1000.0);
+/// Room enough in an open loop that a stall of some seconds is sent on time to the server, which is what holds it up.
+const OPEN_LOOP_OUTSTANDING: u64 = 256;
 
 impl LoadArgs {
     /// What each request carries.
@@ -119,11 +149,22 @@ impl LoadArgs {
         BatchShape { records: self.records as usize, record_bytes: self.record_bytes as usize }
     }
 
-    /// The same for the load generator.
+    /// The same for the load generator; a closed loop if no rate is given. For comparisons, where one request under
+    /// way is what both sides can do.
     pub fn shape(&self) -> LoadShape {
+        self.shape_at(Rate::Max)
+    }
+
+    /// The same, with another rate for one that is not given.
+    pub fn shape_at(&self, default: Rate) -> LoadShape {
+        let rate = match self.rate.unwrap_or(if self.closed_loop { Rate::Max } else { default }) {
+            Rate::Max => None,
+            Rate::PerSecond(rate) => Some(rate),
+        };
+        let outstanding = if rate.is_some() { OPEN_LOOP_OUTSTANDING } else { 1 };
         LoadShape {
-            outstanding: self.outstanding as usize,
-            rate: self.rate,
+            outstanding: self.outstanding.unwrap_or(outstanding) as usize,
+            rate,
             warmup: Duration::from_secs(self.warmup),
             measured: Duration::from_secs(self.seconds),
         }
@@ -151,6 +192,16 @@ pub struct ProduceArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub load: LoadArgs,
+    /// Run the same load on the bare floor server before and after, in this folder, which should be on the disk that
+    /// the node uses, and end the report with the ratio to it. Takes three times as long
+    #[arg(long)]
+    pub floor_dir: Option<PathBuf>,
+    /// Appends that the floor server keeps under way
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=16))]
+    pub floor_writes_in_flight: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub out: OutArgs,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
@@ -396,10 +447,11 @@ pub struct KillArgs {
     pub admin: Option<PathBuf>,
 }
 
-fn parse_rate(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
     match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
-        _ => Err("give requests per second, above 0".to_owned()),
+        _ if text == "max" => Ok(Rate::Max),
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Rate::PerSecond(rate)),
+        _ => Err("give requests per second, above 0, or max".to_owned()),
     }
 }
 
@@ -433,12 +485,31 @@ mod tests {
         assert!(refused(&["torture", "everything"]).contains("everything"));
     }
 
-    #[test]
-    fn the_default_load_is_one_connection_one_outstanding_of_256_bytes() {
-        let cli = Cli::try_parse_from(["pyralog-bench", "produce", "--addr", "127.0.0.1:1", "--topic", "t"])
-            .unwrap();
+    fn load_of(args: &[&str]) -> LoadArgs {
+        let all = ["pyralog-bench", "produce", "--addr", "127.0.0.1:1", "--topic", "t"];
+        let cli = Cli::try_parse_from(all.iter().chain(args).copied()).unwrap();
         let Command::Produce(args) = cli.command else { panic!() };
-        assert_eq!((args.load.connections, args.load.outstanding, args.load.record_bytes), (1, 1, 256));
-        assert_eq!(args.load.rate, None);
+        args.load
+    }
+
+    #[test]
+    fn produce_is_an_open_loop_and_comparisons_have_one_request_under_way() {
+        let load = load_of(&[]);
+        assert_eq!((load.connections, load.record_bytes), (1, 256));
+        let shape = load.shape_at(DEFAULT_RATE);
+        assert_eq!((shape.rate, shape.outstanding), (Some(1000.0), 256));
+        assert_eq!((load.shape().rate, load.shape().outstanding), (None, 1));
+    }
+
+    #[test]
+    fn what_is_said_of_the_pace_holds_everywhere() {
+        for closed in [load_of(&["--rate", "max"]), load_of(&["--closed-loop"])] {
+            assert_eq!(closed.shape_at(DEFAULT_RATE).rate, None);
+            assert_eq!(closed.shape_at(DEFAULT_RATE).outstanding, 1);
+        }
+        let open = load_of(&["--rate", "20.5", "--outstanding", "3"]);
+        for shape in [open.shape(), open.shape_at(DEFAULT_RATE)] {
+            assert_eq!((shape.rate, shape.outstanding), (Some(20.5), 3));
+        }
     }
 }

@@ -41,6 +41,20 @@ pub fn measure(dir: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<Di
     Ok(figures)
 }
 
+/// Sequential reads by O_DIRECT as [`measure`] does them, in a file of `file_bytes` that is removed afterwards; bytes per
+/// second.
+///
+/// # Errors
+/// When the folder takes no O_DIRECT.
+pub fn read_bandwidth(dir: &Path, file_bytes: u64) -> anyhow::Result<f64> {
+    let path = dir.join(FILE_NAME);
+    let measured = WrittenFile::create(&path, file_bytes).and_then(|file| stream(&file, false));
+    let removed = fs::remove_file(&path).with_context(|| format!("{}: can't be removed", path.display()));
+    let bytes_per_second = measured?;
+    removed?;
+    Ok(bytes_per_second)
+}
+
 fn measure_file(path: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<DiskFigures> {
     let mut file = WrittenFile::create(path, file_bytes)?;
     let mut latencies = Latencies::new()?;

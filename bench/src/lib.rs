@@ -4,12 +4,19 @@
 //! - [`load`]: the load generator's loop; [`pace`] decides when a request is due, [`latency`] keeps what it took,
 //!   [`produce`] makes the connections and frames, [`wire`] the bytes.
 //! - [`pairs`]: node and floor in turns, with the ratios.
+//! - [`stamped`]: producers whose records tell when they should have been sent; [`consume`], [`mixed`] and [`sweep`]
+//!   measure with them on a [`target`].
+//! - [`report`]: a run as files; [`plot`] and [`hgrm`] are two of them. [`live`]: the line while it runs. [`stages`]:
+//!   where the node says that a write's time went.
+//! - [`commands`]: what the subcommands do with their arguments ([`cli`], [`options`]).
 //! - [`torture`]: attempts to break a node.
 
 pub mod aligned;
 pub mod cli;
 pub mod cluster;
+pub mod commands;
 pub mod compare;
+pub mod consume;
 pub mod device;
 pub mod disk;
 pub mod floor;
@@ -18,6 +25,8 @@ pub mod host;
 pub mod latency;
 pub mod live;
 pub mod load;
+pub mod mixed;
+pub mod options;
 pub mod pace;
 pub mod pairs;
 pub mod plot;
@@ -28,5 +37,7 @@ pub mod rng;
 pub mod session;
 pub mod stages;
 pub mod stamped;
+pub mod sweep;
+pub mod target;
 pub mod torture;
 pub mod wire;

@@ -1,29 +1,32 @@
 //! `pyralog-bench`: see `bench/README.md`.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use pyralog_bench::cli::{
-    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, FloorServerArgs, IdleArgs, Output, PairsArgs,
-    ProduceArgs, StoppedArgs,
+    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, IdleArgs, Output, PairsArgs, StoppedArgs,
 };
 use pyralog_bench::cluster::failover::{self, FailoverConfig};
 use pyralog_bench::cluster::idle::{self, IdleConfig};
 use pyralog_bench::cluster::stopped::{self, StoppedConfig};
+use pyralog_bench::commands::{self, show};
 use pyralog_bench::compare::{self, CompareConfig};
-use pyralog_bench::floor::{FloorConfig, FloorServer};
-use pyralog_bench::host::{self, HostFacts};
+use pyralog_bench::host::HostFacts;
 use pyralog_bench::latency::Summary;
 use pyralog_bench::pairs::PairsConfig;
-use pyralog_bench::{disk, load, pairs, produce, torture};
-use serde_json::{Value, json};
+use pyralog_bench::{disk, pairs, torture};
+use serde_json::json;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::FloorServer(args) => floor_server(args),
-        Command::Produce(args) => run_produce(&args),
+        Command::FloorServer(args) => commands::floor_server(args),
+        Command::Floor(args) => commands::floor(args),
+        Command::Produce(args) => commands::produce(&args),
+        Command::Consume(args) => commands::consume(&args),
+        Command::Mixed(args) => commands::mixed(&args),
+        Command::Sweep(args) => commands::sweep(&args),
+        Command::Report(args) => commands::report(&args),
         Command::Pairs(args) => run_pairs(args),
         Command::Compare(args) => run_compare(args),
         Command::Failover(args) => run_failover(args),
@@ -39,49 +42,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn floor_server(args: FloorServerArgs) -> anyhow::Result<()> {
-    let server = FloorServer::bind(FloorConfig {
-        listen: args.listen,
-        dir: args.dir,
-        file_bytes: args.file_mib << 20,
-        cpu: args.cpu,
-        writes_in_flight: args.writes_in_flight as usize,
-        reply_body_bytes: produce::produce_reply_body_bytes(),
-        followers: args.followers,
-    })?;
-    println!("listening on {}", server.local_addr()?);
-    std::io::stdout().flush()?;
-    server.run()?;
-    Ok(())
-}
-
-fn run_produce(args: &ProduceArgs) -> anyhow::Result<()> {
-    host::raise_nofile_limit()?;
-    let (count, batch) = (args.load.connections as usize, args.load.batch());
-    let connections = match &args.topic {
-        Some(topic) => produce::connect_node(args.addr, topic, count, batch)?,
-        None => produce::connect_floor(args.addr, count, batch)?,
-    };
-    let result = load::run(connections, args.threads as usize, args.cpu, args.load.shape())?;
-    let summary = result.latencies.summary();
-    match args.output {
-        Output::Table => {
-            let records_per_second = result.acks_per_second() * args.load.records as f64;
-            println!("{}      acks/s   records/s", Summary::HEADS);
-            println!("{summary}{:12.0}{records_per_second:12.0}", result.acks_per_second());
-        }
-        Output::Json => println!(
-            "{}",
-            json!({
-                "connections": args.load.connections, "outstanding": args.load.outstanding,
-                "records_per_batch": args.load.records, "record_bytes": args.load.record_bytes, "rate": args.load.rate, "seconds": args.load.seconds,
-                "latency": summary.to_json(), "acks_per_second": result.acks_per_second(),
-            })
-        ),
-    }
-    Ok(())
 }
 
 fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
@@ -100,14 +60,6 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
     })?;
     show(args.output, &report.to_table(), &report.to_json());
     Ok(())
-}
-
-/// Prints a report as it was asked for.
-fn show(output: Output, table: &str, json: &Value) {
-    match output {
-        Output::Table => print!("{table}"),
-        Output::Json => println!("{json:#}"),
-    }
 }
 
 fn run_compare(args: CompareArgs) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ use crate::load::{self, LoadShape};
 use crate::process::{NodeSetup, OwnedProcess, start_floor_server};
 use crate::produce::{self, BatchShape};
 use crate::session::Session;
+use crate::stages::{self, Snapshot};
 
 const TOPIC: &str = "bench-pairs";
 
@@ -102,6 +103,8 @@ pub struct PairsReport {
     pub cpus: (Option<usize>, Option<usize>),
     /// In the order in which they ran.
     pub pairs: Vec<Pair>,
+    /// What the nodes say of their runs' measured times, all nodes and runs together.
+    pub spent: Snapshot,
 }
 
 /// Starts both servers, runs them in turns, stops them.
@@ -114,14 +117,15 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
         false => Sides::one(config, temporary.path())?,
     };
     let mut pairs = Vec::new();
+    let mut spent = Snapshot::default();
     for number in 0..config.pairs {
         sides.ensure_running()?;
         // Every other pair begins with the node, so that a drift of the machine favours neither.
         let pair = if number % 2 == 0 {
             let floor = run_floor(config, &sides)?;
-            Pair { floor, node: run_node(config, &sides)? }
+            Pair { floor, node: run_node(config, &sides, &mut spent)? }
         } else {
-            let node = run_node(config, &sides)?;
+            let node = run_node(config, &sides, &mut spent)?;
             Pair { floor: run_floor(config, &sides)?, node }
         };
         eprintln!("pair {} of {} done", number + 1, config.pairs);
@@ -141,7 +145,7 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
         shape.measured,
         shape.warmup
     );
-    Ok(PairsReport { host: HostFacts::collect(), load, cpus, pairs })
+    Ok(PairsReport { host: HostFacts::collect(), load, cpus, pairs, spent })
 }
 
 fn run_floor(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
@@ -149,9 +153,13 @@ fn run_floor(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
     measured(load::run(connections, 1, sides.cpus.1, config.shape).context("load on the floor server")?)
 }
 
-fn run_node(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
+fn run_node(config: &PairsConfig, sides: &Sides, spent: &mut Snapshot) -> anyhow::Result<Side> {
     let connections = produce::connect_node(sides.node_addr, TOPIC, config.connections, config.batch)?;
-    measured(load::run(connections, 1, sides.cpus.1, config.shape).context("load on the node")?)
+    let (result, part) = stages::during(&sides.node_addrs()?, config.shape.warmup, || {
+        load::run(connections, 1, sides.cpus.1, config.shape).context("load on the node")
+    })?;
+    spent.merge(&part);
+    measured(result)
 }
 
 /// What is loaded in turns.
@@ -196,6 +204,14 @@ impl Sides {
         Ok(Self { floors, floor_addr, nodes: Nodes::Three(cluster), node_addr, cpus: (None, None) })
     }
 
+    /// Where the nodes tell what they do.
+    fn node_addrs(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        match &self.nodes {
+            Nodes::One(_) => Ok(vec![self.node_addr]),
+            Nodes::Three(cluster) => (1..=NODES).map(|id| cluster.address(id)).collect(),
+        }
+    }
+
     fn ensure_running(&mut self) -> anyhow::Result<()> {
         self.floors.iter_mut().try_for_each(OwnedProcess::ensure_running)?;
         match &mut self.nodes {
@@ -222,7 +238,7 @@ fn start_floor(
 ) -> anyhow::Result<(OwnedProcess, SocketAddr)> {
     let dir = dir.join(format!("floor-{id}"));
     std::fs::create_dir(&dir)?;
-    start_floor_server(&dir, cpu, config.floor_writes_in_flight, followers)
+    start_floor_server(&dir, cpu, config.floor_writes_in_flight, false, followers)
 }
 
 /// What a run measured, which must be something.
@@ -263,6 +279,7 @@ impl PairsReport {
             }
             text += &format!("{:4}  {}\n", number + 1, pair.ratios());
         }
+        text += &stages::to_table(&self.spent);
         if let Some(ratios) = self.median_ratios() {
             text += &format!("\nmedian of {} pairs, node / floor: {ratios}\n", self.pairs.len());
         }
@@ -278,7 +295,7 @@ impl PairsReport {
             "pairs": self.pairs.iter().map(|pair| json!({
                 "floor": pair.floor.to_json(), "node": pair.node.to_json(), "ratios": pair.ratios().to_json(),
             })).collect::<Vec<_>>(),
-            "median_ratios": self.median_ratios().map(Ratios::to_json),
+            "median_ratios": self.median_ratios().map(Ratios::to_json), "stages": stages::to_json(&self.spent),
         })
     }
 }
@@ -329,6 +346,7 @@ mod tests {
             host: HostFacts::collect(),
             load: String::new(),
             cpus: (None, Some(1)),
+            spent: Snapshot::default(),
             pairs: vec![pair(100.0, 120.0), pair(1000.0, 1300.0), pair(200.0, 220.0)],
         };
         let ratios = report.median_ratios().unwrap();

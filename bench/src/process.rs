@@ -206,11 +206,13 @@ pub fn free_loopback_addrs(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// Starts this very program's floor server; returns it with its address. `followers`: other ones, which run.
+/// Starts this very program's floor server; returns it with its address. `spin`: it never sleeps. `followers`: other
+/// ones, which run.
 pub fn start_floor_server(
     dir: &Path,
     cpu: Option<usize>,
     writes: usize,
+    spin: bool,
     followers: &[SocketAddr],
 ) -> anyhow::Result<(OwnedProcess, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
@@ -218,6 +220,9 @@ pub fn start_floor_server(
     command.args(["--writes-in-flight", &writes.to_string()]);
     if let Some(cpu) = cpu {
         command.args(["--cpu", &cpu.to_string()]);
+    }
+    if spin {
+        command.arg("--spin");
     }
     for follower in followers {
         command.args(["--followers", &follower.to_string()]);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use pyralog_bench::aligned::ALIGN;
-use pyralog_bench::disk::measure;
+use pyralog_bench::disk::{measure, read_bandwidth};
 use pyralog_bench::floor::WrittenFile;
 
 #[test]
@@ -17,6 +17,7 @@ fn measures_and_leaves_nothing_behind() {
     assert!(figures.append.p50_us > 0.0);
     assert!(figures.write_bytes_per_second > 0.0 && figures.read_bytes_per_second > 0.0);
     assert!(figures.touch_bytes_per_second > 0.0);
+    assert!(read_bandwidth(dir.path(), 8 << 20).unwrap() > 0.0);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

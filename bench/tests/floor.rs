@@ -36,6 +36,7 @@ fn start_with(dir: &Path, writes_in_flight: usize, followers: Vec<SocketAddr>) -
         cpu: None,
         writes_in_flight,
         reply_body_bytes: produce_reply_body_bytes(),
+        spin: false,
         followers,
     })
     .unwrap();

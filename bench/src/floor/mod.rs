@@ -5,12 +5,18 @@
 //! once that write is durable. It checks nothing, keeps nothing and knows no partitions. What it takes is what
 //! the kernel and the machine take; the rest of a node's latency is Pyralog's own.
 
+mod append;
+pub mod beside;
 mod connection;
 mod file;
 mod followers;
+mod loopback;
+pub mod probe;
 mod server;
 
+pub use append::append_latencies;
 pub use file::WrittenFile;
+pub use loopback::{Exchange, Side, loopback_latencies, round_trips};
 pub use server::{FloorServer, FloorTotals, StopHandle};
 
 use std::net::SocketAddr;
@@ -31,6 +37,9 @@ pub struct FloorConfig {
     pub writes_in_flight: usize,
     /// Size of the body of a reply, bytes.
     pub reply_body_bytes: usize,
+    /// Ask the kernel for what is done again and again instead of sleeping until something is: no wake-up is part of a
+    /// reply's time, and a CPU of its own is.
+    pub spin: bool,
     /// Other floor servers, running. Each append goes to all of them, and is answered when a majority has it.
     pub followers: Vec<SocketAddr>,
 }

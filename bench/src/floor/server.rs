@@ -8,7 +8,9 @@ use anyhow::Context;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::connection::{Connection, Front};
-use super::{APPEND_BYTES, FILE_NAME, FloorConfig, MAX_CONNECTIONS, QUORUM_APPEND_BYTES, WrittenFile};
+use super::{
+    APPEND_BYTES, FILE_NAME, FloorConfig, MAX_CONNECTIONS, QUORUM_APPEND_BYTES, WrittenFile, append,
+};
 use crate::aligned::{ALIGN, AlignedBuffer};
 use crate::{host, wire};
 
@@ -144,13 +146,7 @@ struct Running {
 
 impl Running {
     fn new(server: FloorServer) -> anyhow::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            .setup_cqsize(1024)
-            .build(256)
-            .context("io_uring is refused: needs Linux 6.1 and sysctl kernel.io_uring_disabled=0")?;
+        let ring = append::ring(server.config.spin)?;
         let mut appends = Vec::new();
         for _ in 0..server.config.append_slots() {
             appends.push(Append {
@@ -234,8 +230,8 @@ impl Running {
     }
 
     fn wait(&mut self) -> anyhow::Result<()> {
-        match self.ring.submit_and_wait(1) {
-            Ok(_) => {}
+        match append::enter(&mut self.ring, self.server.config.spin) {
+            Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             Err(error) => return Err(error).context("io_uring_enter failed"),
         }
