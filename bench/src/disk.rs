@@ -2,19 +2,22 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use io_uring::{IoUring, opcode, types};
 
 use crate::aligned::{ALIGN, AlignedBuffer};
-use crate::floor::WrittenFile;
+use crate::floor::{WrittenFile, append_latencies};
 use crate::latency::{Latencies, Summary};
 
 /// Operations under way while bandwidth is measured.
 pub const DEPTH: usize = 4;
 const BLOCK_BYTES: usize = 1 << 20;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Written again and again by appends beside reads.
+const APPENDED_BYTES: u64 = 16 << 20;
 const FILE_NAME: &str = "disk.bench";
 
 /// What was measured.
@@ -41,18 +44,41 @@ pub fn measure(dir: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<Di
     Ok(figures)
 }
 
-/// Sequential reads by O_DIRECT as [`measure`] does them, in a file of `file_bytes` that is removed afterwards; bytes per
-/// second.
+/// What the disk gives to readers, and what that does to one who appends.
+pub struct ReadFigures {
+    /// Sequential reads as [`measure`] does them, with nobody else there, bytes per second.
+    pub read_bytes_per_second: f64,
+    /// 4 KiB durable appends, one at a time, with nobody else there.
+    pub appends_alone: Latencies,
+    /// The same while somebody reads as fast as the disk gives it.
+    pub appends_beside_reads: Latencies,
+}
+
+/// Measures it in two files in `dir` that are removed afterwards: one of `file_bytes` is read, and appends go on for
+/// `time` without and with that.
 ///
 /// # Errors
 /// When the folder takes no O_DIRECT.
-pub fn read_bandwidth(dir: &Path, file_bytes: u64) -> anyhow::Result<f64> {
-    let path = dir.join(FILE_NAME);
-    let measured = WrittenFile::create(&path, file_bytes).and_then(|file| stream(&file, false));
-    let removed = fs::remove_file(&path).with_context(|| format!("{}: can't be removed", path.display()));
-    let bytes_per_second = measured?;
-    removed?;
-    Ok(bytes_per_second)
+pub fn measure_reads(dir: &Path, file_bytes: u64, time: Duration) -> anyhow::Result<ReadFigures> {
+    let folder = tempfile::Builder::new().prefix("pyralog-disk-").tempdir_in(dir)?;
+    let file = WrittenFile::create(&folder.path().join(FILE_NAME), file_bytes)?;
+    let mut appended = WrittenFile::create(&folder.path().join("append.bench"), APPENDED_BYTES)?;
+    let read_bytes_per_second = stream(&file, false)?;
+    let appends_alone = append_latencies(&mut appended, false, time)?;
+    let stop = AtomicBool::new(false);
+    let appends_beside_reads = std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                stream(&file, false)?;
+            }
+            anyhow::Ok(())
+        });
+        let appended = append_latencies(&mut appended, false, time);
+        stop.store(true, Ordering::Relaxed);
+        reading.join().map_err(|_| anyhow::anyhow!("the reading thread panicked"))??;
+        appended
+    })?;
+    Ok(ReadFigures { read_bytes_per_second, appends_alone, appends_beside_reads })
 }
 
 fn measure_file(path: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<DiskFigures> {

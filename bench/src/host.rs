@@ -52,6 +52,13 @@ pub fn tighten_timer_slack() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong, 0, 0, 0) };
 }
 
+/// Lets every other thread of this program go first on the calling thread's CPU. For those that only want to be fast: what
+/// they take from the threads that measure must not be taken for the server's doing.
+pub fn yield_to_others() {
+    // SAFETY: the call takes no memory of ours; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_nofile_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

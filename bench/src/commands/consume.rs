@@ -218,18 +218,19 @@ fn cold_lines(found: &ColdFound) -> String {
         "  {:.0} fetches from the node's cache, {:.0} from segments (the node's own count)\n",
         found.served.from_cache, found.served.from_segments
     );
-    match found.disk_bytes_per_second {
-        Some(disk) => {
-            text + &format!(
-                "the disk's sequential reads (mean of before and after): {:.0} MB/s; cold read / disk: {:.2}\n",
-                mb(disk),
-                speed / disk
-            )
-        }
-        None => {
-            text + "the disk was not measured, as nobody has said where it is; pyralog-bench disk --dir does\n"
-        }
-    }
+    let Some((disk, [alone, beside])) = found.disk_bytes_per_second().zip(found.disk_appends()) else {
+        return text
+            + "the disk was not measured, as nobody has said where it is; pyralog-bench disk --dir does\n";
+    };
+    text += &format!(
+        "the disk's sequential reads (mean of before and after): {:.0} MB/s; cold read / disk: {:.2}\n",
+        mb(disk),
+        speed / disk
+    );
+    text + &ratio_line(
+        "the disk's own durable appends, beside such reads / without",
+        ratios_of(&beside, &alone),
+    )
 }
 
 fn cold_json(found: &ColdFound, ratios: [f64; 3]) -> Value {
@@ -238,8 +239,11 @@ fn cold_json(found: &ColdFound, ratios: [f64; 3]) -> Value {
         "bytes": found.alone.bytes, "records": found.alone.records, "seconds": found.alone.seconds,
         "bytes_per_second": speed, "evicted": found.is_evicted,
         "fetches_from_cache": found.served.from_cache, "fetches_from_segments": found.served.from_segments,
-        "disk_bytes_per_second": found.disk_bytes_per_second,
-        "to_disk": found.disk_bytes_per_second.map(|disk| speed / disk),
+        "disk_bytes_per_second": found.disk_bytes_per_second(),
+        "to_disk": found.disk_bytes_per_second().map(|disk| speed / disk),
+        "disk_appends": found.disk_appends().map(|[alone, beside]| json!({
+            "alone": alone.summary().to_json(), "beside_reads": beside.summary().to_json(),
+        })),
         "median_ratios_with_reader": { "p50": ratios[0], "p99": ratios[1], "p999": ratios[2] },
         "rounds": found.rounds.iter().map(|round| json!({
             "without": round.without.summary().to_json(), "with": round.with.summary().to_json(),

@@ -62,12 +62,14 @@ impl ColdReader {
         Ok(Self { socket, partition, start, end, request: Vec::new(), pieces })
     }
 
-    /// Reads all of it once, or until `stop` is set, and checks every batch.
+    /// Reads all of it once, or until `stop` is set, and checks every batch. The calling thread lets others go first from
+    /// then on.
     ///
     /// # Errors
     /// When the node refuses, or a batch is damaged or not where it should be.
     pub fn read(&mut self, cpu: Option<usize>, stop: &AtomicBool) -> anyhow::Result<ColdRead> {
         cpu.map_or(Ok(()), host::pin_to_cpu)?;
+        host::yield_to_others();
         let mut read = ColdRead { bytes: 0, records: 0, seconds: 0.0, fetches: Latencies::new()? };
         let begin = Instant::now();
         let mut position = self.start;

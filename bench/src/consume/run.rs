@@ -9,7 +9,7 @@ use super::cold::{ColdRead, ColdReader};
 use super::history::{History, Served};
 use super::partitions;
 use super::tail::{TailConsumer, Tailed};
-use crate::disk;
+use crate::disk::{self, ReadFigures};
 use crate::latency::Latencies;
 use crate::live::{Monitor, Tap};
 use crate::options::{ConsumeArgs, StampedArgs};
@@ -23,6 +23,8 @@ const MOST_CONSUMERS: usize = 64;
 const AHEAD_NS: u64 = 20_000_000;
 /// What is read of the disk to know what it gives.
 const DISK_BYTES: u64 = 256 << 20;
+/// How long it is appended to for that, without and with reads.
+const DISK_TIME: Duration = Duration::from_secs(2);
 
 /// The times of a run that begins now.
 pub fn window(load: &StampedArgs) -> Window {
@@ -118,10 +120,27 @@ pub struct ColdFound {
     pub served: Served,
     /// Whether the page cache was empty for certain.
     pub is_evicted: bool,
-    /// Sequential reads of the disk before and after, bytes a second; `None` when the disk's folder is not known.
-    pub disk_bytes_per_second: Option<f64>,
+    /// The disk itself before the cold read and after it; `None` when nobody has said where it is.
+    pub disk: Option<[ReadFigures; 2]>,
     /// The producers' acknowledgements without the reader and with it, round by round.
     pub rounds: Vec<ColdRound>,
+}
+
+impl ColdFound {
+    /// Of the disk itself: sequential reads, bytes a second (the mean of before and after).
+    pub fn disk_bytes_per_second(&self) -> Option<f64> {
+        let [before, after] = self.disk.as_ref()?;
+        Some((before.read_bytes_per_second + after.read_bytes_per_second) / 2.0)
+    }
+
+    /// Of the disk itself: durable appends without and with reads beside them, before and after together.
+    pub fn disk_appends(&self) -> Option<[Latencies; 2]> {
+        let [before, after] = self.disk.as_ref()?;
+        let (mut alone, mut beside) = (before.appends_alone.clone(), before.appends_beside_reads.clone());
+        alone.merge(&after.appends_alone).ok()?;
+        beside.merge(&after.appends_beside_reads).ok()?;
+        Some([alone, beside])
+    }
 }
 
 /// One round.
@@ -145,15 +164,16 @@ pub fn cold(
     history: &History,
 ) -> anyhow::Result<ColdFound> {
     history.evict()?;
-    let disk = |target: &Target| {
+    let disk = || {
         let dir = target.disk_dir.as_ref();
-        dir.map(|dir| disk::read_bandwidth(dir, DISK_BYTES)).transpose().context("the disk's own reads")
+        let measured = dir.map(|dir| disk::measure_reads(dir, DISK_BYTES, DISK_TIME));
+        measured.transpose().context("the disk itself")
     };
-    let disk_before = disk(target)?;
+    let disk_before = disk()?;
     let before = Served::now(target)?;
     let alone = read_once(history, target.client_cpu, &AtomicBool::new(false))?;
     let served = Served::now(target)?.since(before);
-    let disk_after = disk(target)?;
+    let disk_after = disk()?;
     let mut rounds = Vec::new();
     for number in 0..args.rounds {
         // Every other round begins with the reader, so that a drift of the machine favours neither.
@@ -170,7 +190,7 @@ pub fn cold(
         alone,
         served,
         is_evicted: history.is_evicted(),
-        disk_bytes_per_second: disk_before.zip(disk_after).map(|(before, after)| (before + after) / 2.0),
+        disk: disk_before.zip(disk_after).map(|(before, after)| [before, after]),
         rounds,
     })
 }

@@ -134,7 +134,10 @@ impl Floors {
 pub fn last_lines(ratios: Option<&FloorRatios>) -> String {
     ratios.map_or_else(
         || format!("\n{NO_FLOOR}\n"),
-        |ratios| format!("\nfloor before {}\nfloor after  {}\n{ratios}\n", ratios.before, ratios.after),
+        |ratios| {
+            let (before, after) = (ratios.before, ratios.after);
+            format!("\nfloor before {before}\nfloor after  {after}\n{}{ratios}\n", ratios.drift_line())
+        },
     )
 }
 
@@ -160,6 +163,9 @@ fn start_one(
     start_floor_server(&dir, cpu, config.writes_in_flight, false, followers)
 }
 
+/// Two floors further apart than this are told of.
+const QUIET: f64 = 1.5;
+
 /// Floor, node, floor, and what divides them.
 #[derive(Clone, Copy, Debug)]
 pub struct FloorRatios {
@@ -178,12 +184,32 @@ impl FloorRatios {
         Self { before, after, ratios: [of(|s| s.p50_us), of(|s| s.p99_us), of(|s| s.p999_us)] }
     }
 
+    /// How far apart the two floors are, of p50 or p99, whichever is more; at least 1.
+    pub fn drift(&self) -> f64 {
+        let of = |pick: fn(&Summary) -> f64| {
+            let ratio = pick(&self.after) / pick(&self.before);
+            ratio.max(1.0 / ratio)
+        };
+        of(|s| s.p50_us).max(of(|s| s.p99_us))
+    }
+
+    fn drift_line(&self) -> String {
+        let drift = self.drift();
+        if drift <= QUIET {
+            return String::new();
+        }
+        format!(
+            "the floor itself changed {drift:.1}-fold between before and after: the machine was not quiet, and the ratio \
+             below is as uncertain; measure again, longer, or use pairs\n"
+        )
+    }
+
     /// For a program.
     pub fn to_json(self) -> Value {
         let [p50, p99, p999] = self.ratios;
         json!({
             "before": self.before.to_json(), "after": self.after.to_json(),
-            "ratios": { "p50": p50, "p99": p99, "p999": p999 },
+            "ratios": { "p50": p50, "p99": p99, "p999": p999 }, "drift": self.drift(),
         })
     }
 }
@@ -211,5 +237,18 @@ mod tests {
         assert!(ratios.ratios.iter().all(|ratio| (ratio - 1.5).abs() < 0.01), "{ratios}");
         assert!((ratios.to_json()["ratios"]["p99"].as_f64().unwrap() - 1.5).abs() < 0.01);
         assert!(ratios.to_string().contains("p50 1.50"), "{ratios}");
+    }
+
+    #[test]
+    fn a_machine_that_is_not_quiet_is_told_of() {
+        let of = |us: u64| run_of(&[us]).curves[0].latencies.summary();
+        for (before, after) in [(100, 300), (300, 100)] {
+            let ratios = FloorRatios::new(of(before), of(300), of(after));
+            assert!((ratios.drift() - 3.0).abs() < 0.02, "{}", ratios.drift());
+            assert!(last_lines(Some(&ratios)).contains("3.0-fold"));
+        }
+        let quiet = last_lines(Some(&FloorRatios::new(of(100), of(300), of(140))));
+        assert!(!quiet.contains("fold") && quiet.contains("p99 2.50"), "{quiet}");
+        assert!(last_lines(None).contains("--floor-dir"));
     }
 }
