@@ -10,7 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyralog_bench::aligned::ALIGN;
-use pyralog_bench::floor::{FILE_NAME, FloorConfig, FloorServer, FloorTotals, RECV_BYTES, StopHandle};
+use pyralog_bench::floor::{
+    Exchange, FILE_NAME, FloorConfig, FloorServer, FloorTotals, RECV_BYTES, Side, StopHandle, WrittenFile,
+    append_latencies, loopback_latencies, round_trips,
+};
 use pyralog_bench::load::{self, LoadShape};
 use pyralog_bench::produce::{BatchShape, batch, connect_floor, produce_frame, produce_reply_body_bytes};
 use pyralog_bench::wire;
@@ -29,6 +32,14 @@ fn start(dir: &Path, writes_in_flight: usize) -> Floor {
 }
 
 fn start_with(dir: &Path, writes_in_flight: usize, followers: Vec<SocketAddr>) -> Floor {
+    start_as(dir, writes_in_flight, false, followers)
+}
+
+fn start_spinning(dir: &Path) -> Floor {
+    start_as(dir, 1, true, Vec::new())
+}
+
+fn start_as(dir: &Path, writes_in_flight: usize, spin: bool, followers: Vec<SocketAddr>) -> Floor {
     let server = FloorServer::bind(FloorConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         dir: dir.to_owned(),
@@ -36,7 +47,7 @@ fn start_with(dir: &Path, writes_in_flight: usize, followers: Vec<SocketAddr>) -
         cpu: None,
         writes_in_flight,
         reply_body_bytes: produce_reply_body_bytes(),
-        spin: false,
+        spin,
         followers,
     })
     .unwrap();
@@ -174,6 +185,38 @@ fn an_append_goes_to_all_followers_and_is_answered_with_the_first_of_them() {
     let copied = live.stop();
     // The last ones may still have been on their way.
     assert!(copied.requests > 0 && copied.requests <= totals.appends, "{copied:?} of {totals:?}");
+}
+
+#[test]
+fn the_parts_of_the_floor_are_measured_sleeping_and_spinning() {
+    let dir = folder();
+    let time = Duration::from_millis(50);
+    let mut file = WrittenFile::create(&dir.path().join("append"), 1 << 20).unwrap();
+    let exchange = Exchange { request: vec![7; 300], reply_bytes: 40 };
+    for spin in [false, true] {
+        let side = Side { cpu: None, spin };
+        let appends = append_latencies(&mut file, spin, time).unwrap();
+        assert!(appends.count() > 0 && appends.summary().max_us < 10e6, "{:?}", appends.summary());
+        let trips = loopback_latencies(&exchange, side, side, Duration::ZERO, time).unwrap();
+        assert!(trips.count() > 10, "{:?}", trips.summary());
+    }
+    let nowhere = Side { cpu: Some(100_000), spin: false };
+    let error = loopback_latencies(&exchange, nowhere, nowhere, Duration::ZERO, time).err().unwrap();
+    assert!(error.to_string().contains("choose one of"), "{error}");
+}
+
+#[test]
+fn a_spinning_floor_server_answers_and_stops_like_another() {
+    let dir = folder();
+    let floor = start_spinning(dir.path());
+    let mut frame = Vec::new();
+    produce_frame(GroupId::new(1, 0), &batch(ONE).unwrap()).unwrap().append_to(&mut frame, 5);
+    let exchange = Exchange { request: frame, reply_bytes: wire::HEADER + produce_reply_body_bytes() };
+    let side = Side { cpu: None, spin: false };
+    let trips =
+        round_trips(connect(&floor), &exchange, side, Duration::ZERO, Duration::from_millis(100)).unwrap();
+    let totals = floor.stop();
+    assert_eq!((trips.count(), trips.count()), (totals.requests, totals.appends), "one at a time");
 }
 
 #[test]

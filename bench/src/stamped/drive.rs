@@ -81,19 +81,7 @@ pub fn connect(addr: SocketAddr, topic: &str, connections: usize) -> anyhow::Res
         })?;
         let address = node.address.parse().with_context(|| format!("the address {}", node.address))?;
         let socket = Session::connect(address, Some(*shard))?.into_socket()?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
-        Ok(StampedConnection {
-            socket,
-            topic: topic.id,
-            partitions: partitions.as_slice().into(),
-            next: number / places.len(),
-            send: Vec::with_capacity(16 << 10),
-            sent: 0,
-            received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
-            filled: 0,
-            waits_for_room: false,
-        })
+        StampedConnection::new(socket, topic.id, partitions, number / places.len())
     };
     places.iter().cycle().take(connections).enumerate().map(open).collect()
 }
@@ -262,6 +250,23 @@ fn whole_frame(bytes: Option<&[u8]>) -> anyhow::Result<Option<&[u8]>> {
 }
 
 impl StampedConnection {
+    /// On a socket after its handshake; the first request goes to the partition of number `first`.
+    fn new(socket: TcpStream, topic: u32, partitions: &[u32], first: usize) -> anyhow::Result<Self> {
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            topic,
+            partitions: partitions.into(),
+            next: first,
+            send: Vec::with_capacity(16 << 10),
+            sent: 0,
+            received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+            filled: 0,
+            waits_for_room: false,
+        })
+    }
+
     /// Returns whether some of it waits for room in the socket.
     fn flush(&mut self) -> anyhow::Result<bool> {
         while let Some(rest) = self.send.get(self.sent..).filter(|rest| !rest.is_empty()) {
@@ -359,7 +364,110 @@ impl Epoll {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pyralog_net::message::{Durability, ProduceReply, Response};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+    use std::time::Duration;
+
+    use pyralog_core::batch::BatchView;
+    use pyralog_net::message::{Durability, ProduceReply, Request, Response};
+
+    use crate::stamped::intended_ns;
+
+    const RUN: u64 = 12;
+
+    /// (partition, intended send time) of each request that came.
+    type Came = Vec<(u32, u64)>;
+
+    /// Answers every produce of one connection, the first one after `stall`.
+    fn serve(listener: TcpListener, stall: Duration, durability: Durability) -> JoinHandle<Came> {
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let (mut bytes, mut came) = (Vec::new(), Came::new());
+            let mut piece = [0; 4096];
+            loop {
+                let count = socket.read(&mut piece).unwrap_or(0);
+                if count == 0 {
+                    return came;
+                }
+                bytes.extend_from_slice(&piece[..count]);
+                if came.is_empty() {
+                    std::thread::sleep(stall);
+                }
+                while let Some(header) = FrameHeader::decode_request(&bytes).unwrap()
+                    && bytes.len() >= header.frame_bytes()
+                {
+                    let frame: Vec<u8> = bytes.drain(..header.frame_bytes()).collect();
+                    let body = &frame[frame.len() - header.body_bytes as usize..];
+                    let Request::Produce(produce) = Request::decode(header.kind, body).unwrap() else {
+                        panic!()
+                    };
+                    let mut scratch = Vec::new();
+                    let view = BatchView::parse_exact(produce.batch).unwrap();
+                    view.check_crc().unwrap();
+                    let value = view.records(&mut scratch).unwrap().next().unwrap().unwrap().value.unwrap();
+                    came.push((produce.group.partition, intended_ns(value, RUN).unwrap()));
+                    let mut reply = Vec::new();
+                    let (base_offset, high_watermark) = (0, 1);
+                    Response::Produce(ProduceReply {
+                        base_offset,
+                        high_watermark,
+                        durability,
+                        duplicate: false,
+                    })
+                    .encode(header.correlation_id, &mut reply);
+                    socket.write_all(&reply).unwrap();
+                }
+            }
+        })
+    }
+
+    /// 200 requests in 200 ms over as many connections as there are servers.
+    fn drive(stall: Duration, durability: Durability, servers: usize) -> (anyhow::Result<Driven>, Vec<Came>) {
+        let (mut connections, mut threads) = (Vec::new(), Vec::new());
+        for number in 0..servers {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            connections.push(StampedConnection::new(socket, 3, &[0, 1, 2], number).unwrap());
+            threads.push(serve(listener, stall, durability));
+        }
+        let begin_ns = MonotonicClock.now_ns() + 1_000_000;
+        let window = Window { begin_ns, warm_ns: begin_ns, end_ns: begin_ns + 200_000_000 };
+        let batch = BatchShape { records: 2, record_bytes: 64 };
+        let load = StampedLoad { run: RUN, rate: 1000.0, outstanding: 512, batch, cpu: None };
+        let driven = run(connections, &load, window, Tap::off());
+        (driven, threads.into_iter().map(|thread| thread.join().unwrap()).collect())
+    }
+
+    #[test]
+    fn every_request_is_sent_once_at_its_time_to_each_partition_in_turns() {
+        let (driven, came) = drive(Duration::ZERO, Durability::QuorumDurable, 2);
+        let driven = driven.unwrap();
+        assert_eq!((driven.acks.count(), driven.records), (200, 400));
+        assert_eq!([came[0].len(), came[1].len()], [100, 100]);
+        // Each connection has every other request, and begins with a partition of its own.
+        assert_eq!(came[0][..4].iter().map(|c| c.0).collect::<Vec<_>>(), [0, 1, 2, 0]);
+        assert_eq!(came[1][..4].iter().map(|c| c.0).collect::<Vec<_>>(), [1, 2, 0, 1]);
+        for came in &came {
+            assert!(came.windows(2).all(|pair| pair[1].1 - pair[0].1 == 2_000_000), "{came:?}");
+        }
+        assert_eq!(came[1][0].1 - came[0][0].1, 1_000_000);
+    }
+
+    #[test]
+    fn a_stall_counts_for_everything_that_it_held_up() {
+        let (driven, came) = drive(Duration::from_millis(100), Durability::QuorumDurable, 1);
+        let driven = driven.unwrap();
+        assert_eq!((driven.acks.count(), came[0].len()), (200, 200));
+        // About half of the requests were due while the first one waited: a quarter for 50 ms and more.
+        assert!(driven.acks.quantile_us(0.8) > 45_000.0, "{:?}", driven.acks.summary());
+        assert!(driven.acks.summary().max_us >= 99_000.0, "{:?}", driven.acks.summary());
+    }
+
+    #[test]
+    fn less_durable_than_asked_for_is_an_error() {
+        let (driven, _) = drive(Duration::ZERO, Durability::Written, 1);
+        assert!(driven.err().unwrap().to_string().contains("every_write"));
+    }
 
     #[test]
     fn frames_are_taken_whole() {
