@@ -234,6 +234,9 @@ pub struct PairsArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub out: OutArgs,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

@@ -146,7 +146,8 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Date and time in UTC, ISO 8601.
     pub date_utc: String,
-    /// Commit of the working directory, with `-dirty` when there are changes; empty outside a checkout.
+    /// Commit of the checkout that this program lies in, or was started in, with `-dirty` when there are changes; empty
+    /// outside of one.
     pub git_revision: String,
 }
 
@@ -161,12 +162,11 @@ impl HostFacts {
                 line.strip_prefix("model name")?.split_once(':').map(|pair| pair.1.trim().to_owned())
             })
             .unwrap_or_else(|| "unknown CPU".to_owned());
-        let git_revision = Command::new("git")
-            .args(["describe", "--always", "--dirty", "--abbrev=12"])
-            .output()
-            .ok()
-            .filter(|output| output.status.success())
-            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        // The program's own checkout if it still lies in one, and else the one that it was started in.
+        let own = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
+        let git_revision = own
+            .and_then(|dir| git_revision(&dir))
+            .or_else(|| git_revision(Path::new(".")))
             .unwrap_or_default();
         Self {
             kernel: format!("Linux {}", release.trim()),
@@ -191,6 +191,13 @@ impl HostFacts {
             "memory_bytes": self.memory_bytes, "date_utc": self.date_utc, "git_revision": self.git_revision,
         })
     }
+}
+
+fn git_revision(dir: &Path) -> Option<String> {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(dir).args(["describe", "--always", "--dirty", "--abbrev=12"]);
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The machine's memory by `/proc/meminfo`, bytes.

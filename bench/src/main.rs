@@ -57,9 +57,10 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
         server_cpu: args.server_cpu,
         client_cpu: args.client_cpu,
         floor_writes_in_flight: args.floor_writes_in_flight as usize,
+        live: args.out.mode(),
     })?;
     show(args.output, &report.to_table(), &report.to_json());
-    Ok(())
+    report.into_run().write_if_asked(args.out.files("pairs").as_ref())
 }
 
 fn run_compare(args: CompareArgs) -> anyhow::Result<()> {

@@ -37,9 +37,14 @@ impl OutArgs {
         self.out.clone().map(|dir| report::Output { dir, name })
     }
 
+    /// How a run tells how it goes.
+    pub fn mode(&self) -> Mode {
+        Mode::of_stderr(self.live)
+    }
+
     /// What watches a run with this warm-up.
     pub fn monitor(&self, warmup: Duration) -> Monitor {
-        Monitor::new(Mode::of_stderr(self.live), warmup)
+        Monitor::new(self.mode(), warmup)
     }
 }
 
@@ -64,8 +69,8 @@ pub struct TargetArgs {
     /// CPU of the clients [default: another one; any with --addr]
     #[arg(long)]
     pub client_cpu: Option<usize>,
-    /// Folder on the node's disk for the floor server, which gets the same load before and after [default: --dir; no
-    /// floor with --addr]
+    /// Folder on the node's disk for the floor server, which gets the same load before and after, and for what is
+    /// measured of the disk alone [default: --dir; nothing of that with --addr]
     #[arg(long)]
     pub floor_dir: Option<PathBuf>,
 }

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cluster::{Cluster, NODES, cpu_of};
+use crate::device::DiskFacts;
 use crate::host::{self, HostFacts};
-use crate::latency::{Summary, median};
-use crate::load::{self, LoadShape};
+use crate::latency::{Latencies, Summary, median};
+use crate::live::{Mode, Monitor};
+use crate::load::{self, LoadConnection, LoadResult, LoadShape};
 use crate::process::{NodeSetup, OwnedProcess, start_floor_server};
 use crate::produce::{self, BatchShape};
+use crate::report::{Curve, DURABILITY, LoadFacts, Run};
 use crate::session::Session;
 use crate::stages::{self, Snapshot};
 
@@ -41,6 +44,8 @@ pub struct PairsConfig {
     pub client_cpu: Option<usize>,
     /// Appends that the floor server keeps in flight.
     pub floor_writes_in_flight: usize,
+    /// Whether and how each run tells how it goes.
+    pub live: Mode,
 }
 
 /// One run of one side.
@@ -103,8 +108,11 @@ pub struct PairsReport {
     pub cpus: (Option<usize>, Option<usize>),
     /// In the order in which they ran.
     pub pairs: Vec<Pair>,
-    /// What the nodes say of their runs' measured times, all nodes and runs together.
-    pub spent: Snapshot,
+    /// All of them together.
+    pub all: All,
+    load_facts: LoadFacts,
+    disk: DiskFacts,
+    node_version: String,
 }
 
 /// Starts both servers, runs them in turns, stops them.
@@ -117,21 +125,22 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
         false => Sides::one(config, temporary.path())?,
     };
     let mut pairs = Vec::new();
-    let mut spent = Snapshot::default();
+    let mut all = All::new()?;
     for number in 0..config.pairs {
         sides.ensure_running()?;
         // Every other pair begins with the node, so that a drift of the machine favours neither.
         let pair = if number % 2 == 0 {
-            let floor = run_floor(config, &sides)?;
-            Pair { floor, node: run_node(config, &sides, &mut spent)? }
+            let floor = run_floor(config, &sides, &mut all)?;
+            Pair { floor, node: run_node(config, &sides, &mut all)? }
         } else {
-            let node = run_node(config, &sides, &mut spent)?;
-            Pair { floor: run_floor(config, &sides)?, node }
+            let node = run_node(config, &sides, &mut all)?;
+            Pair { floor: run_floor(config, &sides, &mut all)?, node }
         };
         eprintln!("pair {} of {} done", number + 1, config.pairs);
         pairs.push(pair);
     }
     let cpus = sides.cpus;
+    let node_version = Session::connect(sides.node_addr, None)?.server_version().to_owned();
     sides.stop()?;
     let shape = &config.shape;
     let load = format!(
@@ -145,21 +154,66 @@ pub fn run(config: &PairsConfig) -> anyhow::Result<PairsReport> {
         shape.measured,
         shape.warmup
     );
-    Ok(PairsReport { host: HostFacts::collect(), load, cpus, pairs, spent })
+    Ok(PairsReport {
+        host: HostFacts::collect(),
+        load,
+        cpus,
+        pairs,
+        all,
+        load_facts: config.load_facts(),
+        disk: DiskFacts::of(&config.dir)?,
+        node_version,
+    })
 }
 
-fn run_floor(config: &PairsConfig, sides: &Sides) -> anyhow::Result<Side> {
+fn run_floor(config: &PairsConfig, sides: &Sides, all: &mut All) -> anyhow::Result<Side> {
     let connections = produce::connect_floor(sides.floor_addr, config.connections, config.batch)?;
-    measured(load::run(connections, 1, sides.cpus.1, config.shape).context("load on the floor server")?)
+    let result = run_load(config, sides, "floor", connections).context("load on the floor server")?;
+    all.floor.merge(&result.latencies)?;
+    measured(result)
 }
 
-fn run_node(config: &PairsConfig, sides: &Sides, spent: &mut Snapshot) -> anyhow::Result<Side> {
+fn run_node(config: &PairsConfig, sides: &Sides, all: &mut All) -> anyhow::Result<Side> {
     let connections = produce::connect_node(sides.node_addr, TOPIC, config.connections, config.batch)?;
     let (result, part) = stages::during(&sides.node_addrs()?, config.shape.warmup, || {
-        load::run(connections, 1, sides.cpus.1, config.shape).context("load on the node")
+        run_load(config, sides, "node", connections).context("load on the node")
     })?;
-    spent.merge(&part);
+    all.spent.merge(&part);
+    all.node.merge(&result.latencies)?;
     measured(result)
+}
+
+fn run_load(
+    config: &PairsConfig,
+    sides: &Sides,
+    name: &'static str,
+    connections: Vec<LoadConnection>,
+) -> anyhow::Result<LoadResult> {
+    let monitor = Monitor::new(config.live, config.shape.warmup);
+    let board = monitor.board(name);
+    monitor.during(|| load::run_watched(connections, 1, sides.cpus.1, config.shape, board.as_deref()))
+}
+
+/// All pairs together.
+pub struct All {
+    /// The floor.
+    pub floor: Latencies,
+    /// The node.
+    pub node: Latencies,
+    /// What the nodes say of their measured times.
+    pub spent: Snapshot,
+}
+
+impl All {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { floor: Latencies::new()?, node: Latencies::new()?, spent: Snapshot::default() })
+    }
+}
+
+impl PairsConfig {
+    fn load_facts(&self) -> LoadFacts {
+        LoadFacts { connections: self.connections, threads: 1, shape: self.shape, batch: self.batch }
+    }
 }
 
 /// What is loaded in turns.
@@ -242,7 +296,7 @@ fn start_floor(
 }
 
 /// What a run measured, which must be something.
-pub(crate) fn measured(result: load::LoadResult) -> anyhow::Result<Side> {
+pub(crate) fn measured(result: LoadResult) -> anyhow::Result<Side> {
     anyhow::ensure!(result.latencies.count() > 0, "nothing was measured; give more seconds");
     Ok(Side { latency: result.latencies.summary(), acks_per_second: result.acks_per_second() })
 }
@@ -279,7 +333,7 @@ impl PairsReport {
             }
             text += &format!("{:4}  {}\n", number + 1, pair.ratios());
         }
-        text += &stages::to_table(&self.spent);
+        text += &stages::to_table(&self.all.spent);
         if let Some(ratios) = self.median_ratios() {
             text += &format!("\nmedian of {} pairs, node / floor: {ratios}\n", self.pairs.len());
         }
@@ -295,8 +349,33 @@ impl PairsReport {
             "pairs": self.pairs.iter().map(|pair| json!({
                 "floor": pair.floor.to_json(), "node": pair.node.to_json(), "ratios": pair.ratios().to_json(),
             })).collect::<Vec<_>>(),
-            "median_ratios": self.median_ratios().map(Ratios::to_json), "stages": stages::to_json(&self.spent),
+            "median_ratios": self.median_ratios().map(Ratios::to_json), "stages": stages::to_json(&self.all.spent),
         })
+    }
+}
+
+impl PairsReport {
+    /// For files: all pairs of each side as one curve, and the median of the ratios.
+    pub fn into_run(self) -> Run {
+        let mut more = Map::new();
+        more.insert("pairs_report".into(), self.to_json());
+        more.insert("floor".into(), json!({ "ratios": self.median_ratios().map(Ratios::to_json) }));
+        let seconds = self.load_facts.shape.measured.as_secs_f64() * self.pairs.len() as f64;
+        let curve = |name: &str, latencies: Latencies| {
+            let per_second = latencies.count() as f64 / seconds;
+            Curve { name: name.to_owned(), latencies, per_second }
+        };
+        Run {
+            command: "pairs",
+            host: self.host,
+            disk: Some(self.disk),
+            node_version: Some(self.node_version),
+            durability: DURABILITY,
+            load_line: self.load,
+            load: self.load_facts.to_json(),
+            curves: vec![curve("node", self.all.node), curve("floor", self.all.floor)],
+            more,
+        }
     }
 }
 
@@ -324,6 +403,8 @@ pub fn ensure_program(path: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn side(us: f64, acks_per_second: f64) -> Side {
@@ -346,7 +427,20 @@ mod tests {
             host: HostFacts::collect(),
             load: String::new(),
             cpus: (None, Some(1)),
-            spent: Snapshot::default(),
+            all: All::new().unwrap(),
+            load_facts: LoadFacts {
+                connections: 1,
+                threads: 1,
+                shape: LoadShape {
+                    outstanding: 1,
+                    rate: None,
+                    warmup: Duration::ZERO,
+                    measured: Duration::from_secs(1),
+                },
+                batch: BatchShape { records: 1, record_bytes: 1 },
+            },
+            disk: DiskFacts::default(),
+            node_version: String::new(),
             pairs: vec![pair(100.0, 120.0), pair(1000.0, 1300.0), pair(200.0, 220.0)],
         };
         let ratios = report.median_ratios().unwrap();
@@ -355,5 +449,9 @@ mod tests {
         let table = report.to_table();
         assert!(table.contains("node / floor: p50 1.20, p99 1.20, p999 1.20, acks/s 0.50"), "{table}");
         assert_eq!(report.to_json()["pairs"].as_array().unwrap().len(), 3);
+        let run = report.into_run();
+        assert_eq!(run.curves.iter().map(|curve| curve.name.as_str()).collect::<Vec<_>>(), ["node", "floor"]);
+        let json = run.to_json("x").unwrap();
+        assert!((json["floor"]["ratios"]["p99"].as_f64().unwrap() - 1.2).abs() < 1e-9);
     }
 }

@@ -40,7 +40,8 @@ impl Target {
         host::raise_nofile_limit()?;
         if let Some(addr) = args.addr {
             Session::connect(addr, None)?;
-            return Ok(Self { addr, client_cpu: args.client_cpu, disk_dir: None, own: None });
+            let disk_dir = args.floor_dir.clone();
+            return Ok(Self { addr, client_cpu: args.client_cpu, disk_dir, own: None });
         }
         ensure_program(&args.server)?;
         std::fs::create_dir_all(&args.dir)?;

@@ -205,6 +205,9 @@ fn add_floor(run: &mut Run, floors: Option<Floors>, measured: Duration) -> anyho
     Ok(beside::last_lines(ratios.as_ref()))
 }
 
+/// With a larger share of fetches from the node's own cache nobody should call it cold.
+const MOST_FROM_CACHE: f64 = 0.05;
+
 fn cold_lines(found: &ColdFound) -> String {
     let ColdRead { bytes, records, seconds, .. } = found.alone;
     let speed = found.alone.bytes_per_second();
@@ -218,9 +221,11 @@ fn cold_lines(found: &ColdFound) -> String {
         "  {:.0} fetches from the node's cache, {:.0} from segments (the node's own count)\n",
         found.served.from_cache, found.served.from_segments
     );
+    if found.served.from_cache > MOST_FROM_CACHE * (found.served.from_cache + found.served.from_segments) {
+        text += "  that was no cold reading: fill more than the node's cache holds (--mib)\n";
+    }
     let Some((disk, [alone, beside])) = found.disk_bytes_per_second().zip(found.disk_appends()) else {
-        return text
-            + "the disk was not measured, as nobody has said where it is; pyralog-bench disk --dir does\n";
+        return text + "the disk itself was not measured, as nobody has said where it is: give --floor-dir\n";
     };
     text += &format!(
         "the disk's sequential reads (mean of before and after): {:.0} MB/s; cold read / disk: {:.2}\n",
