@@ -84,7 +84,9 @@ fn every_test_that_the_replication_page_names_exists() {
 fn every_page_that_a_page_links_to_exists() {
     let pages = [
         "README.md",
+        "bench/README.md",
         "docs/architecture.md",
+        "docs/clients.md",
         "docs/durability.md",
         "docs/decisions/README.md",
         "docs/operations/monitoring.md",

@@ -1,7 +1,7 @@
 //! Topics, offsets and fetches of a cluster, with one connection per shard of each node.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
@@ -18,6 +18,8 @@ use crate::message::{
 /// A page of metadata behind all topics: the nodes, and nothing else.
 pub(super) const NODES: Request<'_> =
     Request::Metadata(MetadataRequest { topic: None, start_after: u32::MAX - 1 });
+/// A topic that the controller doesn't know for so long does not exist.
+const NEW_CONTROLLER: Duration = Duration::from_secs(1);
 /// How long one of several nodes may keep silent before others are asked.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -371,6 +373,7 @@ impl Client {
         mut parse: impl FnMut(Received<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
         let mut retries = Retries::within(self.config.retry_for);
+        let begun = Instant::now();
         loop {
             let place = Place { node: self.controller, shard: 0 };
             if kind == Kind::Change {
@@ -384,7 +387,9 @@ impl Client {
             if error.breaks_connection() || error.asks_elsewhere() {
                 self.connections.remove(&place);
             }
-            let unknown = kind == Kind::Change && error.outcome() == Outcome::Unknown;
+            // The controller knows every topic, if not at once after it became that.
+            let none = error.code() == ErrorCode::UnknownTopicOrPartition && begun.elapsed() > NEW_CONTROLLER;
+            let unknown = kind == Kind::Change && (none || error.outcome() == Outcome::Unknown);
             match retries.after(&error) {
                 Some(wait) if !unknown => std::thread::sleep(wait),
                 _ => return Err(error),
