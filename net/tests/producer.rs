@@ -5,8 +5,9 @@
 
 mod peer;
 
+use std::future::Future;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peer::{Peer, TOPIC};
 use pyralog_core::{ErrorCode, Outcome};
@@ -269,6 +270,10 @@ fn a_direct_producer_sends_each_record_at_once() {
             (0..20).map(|index: u32| producer.submit(0, None, Some(&index.to_le_bytes())).unwrap()).collect();
         assert!(producer.send(0, None, None).is_err(), "others have to be received first");
         let mut received = Vec::new();
+        let (number, outcome) = producer.receive(LONG).unwrap();
+        assert_eq!(outcome.unwrap().offset, 250);
+        received.push(number);
+        assert!(producer.send(0, None, None).is_err(), "whether or not their replies are there");
         while let Some((number, outcome)) = producer.receive(LONG) {
             assert_eq!(outcome.unwrap().offset, 250 + received.len() as i64);
             received.push(number);
@@ -278,4 +283,83 @@ fn a_direct_producer_sends_each_record_at_once() {
         let refused = producer.send(7, None, None).unwrap_err();
         assert_eq!(refused.outcome(), Outcome::NotAccepted);
     }
+}
+
+#[test]
+fn a_session_that_the_node_has_forgotten_goes_on_as_another() {
+    let peer = Peer::start(1, 1, 0);
+    let producer = producer(&peer, impatient(LONG));
+    for round in 0..3 {
+        for number in 0..10 {
+            let placed = producer.send(ProducerRecord::value(b"v")).unwrap().wait().unwrap();
+            assert_eq!(placed.offset, round * 10 + number);
+        }
+        peer.forget_producers();
+    }
+    assert_eq!(producer.stats().failed_records, 0);
+}
+
+#[test]
+fn what_waits_for_its_turn_grows_old_too() {
+    let peer = Peer::start(1, 1, 0);
+    peer.refuse_all();
+    let config = ProducerConfig { batch_size: 1, max_in_flight: 1, ..impatient(Duration::from_millis(300)) };
+    let producer = producer(&peer, config);
+    let deliveries: Vec<_> = (0..200).map(|_| producer.send(ProducerRecord::value(b"v")).unwrap()).collect();
+    // Each after the other, they would take a minute.
+    producer.flush(Duration::from_secs(20)).unwrap();
+    assert!(deliveries.iter().all(|delivery| delivery.try_get().unwrap().is_err()));
+    producer.close(Duration::MAX).unwrap();
+}
+
+#[test]
+fn a_waker_or_a_callback_that_panics_harms_nobody_else() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("on purpose");
+        }
+    }
+    let peer = Peer::start(1, 1, 0);
+    let config = ProducerConfig { linger: LONG, ..impatient(Duration::MAX) };
+    let producer = producer(&peer, config);
+    let mut polled = producer.send(ProducerRecord::value(b"v")).unwrap();
+    let waker = std::task::Waker::from(Arc::new(Panics));
+    let mut context = std::task::Context::from_waker(&waker);
+    assert!(std::pin::Pin::new(&mut polled).poll(&mut context).is_pending());
+    producer.send_with(ProducerRecord::value(b"v"), |_| panic!("on purpose")).unwrap();
+    let other = producer.send(ProducerRecord::value(b"v")).unwrap();
+    producer.flush(LONG).unwrap();
+    assert_eq!(other.wait().unwrap().offset, 2);
+    let later = producer.send(ProducerRecord::value(b"v")).unwrap();
+    producer.flush(LONG).unwrap();
+    assert_eq!(later.wait().unwrap().offset, 3);
+}
+
+/// CPU time of this thread so far.
+fn cpu_time() -> Duration {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel fills the structure, for which zeros are valid, too.
+    let usage = unsafe {
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0);
+        usage.assume_init()
+    };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+#[test]
+fn who_waits_for_a_leader_does_not_burn_a_cpu() {
+    let peer = Peer::start(1, 2, 0);
+    let config = ConsumerConfig { retry_for: Duration::from_millis(600), ..ConsumerConfig::default() };
+    let starts = [(0, StartAt::Earliest), (1, StartAt::Earliest)];
+    let mut consumer = Consumer::assigned(client(&peer), TOPIC, &starts, config).unwrap();
+    peer.refuse_fetches();
+    let before = cpu_time();
+    let begun = Instant::now();
+    let error = consumer.poll::<ClientError>(Duration::ZERO, |_| Ok(())).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NotReady);
+    let (waited, used) = (begun.elapsed(), cpu_time() - before);
+    assert!(waited >= Duration::from_millis(300), "it tries again: {waited:?}");
+    assert!(used < waited / 4, "{used:?} of {waited:?}");
 }

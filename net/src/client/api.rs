@@ -166,20 +166,17 @@ impl Client {
         Err(last)
     }
 
-    /// Whether another node knows of a newer leader of a partition that was led at `place`.
-    pub(super) fn led_elsewhere(&self, topic: &str, place: Place) -> bool {
-        let Some(known) = self.topics.get(topic) else { return false };
+    /// Whether another node knows of a newer leader of a partition that was led at `place` in `epoch`. Asks them one
+    /// after the other, each for a moment.
+    pub(super) fn led_elsewhere(&self, topic: &str, partition: u32, place: Place, epoch: u32) -> bool {
         let mut others = self.nodes.iter().filter(|(node, _)| **node != place.node);
         others.any(|(_, address)| {
             let request = Request::Metadata(MetadataRequest { topic: Some(topic), start_after: 0 });
             let connection = Connection::connect_as(&self.config.name, address, Some(0), SILENCE);
             let told = connection.and_then(|mut connection| Ok(metadata_reply(connection.call(&request)?)));
             let told = told.ok().flatten().and_then(|reply| reply.topics.into_iter().next());
-            told.is_some_and(|told| {
-                known.partitions.iter().zip(&told.partitions).any(|(before, now)| {
-                    let moved = Place::leader_of(now).is_some_and(|leader| leader != place);
-                    Place::leader_of(before) == Some(place) && moved && now.epoch > before.epoch
-                })
+            told.and_then(|told| told.partitions.get(partition as usize).cloned()).is_some_and(|now| {
+                now.epoch > epoch && Place::leader_of(&now).is_some_and(|leader| leader != place)
             })
         })
     }

@@ -40,20 +40,22 @@ impl Backoff {
 /// Attempts at one thing, until its time is over.
 #[derive(Debug)]
 pub(crate) struct Retries {
-    deadline: Instant,
+    /// `None` for ever.
+    deadline: Option<Instant>,
     backoff: Backoff,
 }
 
 impl Retries {
     /// Attempts within `time` from now on.
     pub(crate) fn within(time: Duration) -> Self {
-        Self { deadline: Instant::now() + time, backoff: Backoff::new() }
+        Self { deadline: Instant::now().checked_add(time), backoff: Backoff::new() }
     }
 
     /// How long to wait before the next attempt; `None` when `error` won't pass by itself, or not in time.
     pub(crate) fn after(&mut self, error: &ClientError) -> Option<Duration> {
         let wait = self.backoff.step();
-        (error.retriable() && Instant::now() + wait < self.deadline).then_some(wait)
+        let in_time = self.deadline.is_none_or(|deadline| Instant::now() + wait < deadline);
+        (error.retriable() && in_time).then_some(wait)
     }
 }
 

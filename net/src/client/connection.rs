@@ -193,7 +193,14 @@ impl Connection {
             match send_now(&self.stream, rest) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What is written goes, or a backlog that never ends would keep all of it.
+                    if self.written >= self.output.len() / 2 {
+                        self.output.drain(..self.written);
+                        self.written = 0;
+                    }
+                    return Ok(false);
+                }
                 Err(error) => return Err(self.lost(error)),
             }
         }
@@ -270,6 +277,9 @@ impl Connection {
     ) -> Result<Option<Taken>, ClientError> {
         let start = self.start;
         let Ok(header) = self.whole_frame()? else { return Ok(None) };
+        if self.outstanding == 0 {
+            return Err(self.protocol(format!("a reply to request {} too many", header.correlation_id)));
+        }
         let frame_end = start + header.frame_bytes();
         let received = self.take(header)?;
         let (correlation_id, response) = (received.correlation_id, received.response);

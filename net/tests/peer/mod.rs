@@ -57,6 +57,7 @@ struct Shared {
     fenced_below: AtomicU64,
     refuse_all: AtomicBool,
     swallow: AtomicBool,
+    refuse_fetches: AtomicBool,
 }
 
 /// A peer on a port of its own; it serves until the process ends.
@@ -79,6 +80,7 @@ impl Peer {
             fenced_below: AtomicU64::new(0),
             refuse_all: AtomicBool::new(false),
             swallow: AtomicBool::new(false),
+            refuse_fetches: AtomicBool::new(false),
         });
         let peer = Self { address, shared: shared.clone() };
         std::thread::spawn(move || {
@@ -100,9 +102,19 @@ impl Peer {
         self.shared.fenced_below.store(next, Ordering::SeqCst);
     }
 
+    /// Every fetch is answered as not ready from now on.
+    pub(crate) fn refuse_fetches(&self) {
+        self.shared.refuse_fetches.store(true, Ordering::SeqCst);
+    }
+
     /// Produces are carried out and not answered from now on.
     pub(crate) fn swallow(&self) {
         self.shared.swallow.store(true, Ordering::SeqCst);
+    }
+
+    /// Forgets the producers that it knows, as a node does that has too many.
+    pub(crate) fn forget_producers(&self) {
+        self.shared.partitions.lock().unwrap().iter_mut().for_each(|partition| partition.producers.clear());
     }
 
     /// Batches of a partition.
@@ -225,6 +237,9 @@ impl Shared {
         if self.fence_producers.load(Ordering::SeqCst) && matches!(request, Request::Produce(_)) {
             return Fault::Refused(ErrorCode::ProducerFenced);
         }
+        if self.refuse_fetches.load(Ordering::SeqCst) && matches!(request, Request::Fetch(_)) {
+            return Fault::Refused(ErrorCode::NotReady);
+        }
         if let Request::Produce(produce) = request {
             let producer = BatchView::parse_exact(produce.batch).unwrap().producer_id();
             if (0..self.fenced_below.load(Ordering::SeqCst) as i64).contains(&producer) {
@@ -328,6 +343,9 @@ impl Partition {
         let (sequence, records) = (batch.base_sequence(), batch.record_count());
         if !batch.has_producer() {
             return self.append(bytes, records);
+        }
+        if sequence != 0 && !self.producers.contains_key(&batch.producer_id()) {
+            return error(ErrorCode::UnknownProducerId);
         }
         let last = self.producers.entry(batch.producer_id()).or_default();
         if let Some((_, _, offset)) =

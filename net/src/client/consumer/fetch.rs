@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchError, BatchView, Record};
 
+use crate::client::backoff::Backoff;
 use crate::client::error::ClientError;
 use crate::client::place::Place;
 use crate::message::FetchReplyHead;
 
 /// A leader that has kept silent for so long may have lost the partition; doubled each time.
 const SILENCE: Duration = Duration::from_millis(500);
+/// Others are asked at least so often: a leader that has nothing to send is silent, too.
+const LONGEST_SILENCE: Duration = Duration::from_secs(4);
 
 /// One partition: where reading goes on, what was asked for, what is there.
 #[derive(Debug)]
@@ -22,7 +25,8 @@ pub(super) struct Fetch {
     /// Counted on when another replica is to be asked.
     pub(super) turn: usize,
     /// Who is asked, until something goes wrong there.
-    pub(super) route: Option<(GroupId, Place)>,
+    pub(super) route: Option<Route>,
+    pub(super) backoff: Backoff,
     pub(super) asked: Option<Asked>,
     pub(super) fetched: Option<Fetched>,
     /// Not asked for before then, after a failure.
@@ -33,6 +37,15 @@ pub(super) struct Fetch {
     pub(super) answered: bool,
 }
 
+/// Who is asked for a partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Route {
+    pub(super) group: GroupId,
+    pub(super) place: Place,
+    /// Of the leader that was known then.
+    pub(super) epoch: u32,
+}
+
 /// A request under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
@@ -40,7 +53,8 @@ pub(super) struct Asked {
     pub(super) correlation_id: u64,
     /// How long the node may wait for records.
     pub(super) wait: Duration,
-    at: Instant,
+    heard_at: Instant,
+    look_at: Instant,
     patience: Duration,
 }
 
@@ -63,19 +77,26 @@ fn damaged<E>(error: BatchError) -> Stop<E> {
 
 impl Asked {
     pub(super) fn new(place: Place, correlation_id: u64, wait: Duration) -> Self {
-        Self { place, correlation_id, wait, at: Instant::now(), patience: SILENCE }
+        let heard_at = Instant::now();
+        let look_at = heard_at + SILENCE;
+        Self { place, correlation_id, wait, heard_at, look_at, patience: SILENCE }
+    }
+
+    /// The node has said something, or nobody was listening until now.
+    pub(super) fn heard(&mut self, now: Instant) {
+        (self.heard_at, self.look_at, self.patience) = (now, now + SILENCE, SILENCE);
     }
 
     /// When the node's silence is worth asking others about, or has lasted for `longest` beyond its wait.
     pub(super) fn silent_at(&self, longest: Duration) -> Instant {
-        self.at + self.wait + self.patience.min(longest)
+        self.look_at.min(self.heard_at + self.wait + longest)
     }
 
-    /// Whether it has lasted for `longest`. The next time is twice as late.
-    pub(super) fn silent_for(&mut self, longest: Duration) -> bool {
-        let over = self.patience >= longest;
-        self.patience *= 2;
-        over
+    /// Whether it has lasted for so long. The next look is twice as far away.
+    pub(super) fn silent_for(&mut self, now: Instant, longest: Duration) -> bool {
+        self.patience = (self.patience * 2).min(LONGEST_SILENCE);
+        self.look_at = now + self.patience;
+        now >= self.heard_at + self.wait + longest
     }
 }
 
@@ -103,6 +124,7 @@ impl Fetch {
             position,
             turn: 0,
             route: None,
+            backoff: Backoff::new(),
             asked: None,
             fetched: None,
             retry_at: None,

@@ -16,10 +16,12 @@ use super::error::ClientError;
 use super::place::Place;
 use crate::message::{FetchRequest, OffsetSpec, Request, Response};
 use crate::socket::{interest, wait_ready};
-use fetch::{Asked, Fetch, Fetched};
+use fetch::{Asked, Fetch, Fetched, Route};
 
 /// Empty buffers that are kept for the next replies.
 const SPARE_BUFFERS: usize = 4;
+/// Longer waits are taken for this.
+const FOR_EVER: Duration = Duration::from_secs(366 * 86_400);
 /// Head of a reply to a fetch, at most, bytes.
 const REPLY_HEAD_BYTES: usize = 1 << 10;
 
@@ -206,7 +208,7 @@ impl Consumer {
         self.await_records(max_wait)?;
         // What comes behind those that are there is fetched while they are visited. What goes wrong with that is met again
         // by the next poll.
-        let _ = self.request(Duration::ZERO);
+        let _ = self.request(Duration::ZERO, false);
         let mut records = 0;
         for fetch in &mut self.assigned {
             records += fetch.visit(&mut self.decompressed, &mut visit)?;
@@ -221,11 +223,17 @@ impl Consumer {
 
     /// Returns as soon as something was fetched, or there was nothing for `max_wait`.
     fn await_records(&mut self, max_wait: Duration) -> Result<(), ClientError> {
-        let deadline = Instant::now() + max_wait;
-        self.assigned.iter_mut().for_each(|fetch| fetch.answered = false);
+        let now = Instant::now();
+        let deadline = now + max_wait.min(FOR_EVER);
+        for fetch in &mut self.assigned {
+            fetch.answered = false;
+            // The time in which nobody listened is not the node's silence.
+            fetch.asked.iter_mut().for_each(|asked| asked.heard(now));
+        }
         let mut looked = false;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
             if self.assigned.iter().any(|fetch| fetch.fetched.is_some()) {
                 return Ok(());
             }
@@ -237,15 +245,20 @@ impl Consumer {
             if looked && left.is_zero() && self.assigned.iter().all(answered) {
                 return Ok(());
             }
-            self.request(left)?;
+            self.request(left, true)?;
             self.await_replies(deadline)?;
             looked = true;
         }
     }
 
-    /// Asks for what is wanted; the nodes may wait for `wait` until there is some.
-    fn request(&mut self, wait: Duration) -> Result<(), ClientError> {
+    /// Asks for what is wanted; the nodes may wait for `wait` until there is some. Without `connects`, only those that are
+    /// known and connected are asked.
+    fn request(&mut self, wait: Duration, connects: bool) -> Result<(), ClientError> {
         for at in 0..self.assigned.len() {
+            let route = self.assigned.get(at).and_then(|fetch| fetch.route);
+            if !connects && route.is_none_or(|route| !self.connections.contains_key(&route.place)) {
+                continue;
+            }
             let wanted = self.assigned.get(at).and_then(|fetch| {
                 // Once a poll is enough without waiting.
                 let again = !fetch.answered || !wait.is_zero() || fetch.fetched.is_some();
@@ -253,14 +266,15 @@ impl Consumer {
             });
             let Some(offset) = wanted else { continue };
             if let Err(error) = self.request_from(at, offset, wait) {
-                self.after(at, None, error)?;
+                self.look_elsewhere(&error);
+                self.after(at, error)?;
             }
         }
         Ok(())
     }
 
     fn request_from(&mut self, at: usize, offset: i64, wait: Duration) -> Result<(), ClientError> {
-        let (group, place) = self.route(at)?;
+        let Route { group, place, .. } = self.route(at)?;
         let consistency = self.client.config().consistency;
         let max_bytes = self.config.max_bytes.min(MAX_FETCH_BYTES as u32);
         if !self.connections.contains_key(&place) {
@@ -295,7 +309,7 @@ impl Consumer {
     }
 
     /// Who is to be asked for a partition.
-    fn route(&mut self, at: usize) -> Result<(GroupId, Place), ClientError> {
+    fn route(&mut self, at: usize) -> Result<Route, ClientError> {
         let Some(fetch) = self.assigned.get_mut(at) else {
             return Err(ClientError::Usage("a partition that is not assigned".into()));
         };
@@ -303,13 +317,14 @@ impl Consumer {
             return Ok(route);
         }
         let metadata = self.client.topic(&self.topic)?;
-        let Some(place) = metadata.partitions.get(fetch.partition as usize) else {
+        let Some(partition) = metadata.partitions.get(fetch.partition as usize) else {
             let detail = format!("topic {} has {} partitions", self.topic, metadata.partitions.len());
             return Err(ClientError::Server { code: ErrorCode::UnknownTopicOrPartition, detail });
         };
         let group = GroupId::new(metadata.id, fetch.partition);
-        let reader = Place::reader_of(place, self.client.config().consistency, fetch.turn);
-        let route = (group, reader.ok_or_else(|| nobody_leads(group))?);
+        let reader = Place::reader_of(partition, self.client.config().consistency, fetch.turn);
+        let place = reader.ok_or_else(|| nobody_leads(group))?;
+        let route = Route { group, place, epoch: partition.epoch };
         fetch.route = Some(route);
         Ok(route)
     }
@@ -322,9 +337,9 @@ impl Consumer {
             let asked = fetch.asked.map(|asked| asked.silent_at(longest));
             [asked, fetch.retry_at.filter(|at| *at > now)]
         });
-        // A reply that the node does not hold back is waited for beyond the time of the poll.
-        let holds = |fetch: &Fetch| fetch.asked.is_some_and(|asked| asked.wait.is_zero());
-        let deadline = (!self.assigned.iter().any(holds)).then_some(deadline);
+        // Whoever has not answered is waited for beyond the time of the poll, but for nodes that hold their reply back.
+        let held = |fetch: &Fetch| fetch.answered || fetch.asked.is_some_and(|asked| !asked.wait.is_zero());
+        let deadline = (deadline > now || self.assigned.iter().all(held)).then_some(deadline);
         let until = times.chain([deadline]).flatten().min();
         let wait = until.map_or(longest, |until| until.saturating_duration_since(now));
         self.watched.clear();
@@ -342,16 +357,15 @@ impl Consumer {
     fn take_replies(&mut self, place: Place) -> Result<(), ClientError> {
         let Some(connection) = self.connections.get_mut(&place) else { return Ok(()) };
         let received = connection.receive_now();
-        if let Err(error) = received {
-            return self.lose(place, error);
-        }
+        // What has come is taken to its end, whatever one of the replies says: nothing tells of it once more.
+        let mut first = Ok(());
         loop {
-            let Some(connection) = self.connections.get_mut(&place) else { return Ok(()) };
+            let Some(connection) = self.connections.get_mut(&place) else { return first };
             let taken = connection.take_buffer(|| self.spare.pop().unwrap_or_default());
             let reply = match taken {
                 Ok(Some(reply)) => reply,
-                Ok(None) => return Ok(()),
-                Err(error) => return self.lose(place, error),
+                Ok(None) => break,
+                Err(error) => return first.and(self.lose(place, error)),
             };
             let awaited = |fetch: &Fetch| {
                 fetch
@@ -365,6 +379,7 @@ impl Consumer {
             match reply.response {
                 Response::Fetch(head) => {
                     self.retries = None;
+                    fetch.backoff.reset();
                     (fetch.head, fetch.answered, fetch.retry_at) = (Some(head), true, None);
                     if reply.batches.is_empty() {
                         self.spare.push(reply.buffer);
@@ -374,17 +389,34 @@ impl Consumer {
                 }
                 Response::Error(error) => {
                     let error = ClientError::Server { code: error.code, detail: error.detail };
-                    self.after(at, Some(place), error)?;
+                    first = first.and(self.refused(at, place, error));
                 }
                 other => {
                     let detail = format!("a fetch was answered with {other:?}");
-                    self.after(
-                        at,
-                        Some(place),
-                        ClientError::Protocol { address: place.to_string(), detail },
-                    )?;
+                    let error = ClientError::Protocol { address: place.to_string(), detail };
+                    first = first.and(self.refused(at, place, error));
                 }
             }
+        }
+        match received {
+            Ok(_) => first,
+            Err(error) => first.and(self.lose(place, error)),
+        }
+    }
+
+    fn refused(&mut self, at: usize, place: Place, error: ClientError) -> Result<(), ClientError> {
+        if error.breaks_connection() {
+            self.drop_connection(place);
+        }
+        self.look_elsewhere(&error);
+        self.after(at, error)
+    }
+
+    /// Learns who leads what by now, after an error that says that it may be somebody else.
+    fn look_elsewhere(&mut self, error: &ClientError) {
+        if error.retriable() && error.asks_elsewhere() {
+            // Whatever is wrong with that is met again by the next fetch.
+            let _ = self.client.topic_afresh(&self.topic);
         }
     }
 
@@ -394,7 +426,8 @@ impl Consumer {
         let lost: Vec<usize> =
             (0..self.assigned.len()).filter(|at| self.assigned.get(*at).is_some_and(at_place)).collect();
         self.drop_connection(place);
-        lost.into_iter().try_for_each(|at| self.after(at, None, error.clone()))
+        self.look_elsewhere(&error);
+        lost.into_iter().try_for_each(|at| self.after(at, error.clone()))
     }
 
     fn drop_connection(&mut self, place: Place) {
@@ -413,8 +446,9 @@ impl Consumer {
             let Some(asked) = fetch.asked.as_mut().filter(|asked| asked.silent_at(longest) <= now) else {
                 continue;
             };
-            let (place, over) = (asked.place, asked.silent_for(longest));
-            if over || self.client.led_elsewhere(&self.topic, place) {
+            let (place, over) = (asked.place, asked.silent_for(now, longest));
+            let (partition, epoch) = (fetch.partition, fetch.route.map_or(0, |route| route.epoch));
+            if over || self.client.led_elsewhere(&self.topic, partition, place, epoch) {
                 let timeout_ms = longest.as_millis() as u64;
                 let address = self.connections.get(&place).map(|connection| connection.address().to_owned());
                 let address = address.unwrap_or_else(|| place.to_string());
@@ -425,23 +459,16 @@ impl Consumer {
     }
 
     /// Tries again a little later after an error that may pass, or gives it back.
-    fn after(&mut self, at: usize, place: Option<Place>, error: ClientError) -> Result<(), ClientError> {
-        if let Some(place) = place.filter(|_| error.breaks_connection()) {
-            self.drop_connection(place);
-        }
+    fn after(&mut self, at: usize, error: ClientError) -> Result<(), ClientError> {
         let retries = self.retries.get_or_insert_with(|| Retries::within(self.config.retry_for));
-        let Some(wait) = retries.after(&error) else {
+        if retries.after(&error).is_none() {
             self.retries = None;
             return Err(error);
-        };
-        if error.asks_elsewhere() {
-            // Whatever is wrong with that is met again by the next fetch.
-            let _ = self.client.topic_afresh(&self.topic);
         }
         if let Some(fetch) = self.assigned.get_mut(at) {
             fetch.turn += usize::from(error.asks_elsewhere());
             fetch.route = None;
-            fetch.retry_at = Some(Instant::now() + wait);
+            fetch.retry_at = Some(Instant::now() + fetch.backoff.step());
         }
         Ok(())
     }

@@ -10,6 +10,9 @@ use crate::message::{Acks, Durability};
 /// Batches of one partition that a producer that is not idempotent may have under way.
 const MAX_IN_FLIGHT: usize = 1024;
 
+/// Longer times are taken for this.
+const FOR_EVER: Duration = Duration::from_secs(366 * 86_400);
+
 /// How a producer behaves. The names are those of Kafka's producers.
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
@@ -33,7 +36,7 @@ pub struct ProducerConfig {
     pub idempotent: bool,
     /// Where records without key and partition go.
     pub partitioner: Partitioner,
-    /// A record that is not acknowledged in this time has failed.
+    /// A record that is not acknowledged in this time has failed. Counts from the first record of its batch.
     pub delivery_timeout: Duration,
     /// Longest time that `send` waits for room.
     pub max_block: Duration,
@@ -62,6 +65,9 @@ impl ProducerConfig {
         let most = if self.idempotent { BATCHES_PER_PRODUCER } else { MAX_IN_FLIGHT };
         self.max_in_flight = self.max_in_flight.clamp(1, most);
         self.batch_size = self.batch_size.min(MAX_BATCH_BYTES);
+        for time in [&mut self.linger, &mut self.delivery_timeout, &mut self.max_block] {
+            *time = (*time).min(FOR_EVER);
+        }
         self
     }
 }

@@ -135,7 +135,10 @@ impl BatchDelivery {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.done.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers {
+            // As for callbacks.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// No record will be in this batch: nobody waits for it.

@@ -82,7 +82,7 @@ impl DirectProducer {
         key: Option<&[u8]>,
         value: Option<&[u8]>,
     ) -> Result<RecordMetadata, DeliveryError> {
-        if !self.sender.is_idle() {
+        if !self.sender.is_idle() || self.sender.has_completed() {
             let detail = "receive what was submitted before a send that waits".to_owned();
             return Err(not_accepted(ClientError::Usage(detail)));
         }
@@ -120,7 +120,7 @@ impl DirectProducer {
         let number = self.next;
         self.next += 1;
         let sends = self.sender.batches(partition) < BATCHES_PER_PRODUCER;
-        self.sender.push(partition, builder, number);
+        self.sender.push(partition, builder, number, Instant::now());
         if sends {
             self.sender.send();
         }

@@ -131,12 +131,11 @@ impl Producer {
     pub fn close(self, timeout: Duration) -> Result<(), ClientError> {
         let shared = self.shared();
         shared.close();
-        let now = Instant::now();
-        if shared.await_end(now.checked_add(timeout).unwrap_or(now + LOOK)) {
+        if shared.await_end(Instant::now().checked_add(timeout)) {
             return Ok(());
         }
         shared.abandon();
-        shared.await_end(Instant::now() + END);
+        shared.await_end(Some(Instant::now() + END));
         Err(too_slow("close", timeout))
     }
 }
@@ -156,13 +155,25 @@ fn wake_pair() -> Result<(UnixStream, UnixStream), ClientError> {
     Ok((wake, woken))
 }
 
+/// Whatever ends the thread, nobody waits for it afterwards.
+struct End<'a>(&'a Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// The sending thread: takes batches that may go, sends them, tells their outcomes.
 fn drive(mut sender: Sender<Arc<BatchDelivery>>, shared: &Shared) {
     // Partitions with batches that have not been taken.
     let mut waiting: Vec<u32> = Vec::new();
+    let _end = End(shared);
     loop {
+        // Looked at once: what is announced after that is looked for in the next turn.
+        let closing = shared.is_closing();
         shared.take_announced(&mut waiting);
-        if shared.is_closing() {
+        if closing {
             // A record that was taken before the end was announced may not have been announced itself.
             waiting.extend(0..shared.partitions());
         }
@@ -173,8 +184,7 @@ fn drive(mut sender: Sender<Arc<BatchDelivery>>, shared: &Shared) {
             abandon(&mut sender, shared);
         }
         tell_outcomes(&mut sender, shared);
-        if shared.is_closing() && waiting.is_empty() && sender.is_idle() && shared.nothing_announced() {
-            shared.end();
+        if closing && waiting.is_empty() && sender.is_idle() && shared.nothing_announced() {
             return;
         }
         let wait = match shared.may_sleep() {
@@ -198,7 +208,7 @@ fn take_batches(
     waiting.retain(|&partition| {
         while sender.batches(partition) < shared.config.max_in_flight {
             match shared.take(partition, now) {
-                Taken::Batch(batch) => sender.push(partition, batch.builder, batch.delivery),
+                Taken::Batch(batch) => sender.push(partition, batch.builder, batch.delivery, batch.began),
                 Taken::Later(due) => {
                     next = Some(next.map_or(due, |next| next.min(due)));
                     return true;
@@ -229,7 +239,7 @@ fn abandon(sender: &mut Sender<Arc<BatchDelivery>>, shared: &Shared) {
     let now = Instant::now();
     for partition in 0..shared.partitions() {
         while let Taken::Batch(batch) = shared.take(partition, now) {
-            sender.push(partition, batch.builder, batch.delivery);
+            sender.push(partition, batch.builder, batch.delivery, batch.began);
         }
     }
 }

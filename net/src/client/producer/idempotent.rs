@@ -1,7 +1,7 @@
 //! A producer that its caller drives, batch by batch.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyralog_core::batch::{BatchBuilder, BatchError, Header};
 use pyralog_core::{ErrorCode, Outcome};
@@ -163,7 +163,7 @@ impl IdempotentProducer {
             return Ok(());
         }
         let Some(builder) = self.open[partition as usize].take() else { return Ok(()) };
-        self.sender.push(partition, builder, ());
+        self.sender.push(partition, builder, (), Instant::now());
         self.sender.send();
         loop {
             self.take_completed()?;

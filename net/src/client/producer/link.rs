@@ -10,8 +10,11 @@ use crate::client::connection::Connection;
 use crate::client::error::ClientError;
 use crate::message::{Acks, ProduceReply, ProduceRequest, Request, Response};
 
-/// A node that has kept silent for so long may have lost what it led to others; doubled each time.
+/// A node that has kept silent for so long may have lost what it led to others; so long, too, is tried to connect to it at
+/// first.
 const SILENCE: Duration = Duration::from_millis(500);
+/// How often others are asked while it goes on.
+const LOOK: Duration = Duration::from_secs(1);
 /// No more is queued while the node doesn't read what was sent.
 const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 /// Produces that may await their replies: their replies fit into the buffers of both sides.
@@ -42,7 +45,9 @@ pub(super) struct Link {
     retry_at: Option<Instant>,
     backoff: Backoff,
     heard_at: Instant,
-    patience: Duration,
+    look_at: Instant,
+    /// How long the next attempt to connect may take.
+    pub(super) connect_timeout: Duration,
 }
 
 impl Link {
@@ -55,13 +60,15 @@ impl Link {
             retry_at: None,
             backoff: Backoff::new(),
             heard_at: Instant::now(),
-            patience: SILENCE,
+            look_at: Instant::now(),
+            connect_timeout: SILENCE,
         }
     }
 
     /// Takes a connection; whether it replaces an earlier one.
     pub(super) fn connect(&mut self, connection: Box<Connection>) -> bool {
         self.opening = false;
+        self.connect_timeout = SILENCE;
         self.connection = Some(connection);
         std::mem::replace(&mut self.connected_before, true)
     }
@@ -103,7 +110,8 @@ impl Link {
         let request = Request::Produce(ProduceRequest { group, acks, timeout_ms: 0, batch });
         let correlation_id = connection.queue(&request)?;
         if self.in_flight.is_empty() {
-            (self.heard_at, self.patience) = (Instant::now(), SILENCE);
+            self.heard_at = Instant::now();
+            self.look_at = self.heard_at + SILENCE;
         }
         self.in_flight.insert(correlation_id, flight);
         Ok(())
@@ -122,7 +130,8 @@ impl Link {
         let Some(flight) = self.in_flight.remove(&id) else {
             return Err(connection.protocol(format!("a reply to request {id}, which was not sent")));
         };
-        (self.heard_at, self.patience) = (Instant::now(), SILENCE);
+        self.heard_at = Instant::now();
+        self.look_at = self.heard_at + SILENCE;
         self.backoff.reset();
         let answer = match response {
             Response::Produce(reply) => Answer::Acknowledged(reply),
@@ -136,14 +145,19 @@ impl Link {
 
     /// When its silence is worth asking others about, or has lasted for `longest`.
     pub(super) fn silent_at(&self, longest: Duration) -> Option<Instant> {
-        (!self.in_flight.is_empty()).then(|| self.heard_at + self.patience.min(longest))
+        (!self.in_flight.is_empty()).then(|| self.look_at.min(self.heard_at + longest))
     }
 
-    /// For how long it has been silent, when that is worth asking others about. The next time is twice as late.
+    /// For how long it has been silent, when that is worth asking others about.
     pub(super) fn silence(&mut self, now: Instant, longest: Duration) -> Option<Duration> {
         self.silent_at(longest).filter(|at| *at <= now)?;
-        self.patience *= 2;
+        self.look_at = now + LOOK;
         Some(now.saturating_duration_since(self.heard_at))
+    }
+
+    /// The next attempt to connect may take longer, up to `longest`.
+    pub(super) fn connect_longer(&mut self, longest: Duration) {
+        self.connect_timeout = (self.connect_timeout * 2).min(longest);
     }
 }
 

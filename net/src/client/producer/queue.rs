@@ -97,11 +97,10 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Takes a batch behind all others.
-    pub(super) fn push(&mut self, builder: BatchBuilder, tag: T) {
+    /// Takes a batch behind all others, whose first record was there at `begun`.
+    pub(super) fn push(&mut self, builder: BatchBuilder, tag: T, begun: Instant) {
         let sequence = self.next_sequence;
         self.next_sequence = sequence_after(sequence, builder.record_count());
-        let begun = Instant::now();
         self.pending.push_back(Pending {
             builder,
             tag,
@@ -185,6 +184,13 @@ impl<T> Queue<T> {
             self.flow = Flow::Draining;
         }
         true
+    }
+
+    /// The node does not know the session any more: everything goes on in a new one, but for what it may have taken.
+    pub(super) fn forgotten(&mut self, ticket: u64, error: &Arc<ClientError>) {
+        if self.failed(ticket, false, error) && self.session.is_some() && self.flow != Flow::AwaitsSession {
+            self.flow = Flow::Ending;
+        }
     }
 
     /// Nothing that is under way will be answered.

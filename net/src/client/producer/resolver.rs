@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use crate::client::api::Client;
 use crate::client::connection::Connection;
@@ -17,8 +18,8 @@ use crate::message::{InitProducerIdReply, TopicMetadata};
 pub(super) enum Ask {
     /// Where the topic's partitions are led by now.
     Topic,
-    /// A connection to a shard.
-    Connection(Place),
+    /// A connection to a shard, in this time.
+    Connection(Place, Duration),
     /// A new producer session.
     Session,
 }
@@ -72,6 +73,11 @@ impl Resolver {
         }
     }
 
+    /// Whether an answer is there that nothing else tells of.
+    pub(super) fn has_told(&self) -> bool {
+        matches!(self, Self::AtOnce { told, .. } if !told.is_empty())
+    }
+
     /// The next answer that is there.
     pub(super) fn told(&mut self) -> Option<Told> {
         match self {
@@ -90,7 +96,12 @@ pub(super) fn wake_up(wake: &UnixStream) {
 fn answer(client: &mut Client, topic: &str, ask: Ask) -> Told {
     match ask {
         Ask::Topic => Told::Topic(client.topic_afresh(topic)),
-        Ask::Connection(place) => Told::Connection(place, client.open(place).map(Box::new)),
+        Ask::Connection(place, timeout) => {
+            let config = client.config();
+            let (timeout, request_timeout) = (timeout.min(config.connect_timeout), config.request_timeout);
+            let opened = client.open_within(place, timeout, request_timeout);
+            Told::Connection(place, opened.map(Box::new))
+        }
         Ask::Session => Told::Session(client.init_producer_id()),
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct Failure {
 pub(super) struct Sender<T> {
     config: ProducerConfig,
     request_timeout: Duration,
+    connect_timeout: Duration,
     topic: String,
     topic_id: u32,
     first_session: Option<InitProducerIdReply>,
@@ -73,6 +74,7 @@ pub(super) struct Sender<T> {
     ask_topic_at: Option<Instant>,
     topic_backoff: Backoff,
     session_asked: bool,
+    ask_session_at: Option<Instant>,
     next_ticket: u64,
     done: VecDeque<Completed<T>>,
     spare: Vec<BatchBuilder>,
@@ -103,6 +105,7 @@ impl<T> Sender<T> {
             |partition: &PartitionMetadata| Queue::new(Place::leader_of(partition), partition.epoch, session);
         Ok(Self {
             request_timeout: client.config().request_timeout.min(config.delivery_timeout),
+            connect_timeout: client.config().connect_timeout,
             topic: topic.to_owned(),
             topic_id: metadata.id,
             first_session: session,
@@ -115,6 +118,7 @@ impl<T> Sender<T> {
             ask_topic_at: None,
             topic_backoff: Backoff::new(),
             session_asked: false,
+            ask_session_at: None,
             next_ticket: 0,
             done: VecDeque::new(),
             spare: Vec::new(),
@@ -180,8 +184,10 @@ impl<T> Sender<T> {
     }
 
     /// Takes a batch of at least one record; [`Self::turn`] sends it.
-    pub(super) fn push(&mut self, partition: u32, builder: BatchBuilder, tag: T) {
-        let (records, bytes, begun) = (builder.record_count(), builder.len_bytes(), Instant::now());
+    ///
+    /// Its time for delivery counts from `begun`.
+    pub(super) fn push(&mut self, partition: u32, builder: BatchBuilder, tag: T, begun: Instant) {
+        let (records, bytes) = (builder.record_count(), builder.len_bytes());
         if let Some(error) = &self.failed {
             let failure = Failure { error: Arc::clone(error), outcome: Outcome::NotAccepted };
             self.done.push_back(Completed { partition, tag, records, bytes, begun, result: Err(failure) });
@@ -192,12 +198,17 @@ impl<T> Sender<T> {
             self.active.push(partition);
         }
         self.unacknowledged_bytes += bytes;
-        queue.push(builder, tag);
+        queue.push(builder, tag, begun);
     }
 
     /// What has got its outcome.
     pub(super) fn completed(&mut self) -> Option<Completed<T>> {
         self.done.pop_front()
+    }
+
+    /// Whether [`Self::completed`] has something.
+    pub(super) fn has_completed(&self) -> bool {
+        !self.done.is_empty()
     }
 
     /// Sends what may be sent now, and looks at nothing else.
@@ -219,7 +230,8 @@ impl<T> Sender<T> {
         let next = self.pump(now);
         let next = [next, self.watch_silence(now), self.ask_topic(now)].into_iter().flatten().min();
         let wait = next.map_or(wait, |at| wait.min(at.saturating_duration_since(now)));
-        let wait = if self.done.is_empty() { wait } else { Duration::ZERO };
+        let idle = self.done.is_empty() && !self.resolver.has_told();
+        let wait = if idle { wait } else { Duration::ZERO };
         self.await_events(wait);
         self.receive();
     }
@@ -237,16 +249,17 @@ impl<T> Sender<T> {
                 later(at);
             }
         }
-        for at in 0..self.active.len() {
-            // Each flush is cheap when there is nothing queued.
-            let place = self.active.get(at).and_then(|partition| self.queues.get(*partition as usize)?.place);
-            let Some(place) = place else { continue };
-            if let Some(Err(error)) = self.links.get_mut(&place).map(Link::flush) {
-                self.lose(place, error, now);
+        let mut broken = None;
+        for (place, link) in &mut self.links {
+            // Cheap when there is nothing queued.
+            if let Err(error) = link.flush() {
+                broken = Some((*place, error));
             }
         }
-        self.ask_sessions();
-        next
+        if let Some((place, error)) = broken {
+            self.lose(place, error, now);
+        }
+        [next, self.ask_sessions(now)].into_iter().flatten().min()
     }
 
     /// Queues what the partition's window allows; `Err` with a time when that has to wait until then.
@@ -267,7 +280,7 @@ impl<T> Sender<T> {
             let link = self.links.entry(place).or_insert_with(Link::new);
             if link.may_open(now)? {
                 link.opening = true;
-                self.resolver.ask(Ask::Connection(place));
+                self.resolver.ask(Ask::Connection(place, link.connect_timeout));
                 // A resolver that answers at once has the answer by now.
                 self.hear(now);
                 continue;
@@ -306,7 +319,7 @@ impl<T> Sender<T> {
                         self.stats.reconnects += 1;
                     }
                 }
-                Told::Connection(place, Err(error)) => self.lose(place, error, now),
+                Told::Connection(place, Err(error)) => self.not_connected(place, error, now),
                 Told::Topic(told) => {
                     self.topic_asked = false;
                     match told {
@@ -327,6 +340,7 @@ impl<T> Sender<T> {
                 Told::Session(Err(error)) => {
                     self.session_asked = false;
                     self.stats.retries += 1;
+                    self.ask_session_at = Some(now + self.topic_backoff.step());
                     if !repairable(&error) {
                         self.fail(&Arc::new(error));
                     }
@@ -346,10 +360,14 @@ impl<T> Sender<T> {
         for (queue, partition) in self.queues.iter_mut().zip(&topic.partitions) {
             let place = Place::leader_of(partition);
             leaderless |= place.is_none() && !queue.is_empty();
-            if place == queue.place || partition.epoch < queue.epoch {
+            if partition.epoch < queue.epoch {
                 continue;
             }
-            (queue.place, queue.epoch) = (place, partition.epoch);
+            queue.epoch = partition.epoch;
+            if place == queue.place {
+                continue;
+            }
+            queue.place = place;
             queue.retry_now();
             if queue.under_way() > 0 {
                 // Whoever led it may keep silent for long. What it says about these is not waited for.
@@ -399,14 +417,20 @@ impl<T> Sender<T> {
         matches!(self.resolver, Resolver::AtOnce { .. }).then_some(now)
     }
 
-    /// Asks for a new session if a partition needs one.
-    fn ask_sessions(&mut self) {
+    /// Asks for a new session if a partition needs one; when not yet, from when on.
+    fn ask_sessions(&mut self, now: Instant) -> Option<Instant> {
         let awaits =
             |partition: &u32| self.queues.get(*partition as usize).is_some_and(Queue::awaits_session);
-        if !self.session_asked && self.active.iter().any(awaits) {
-            self.session_asked = true;
-            self.resolver.ask(Ask::Session);
+        if self.session_asked || !self.active.iter().any(awaits) {
+            return None;
         }
+        if let Some(at) = self.ask_session_at.filter(|at| *at > now) {
+            return Some(at);
+        }
+        self.ask_session_at = None;
+        self.session_asked = true;
+        self.resolver.ask(Ask::Session);
+        None
     }
 
     /// A partition's session has ended: what the node may have taken has an unknown outcome.
@@ -605,12 +629,17 @@ impl<T> Sender<T> {
     fn refused(&mut self, place: Place, flight: Flight, error: ClientError, now: Instant) {
         let Some(queue) = self.queues.get_mut(flight.partition as usize) else { return };
         self.stats.retries += 1;
-        let follows = error.code() == ErrorCode::OutOfOrderSequence && queue.has_failed_before();
+        // Without those before it, the node knows either no such sequence or no such producer.
+        let gap = matches!(error.code(), ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducerId);
+        let follows = gap && queue.has_failed_before();
+        let forgotten = error.code() == ErrorCode::UnknownProducerId && !follows;
         let (elsewhere, breaks) = (error.asks_elsewhere(), error.breaks_connection());
         let unknown = error.outcome() == Outcome::Unknown;
         let again = follows || repairable(&error);
         let error = Arc::new(error);
-        if again {
+        if forgotten {
+            queue.forgotten(flight.ticket, &error);
+        } else if again {
             queue.failed(flight.ticket, unknown, &error);
         } else if let Some(pending) = queue.give_up(flight.ticket, unknown) {
             self.complete(flight.partition, pending, Err(Arc::clone(&error)));
@@ -623,7 +652,17 @@ impl<T> Sender<T> {
         }
     }
 
-    /// A connection was lost or could not be had.
+    /// A connection could not be had. Whatever the node says now, another may lead its partitions soon.
+    fn not_connected(&mut self, place: Place, error: ClientError, now: Instant) {
+        self.stats.retries += 1;
+        self.wants_topic(now);
+        if let Some(link) = self.links.get_mut(&place) {
+            link.connect_longer(self.connect_timeout);
+        }
+        self.drop_link(place, &Arc::new(error), now);
+    }
+
+    /// A connection was lost.
     fn lose(&mut self, place: Place, error: ClientError, now: Instant) {
         self.stats.retries += 1;
         if error.asks_elsewhere() {

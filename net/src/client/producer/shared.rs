@@ -10,7 +10,7 @@ use pyralog_core::batch::{BatchBuilder, BatchError};
 use pyralog_core::murmur2::partition_for_key;
 
 use super::config::{Partitioner, ProducerConfig, ProducerStats};
-use super::delivery::{BatchDelivery, Callback, Delivery};
+use super::delivery::{BatchDelivery, Callback, Delivery, DeliveryError};
 use super::record::ProducerRecord;
 use super::resolver::wake_up;
 use crate::client::error::ClientError;
@@ -23,7 +23,7 @@ const SPARE_BUILDERS: usize = 64;
 pub(super) struct Open {
     pub(super) builder: BatchBuilder,
     pub(super) delivery: Arc<BatchDelivery>,
-    began: Instant,
+    pub(super) began: Instant,
     /// It doesn't wait for more records.
     hurried: bool,
 }
@@ -190,6 +190,10 @@ impl Shared {
         while incomplete.front().is_some_and(|batch| batch.is_resolved()) {
             incomplete.pop_front();
         }
+        // One that waits for long must not keep all behind it: those in memory are few.
+        if incomplete.len() == incomplete.capacity() {
+            incomplete.retain(|batch| !batch.is_resolved());
+        }
         incomplete.push_back(Arc::clone(&delivery));
         let builder = lock(&self.spare).pop().unwrap_or_default();
         self.buffered_bytes.fetch_add(builder.len_bytes(), Ordering::Relaxed);
@@ -347,16 +351,32 @@ impl Shared {
         wake_up(&self.wake);
     }
 
-    /// The thread has ended.
+    /// The thread has ended. What has no outcome by now, because it panicked, may or may not be in the log.
     pub(super) fn end(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        for lane in &self.lanes {
+            // Whoever has it now is done with it before the batches are gone through.
+            drop(lock(lane));
+        }
+        let left: Vec<_> = lock(&self.incomplete).drain(..).filter(|batch| !batch.is_resolved()).collect();
+        for batch in left {
+            let error = ClientError::Usage("the producer's thread has ended before its time".into());
+            batch.resolve(Err(DeliveryError::Unknown(Arc::new(error))));
+        }
+        drop(lock(&self.room.0));
+        self.room.1.notify_all();
         *lock(&self.ended.0) = true;
         self.ended.1.notify_all();
     }
 
     /// Waits for the end of the thread; `false` when it is not over by `deadline`.
-    pub(super) fn await_end(&self, deadline: Instant) -> bool {
+    pub(super) fn await_end(&self, deadline: Option<Instant>) -> bool {
         let mut ended = lock(&self.ended.0);
         while !*ended {
+            let Some(deadline) = deadline else {
+                ended = self.ended.1.wait(ended).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
