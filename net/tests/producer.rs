@@ -363,3 +363,15 @@ fn who_waits_for_a_leader_does_not_burn_a_cpu() {
     assert!(waited >= Duration::from_millis(300), "it tries again: {waited:?}");
     assert!(used < waited / 4, "{used:?} of {waited:?}");
 }
+
+#[test]
+fn those_behind_a_refused_first_batch_are_sent_again_with_it() {
+    let peer = Peer::start(1, 1, 0);
+    let config = ProducerConfig { batch_size: 1, linger: LONG, ..impatient(LONG) };
+    let producer = producer(&peer, config);
+    peer.refuse_next();
+    let deliveries: Vec<_> = (0..20).map(|_| producer.send(ProducerRecord::value(b"v")).unwrap()).collect();
+    for (offset, delivery) in (0..).zip(deliveries) {
+        assert_eq!(delivery.wait().unwrap().offset, offset);
+    }
+}

@@ -51,6 +51,11 @@ impl Retries {
         Self { deadline: Instant::now().checked_add(time), backoff: Backoff::new() }
     }
 
+    /// Whether another attempt makes sense: `error` passes by itself, and there is time left.
+    pub(crate) fn go_on(&self, error: &ClientError) -> bool {
+        error.retriable() && self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+    }
+
     /// How long to wait before the next attempt; `None` when `error` won't pass by itself, or not in time.
     pub(crate) fn after(&mut self, error: &ClientError) -> Option<Duration> {
         let wait = self.backoff.step();

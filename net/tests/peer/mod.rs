@@ -58,6 +58,7 @@ struct Shared {
     refuse_all: AtomicBool,
     swallow: AtomicBool,
     refuse_fetches: AtomicBool,
+    refuse_next: AtomicBool,
 }
 
 /// A peer on a port of its own; it serves until the process ends.
@@ -81,6 +82,7 @@ impl Peer {
             refuse_all: AtomicBool::new(false),
             swallow: AtomicBool::new(false),
             refuse_fetches: AtomicBool::new(false),
+            refuse_next: AtomicBool::new(false),
         });
         let peer = Self { address, shared: shared.clone() };
         std::thread::spawn(move || {
@@ -100,6 +102,11 @@ impl Peer {
     pub(crate) fn fence_sessions(&self) {
         let next = self.shared.next_producer_id.load(Ordering::SeqCst);
         self.shared.fenced_below.store(next, Ordering::SeqCst);
+    }
+
+    /// The next produce is answered as too much.
+    pub(crate) fn refuse_next(&self) {
+        self.shared.refuse_next.store(true, Ordering::SeqCst);
     }
 
     /// Every fetch is answered as not ready from now on.
@@ -239,6 +246,9 @@ impl Shared {
         }
         if self.refuse_fetches.load(Ordering::SeqCst) && matches!(request, Request::Fetch(_)) {
             return Fault::Refused(ErrorCode::NotReady);
+        }
+        if matches!(request, Request::Produce(_)) && self.refuse_next.swap(false, Ordering::SeqCst) {
+            return Fault::Refused(ErrorCode::Overloaded);
         }
         if let Request::Produce(produce) = request {
             let producer = BatchView::parse_exact(produce.batch).unwrap().producer_id();

@@ -461,7 +461,7 @@ impl Consumer {
     /// Tries again a little later after an error that may pass, or gives it back.
     fn after(&mut self, at: usize, error: ClientError) -> Result<(), ClientError> {
         let retries = self.retries.get_or_insert_with(|| Retries::within(self.config.retry_for));
-        if retries.after(&error).is_none() {
+        if !retries.go_on(&error) {
             self.retries = None;
             return Err(error);
         }
