@@ -2,7 +2,8 @@
 //!
 //! - [`floor`]: the bare program that a node is compared with; [`disk`]: what the disk alone gives.
 //! - [`load`]: the load generator's loop; [`pace`] decides when a request is due, [`latency`] keeps what it took,
-//!   [`produce`] makes the connections and frames, [`wire`] the bytes.
+//!   [`protocol`] is what a connection speaks, [`produce`] makes the connections and frames, [`wire`] the bytes.
+//! - [`compare`]: Pyralog beside other systems in turns.
 //! - [`pairs`]: node and floor in turns, with the ratios.
 //! - [`torture`]: attempts to break a node.
 
@@ -19,6 +20,7 @@ pub mod pace;
 pub mod pairs;
 pub mod process;
 pub mod produce;
+pub mod protocol;
 pub mod rng;
 pub mod session;
 pub mod torture;

@@ -13,16 +13,13 @@ use anyhow::Context;
 use crate::host;
 use crate::latency::Latencies;
 use crate::pace::{Clock, Lane, Pace, SystemClock};
-use crate::wire::{self, FrameTemplate};
+use crate::protocol::Protocol;
 
 /// How long replies are waited for after the last request.
 const LAST_REPLIES: Duration = Duration::from_secs(30);
 const RECEIVE_BYTES: usize = 256 << 10;
 /// A send goes out when this much is ready, so that a long burst doesn't wait for its end.
 const SEND_BYTES: usize = 64 << 10;
-
-/// What one reply tells; an error ends the run.
-pub type ReplyCheck = fn(&[u8]) -> anyhow::Result<()>;
 
 /// Shape of a run.
 #[derive(Clone, Copy, Debug)]
@@ -56,20 +53,17 @@ impl LoadResult {
     }
 }
 
-/// A connection with the frame that it sends. The handshake is done.
+/// A connection with what it speaks. The handshake is done.
 pub struct LoadConnection {
     /// The socket, blocking.
     pub socket: TcpStream,
-    /// What to send.
-    pub frame: FrameTemplate,
-    /// How to judge a reply.
-    pub check: ReplyCheck,
+    /// Requests and replies.
+    pub protocol: Box<dyn Protocol>,
 }
 
 struct Driven {
     socket: TcpStream,
-    frame: FrameTemplate,
-    check: ReplyCheck,
+    protocol: Box<dyn Protocol>,
     lane: Lane,
     send: Vec<u8>,
     sent: usize,
@@ -146,11 +140,10 @@ struct Measured {
 
 impl Driven {
     fn new(connection: LoadConnection, lane: Lane) -> Self {
-        let capacity = SEND_BYTES + connection.frame.len_bytes();
+        let capacity = SEND_BYTES + connection.protocol.request_bytes();
         Self {
             socket: connection.socket,
-            frame: connection.frame,
-            check: connection.check,
+            protocol: connection.protocol,
             lane,
             send: Vec::with_capacity(capacity),
             sent: 0,
@@ -167,9 +160,10 @@ impl Driven {
             while self.send.len() < SEND_BYTES
                 && (now_ns < end_ns || self.lane.is_open_loop())
                 && self.lane.due_ns().is_some_and(|due| due < end_ns)
+                && self.protocol.may_send()
                 && let Some(correlation) = self.lane.begin(now_ns)
             {
-                self.frame.append_to(&mut self.send, correlation);
+                self.protocol.append_request(&mut self.send, correlation)?;
             }
             let Some(rest) = self.send.get(self.sent..).filter(|rest| !rest.is_empty()) else {
                 return Ok(false);
@@ -205,18 +199,24 @@ impl Driven {
             Err(error) => return Err(error).context("receiving failed"),
         }
         let now_ns = clock.now_ns();
-        while let Some(pending) = self.receive.get(self.start..self.end)
-            && let Some(len) = wire::frame_len(pending)
-        {
-            anyhow::ensure!(len <= RECEIVE_BYTES, "a reply of {len} bytes");
-            let Some(frame) = pending.get(..len) else { break };
-            (self.check)(frame)?;
-            let (begin_ns, latency_ns) =
-                self.lane.end(wire::correlation_id(frame).unwrap_or_default(), now_ns)?;
+        let pending = self.receive.get(self.start..self.end).unwrap_or_default();
+        let lane = &mut self.lane;
+        let taken = self.protocol.take_replies(pending, &mut self.send, &mut |correlation| {
+            let (begin_ns, latency_ns) = lane.end(correlation, now_ns)?;
             measured.reply(begin_ns, latency_ns, now_ns);
-            self.start += len;
-        }
+            Ok(())
+        })?;
+        anyhow::ensure!(
+            taken > 0 || pending.len() < RECEIVE_BYTES,
+            "a reply of more than {RECEIVE_BYTES} bytes"
+        );
+        self.start += taken;
         Ok(())
+    }
+
+    /// Whether a request is due before `end_ns` that only the protocol holds back.
+    fn is_held_back(&self, end_ns: u64) -> bool {
+        !self.protocol.may_send() && self.lane.due_ns().is_some_and(|due| due < end_ns)
     }
 }
 
@@ -250,7 +250,9 @@ fn drive(
         driven.socket.set_read_timeout(Some(LAST_REPLIES))?;
         loop {
             driven.send_due(clock.now_ns(), window.end_ns)?;
-            if driven.lane.outstanding() == 0 {
+            if driven.lane.outstanding() == 0
+                && (clock.now_ns() >= window.end_ns || !driven.is_held_back(window.end_ns))
+            {
                 return Ok(measured);
             }
             driven.receive_replies(clock, &mut measured)?;
@@ -267,17 +269,22 @@ fn drive(
     loop {
         let now_ns = clock.now_ns();
         let mut wake_ns = give_up_ns;
-        let mut under_way = 0;
+        let (mut under_way, mut held_back) = (0, false);
         for (driven, entry) in group.iter_mut().zip(&mut polled) {
             let blocked = driven.send_due(now_ns, window.end_ns)?;
             entry.events = if blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
             under_way += driven.lane.outstanding();
-            if let Some(due_ns) = driven.lane.due_ns().filter(|&due_ns| due_ns < window.end_ns && !blocked) {
+            if driven.is_held_back(window.end_ns) {
+                held_back = true;
+            } else if let Some(due_ns) =
+                driven.lane.due_ns().filter(|&due_ns| due_ns < window.end_ns && !blocked)
+            {
                 wake_ns = wake_ns.min(due_ns);
             }
         }
         let now_ns = clock.now_ns();
-        if under_way == 0 && (wake_ns == give_up_ns || (closed && now_ns >= window.end_ns)) {
+        let is_idle = wake_ns == give_up_ns && !held_back;
+        if under_way == 0 && (is_idle || (closed && now_ns >= window.end_ns)) {
             return Ok(measured);
         }
         anyhow::ensure!(now_ns < give_up_ns, "{under_way} requests without a reply for {LAST_REPLIES:?}");
