@@ -85,7 +85,7 @@ impl System for Nats {
     fn settings(&self, plan: &Plan) -> String {
         let many = match plan.batch.records {
             1 => "one publish".to_owned(),
-            records => format!("{records} asynchronous publishes in one write"),
+            records => format!("one atomic batch of {records} messages"),
         };
         format!("JetStream, file storage, sync_interval always, replicas {}; {many}", plan.nodes)
     }
@@ -116,7 +116,7 @@ fn create_stream(addr: SocketAddr, replicas: usize) -> anyhow::Result<()> {
     let config = json!({
         "name": STREAM, "subjects": [SUBJECT], "storage": "file", "num_replicas": replicas,
         "retention": "limits", "discard": "old", "max_age": 0, "max_bytes": -1, "max_msgs": -1,
-        "max_consumers": -1, "max_msg_size": -1, "no_ack": false,
+        "max_consumers": -1, "max_msg_size": -1, "no_ack": false, "allow_atomic": true,
     });
     let answer = Session::connect(addr, CONTROL)?.ask(&format!("$JS.API.STREAM.CREATE.{STREAM}"), &config)?;
     let is_as_wanted =

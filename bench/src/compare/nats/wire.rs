@@ -13,13 +13,15 @@ use crate::session::PATIENCE;
 /// `_INBOX.`, and one subscription to all that is below.
 const INBOX: &str = "_INBOX.";
 
-/// Publishes of one connection. Each message carries a subject of its own for the answer, which ends in the number of the
-/// request.
+/// Publishes of one connection. What is to be answered carries a subject of its own for the answer, which ends in the number of
+/// the request. Many records are one atomic batch, which the last message commits and whose acknowledgement is for all.
 pub(super) struct Publishes {
     request: Vec<u8>,
-    /// Where the number is in each message of the request.
+    /// Where the number is in the request.
     numbers_at: Vec<usize>,
     inbox: String,
+    /// What an acknowledgement has to hold.
+    wanted: String,
     missing: Missing,
 }
 
@@ -27,16 +29,31 @@ impl Publishes {
     /// Publishes records of `shape` to `subject`; `inbox` is what [`Session::connect`] subscribed to.
     pub(super) fn new(subject: &str, inbox: &str, shape: BatchShape, outstanding: usize) -> Self {
         let value = record_value(shape.record_bytes);
-        let (mut request, mut numbers_at) = (Vec::new(), Vec::new());
-        for _ in 0..shape.records {
-            request.extend_from_slice(format!("PUB {subject} {inbox}.").as_bytes());
-            numbers_at.push(request.len());
-            request.extend_from_slice(&[b'0'; NUMBER_DIGITS]);
-            request.extend_from_slice(format!(" {}\r\n", value.len()).as_bytes());
+        let (reply, zeros) = (format!("{inbox}."), "0".repeat(NUMBER_DIGITS));
+        // The number goes where the zeros behind these are.
+        let (id, mut request) = (format!("Nats-Batch-Id: {inbox}-"), Vec::new());
+        for sequence in 1..=shape.records {
+            let is_last = sequence == shape.records;
+            let reply = if is_last { format!(" {reply}{zeros}") } else { String::new() };
+            let head = if shape.records == 1 {
+                format!("PUB {subject}{reply} {}\r\n", value.len())
+            } else {
+                let commit = if is_last { "Nats-Batch-Commit: 1\r\n" } else { "" };
+                let headers =
+                    format!("NATS/1.0\r\n{id}{zeros}\r\nNats-Batch-Sequence: {sequence}\r\n{commit}\r\n");
+                let (size, total) = (headers.len(), headers.len() + value.len());
+                format!("HPUB {subject}{reply} {size} {total}\r\n{headers}")
+            };
+            request.extend_from_slice(head.as_bytes());
             request.extend_from_slice(&value);
             request.extend_from_slice(b"\r\n");
         }
-        Self { request, numbers_at, inbox: format!("{inbox}."), missing: Missing::new(outstanding) }
+        let numbers_at = [&reply, &id].iter().flat_map(|before| ends_of(&request, before)).collect();
+        let wanted = match shape.records {
+            1 => "\"seq\":".to_owned(),
+            records => format!("\"count\":{records}"),
+        };
+        Self { request, numbers_at, inbox: reply, wanted, missing: Missing::new(outstanding) }
     }
 
     fn take_ack(&mut self, message: &Message<'_>, answered: &mut Answered<'_>) -> anyhow::Result<()> {
@@ -47,20 +64,27 @@ impl Publishes {
             "NATS: {}",
             String::from_utf8_lossy(message.headers).trim()
         );
-        ensure_stored(message.payload)?;
+        self.ensure_stored(message.payload)?;
         if self.missing.is_last(number)? {
             answered(number)?;
         }
         Ok(())
     }
+
+    /// A PubAck names the stream and a sequence number, and of a batch how many messages it has; one that failed has an object
+    /// `error`.
+    fn ensure_stored(&self, ack: &[u8]) -> anyhow::Result<()> {
+        let has = |wanted: &[u8]| ack.windows(wanted.len()).any(|window| window == wanted);
+        let is_stored = has(self.wanted.as_bytes()) && !has(b"\"error\":") && !has(b"\"duplicate\":");
+        anyhow::ensure!(is_stored, "JetStream: {}", String::from_utf8_lossy(ack));
+        Ok(())
+    }
 }
 
-/// A PubAck names the stream and a sequence number; one that failed has an object `error`.
-fn ensure_stored(ack: &[u8]) -> anyhow::Result<()> {
-    let has = |wanted: &[u8]| ack.windows(wanted.len()).any(|window| window == wanted);
-    let is_stored = has(b"\"seq\":") && !has(b"\"error\":") && !has(b"\"duplicate\":");
-    anyhow::ensure!(is_stored, "JetStream: {}", String::from_utf8_lossy(ack));
-    Ok(())
+/// Where `text` ends, each time that it is in `bytes`.
+fn ends_of(bytes: &[u8], text: &str) -> Vec<usize> {
+    let windows = bytes.windows(text.len()).enumerate();
+    windows.filter(|(_, window)| *window == text.as_bytes()).map(|(at, _)| at + text.len()).collect()
 }
 
 fn from_digits(text: &str) -> Option<u64> {
@@ -80,7 +104,7 @@ impl Protocol for Publishes {
                 write_number(digits, number);
             }
         }
-        self.missing.begin(number, self.numbers_at.len() as u32);
+        self.missing.begin(number, 1);
         Ok(())
     }
 
@@ -241,32 +265,51 @@ mod tests {
     }
 
     #[test]
-    fn each_message_of_a_request_carries_its_number() {
+    fn one_record_is_published_with_a_subject_for_its_number() {
         let mut out = Vec::new();
-        publishes(2, 0).append_request(&mut out, 0x1a2).unwrap();
-        let value = record_value(2);
-        let mut wanted = Vec::new();
-        for _ in 0..2 {
-            wanted.extend_from_slice(b"PUB s _INBOX.3.00000000000001a2 2\r\n");
-            wanted.extend_from_slice(&value);
-            wanted.extend_from_slice(b"\r\n");
-        }
+        publishes(1, 0).append_request(&mut out, 0x1a2).unwrap();
+        let mut wanted = b"PUB s _INBOX.3.00000000000001a2 2\r\n".to_vec();
+        wanted.extend_from_slice(&record_value(2));
+        wanted.extend_from_slice(b"\r\n");
         assert_eq!(out, wanted);
     }
 
     #[test]
-    fn requests_are_answered_by_number_when_all_messages_are() {
-        let ack = |number: u64| {
-            let json = "{\"stream\":\"S\",\"seq\":7}";
-            format!("MSG _INBOX.3.{number:016x} 1 {}\r\n{json}\r\n", json.len())
-        };
-        let bytes =
-            [ack(1), "PING\r\n".to_owned(), ack(0), ack(1), "INFO {\"a\":1}\r\n".to_owned(), ack(0)].concat();
-        let fresh = || Box::new(publishes(2, 2)) as Box<dyn Protocol>;
+    fn many_records_are_a_batch_that_the_last_one_commits() {
+        let mut out = Vec::new();
+        publishes(2, 0).append_request(&mut out, 0x1a2).unwrap();
+        let value = record_value(2);
+        let mut wanted = b"HPUB s 78 80\r\nNATS/1.0\r\nNats-Batch-Id: _INBOX.3-00000000000001a2\r\n\
+            Nats-Batch-Sequence: 1\r\n\r\n"
+            .to_vec();
+        wanted.extend_from_slice(&value);
+        wanted.extend_from_slice(
+            b"\r\nHPUB s _INBOX.3.00000000000001a2 100 102\r\nNATS/1.0\r\n\
+            Nats-Batch-Id: _INBOX.3-00000000000001a2\r\nNats-Batch-Sequence: 2\r\n\
+            Nats-Batch-Commit: 1\r\n\r\n",
+        );
+        wanted.extend_from_slice(&value);
+        wanted.extend_from_slice(b"\r\n");
+        assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&wanted));
+    }
+
+    #[test]
+    fn requests_are_answered_by_number() {
+        let ack =
+            |number: u64, json: &str| format!("MSG _INBOX.3.{number:016x} 1 {}\r\n{json}\r\n", json.len());
+        let one = "{\"stream\":\"S\",\"seq\":7}";
+        let bytes = [&ack(1, one), "PING\r\n", "INFO {\"a\":1}\r\n", &ack(0, one)].concat();
+        let fresh = || Box::new(publishes(1, 2)) as Box<dyn Protocol>;
         assert_eq!(answers_however_split(fresh, bytes.as_bytes()), [1, 0]);
         let mut out = Vec::new();
         publishes(1, 2).take_replies(b"PING\r\n", &mut out, &mut |_| Ok(())).unwrap();
         assert_eq!(out, b"PONG\r\n");
+        let batch = ack(0, "{\"stream\":\"S\",\"seq\":7,\"batch\":\"x\",\"count\":2}");
+        let fresh = || Box::new(publishes(2, 1)) as Box<dyn Protocol>;
+        assert_eq!(answers_however_split(fresh, batch.as_bytes()), [0]);
+        let incomplete = ack(0, one);
+        let taken = publishes(2, 1).take_replies(incomplete.as_bytes(), &mut Vec::new(), &mut |_| Ok(()));
+        assert!(taken.unwrap_err().to_string().contains("seq"));
     }
 
     #[test]
