@@ -316,3 +316,95 @@ fn wait(polled: &mut [libc::pollfd], timeout_ns: u64) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+    use crate::protocol::Answered;
+
+    /// Requests and replies are 8 bytes; a request needs the credit that the server sends some time after the last reply.
+    struct Credited {
+        credits: u64,
+    }
+
+    const CREDIT: u64 = u64::MAX;
+
+    impl Protocol for Credited {
+        fn request_bytes(&self) -> usize {
+            8
+        }
+
+        fn may_send(&self) -> bool {
+            self.credits > 0
+        }
+
+        fn append_request(&mut self, out: &mut Vec<u8>, number: u64) -> anyhow::Result<()> {
+            assert!(self.credits > 0, "sent without a credit");
+            self.credits -= 1;
+            out.extend_from_slice(&number.to_be_bytes());
+            Ok(())
+        }
+
+        fn take_replies(
+            &mut self,
+            received: &[u8],
+            _out: &mut Vec<u8>,
+            answered: Answered<'_>,
+        ) -> anyhow::Result<usize> {
+            let words = received.chunks_exact(8);
+            let taken = received.len() - words.remainder().len();
+            for word in words {
+                match u64::from_be_bytes(*word.first_chunk().unwrap()) {
+                    CREDIT => self.credits += 1,
+                    number => answered(number)?,
+                }
+            }
+            Ok(taken)
+        }
+    }
+
+    /// Answers each request, then gives its credit back in a packet of its own, until the connection ends.
+    fn serve(mut socket: TcpStream) {
+        let mut request = [0; 8];
+        socket.set_nodelay(true).unwrap();
+        while socket.read_exact(&mut request).is_ok() {
+            if socket.write_all(&request).and_then(|()| socket.write_all(&CREDIT.to_be_bytes())).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn run_credited(connections: usize, outstanding: usize, rate: Option<f64>) -> LoadResult {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connect = |_| {
+            let socket = TcpStream::connect(addr).unwrap();
+            let served = listener.accept().unwrap().0;
+            std::thread::spawn(move || serve(served));
+            LoadConnection { socket, protocol: Box::new(Credited { credits: 1 }) }
+        };
+        let connections = (0..connections).map(connect).collect();
+        let measured = Duration::from_millis(200);
+        run(connections, 1, None, LoadShape { outstanding, rate, warmup: Duration::ZERO, measured }).unwrap()
+    }
+
+    #[test]
+    fn a_protocol_may_hold_requests_back() {
+        // One connection blocks in `recv`, several wait in `ppoll`; there is room for more requests than credits.
+        for connections in [1, 3] {
+            let result = run_credited(connections, 4, None);
+            assert!(result.replies > connections as u64, "{} replies", result.replies);
+            assert_eq!(result.latencies.count(), result.replies);
+        }
+    }
+
+    #[test]
+    fn an_open_loop_sends_all_that_is_due_though_it_was_held_back() {
+        for connections in [1, 3] {
+            // 200 ms at 500 requests a second.
+            assert_eq!(run_credited(connections, 4, Some(500.0)).replies, 100, "{connections} connections");
+        }
+    }
+}
