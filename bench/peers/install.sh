@@ -70,7 +70,7 @@ if [ ${#missing[@]} -gt 0 ]; then
         made_policy=yes
     fi
     # PostgreSQL's scripts make a database of their own unless told otherwise.
-    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    if [[ " ${missing[*]} " == *" postgresql "* && ! -e /etc/postgresql-common/createcluster.conf ]]; then
         mkdir -p /etc/postgresql-common
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
     fi
