@@ -10,6 +10,7 @@ use pyralog_core::limits::{
 };
 
 use crate::cluster::failover::How;
+use crate::compare::Peer;
 use crate::load::LoadShape;
 use crate::options::{ConsumeArgs, FloorArgs, MixedArgs, OutArgs, ReportArgs, SweepArgs};
 use crate::produce::BatchShape;
@@ -42,7 +43,7 @@ pub enum Command {
     Report(ReportArgs),
     /// Run a node, or three, and the floor servers in turns under the same load and print their ratios
     Pairs(PairsArgs),
-    /// Run three nodes and PostgreSQL with two synchronous standbys in turns under the same load and print their ratios
+    /// Run Pyralog and other systems (Redis, NATS, etcd, PostgreSQL, RabbitMQ) in turns under the same load and print their ratios
     Compare(CompareArgs),
     /// Kill or stop the leader of three nodes again and again under producers: the distribution of the gap they see
     Failover(FailoverArgs),
@@ -272,12 +273,21 @@ pub struct CompareArgs {
     /// The cluster
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// Folder of PostgreSQL's programs [default: the newest version below /usr/lib/postgresql]
-    #[arg(long)]
-    pub postgres: Option<PathBuf>,
-    /// Rounds of two measurements each
-    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000))]
+    /// With whom; one that is not installed is left out and named [default: all]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub peers: Vec<Peer>,
+    /// Nodes of each system: one, or three of which two have to have a record durably
+    #[arg(long, default_value_t = 1, value_parser = parse_nodes)]
+    pub nodes: usize,
+    /// Folders in which their programs are looked for before those in PATH
+    #[arg(long, value_delimiter = ',')]
+    pub programs: Vec<PathBuf>,
+    /// Rounds; each measures each system once
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=1_000))]
     pub rounds: u64,
+    /// Where to write the figures as JSON, whatever is printed
+    #[arg(long)]
+    pub json: Option<PathBuf>,
     /// The load
     #[command(flatten)]
     pub load: LoadArgs,
@@ -458,6 +468,14 @@ pub(crate) fn parse_rate(text: &str) -> Result<Rate, String> {
     }
 }
 
+fn parse_nodes(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("give 1 or 3".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -483,6 +501,8 @@ mod tests {
             assert!(text.contains("--outstanding"), "{text}");
         }
         assert!(refused(&["pairs"]).contains("--server"));
+        assert!(refused(&["compare", "--dir", ".", "--nodes", "2"]).contains("1 or 3"));
+        assert!(refused(&["compare", "--dir", ".", "--peers", "kafka"]).contains("rabbitmq"));
         assert!(refused(&["floor-server"]).contains("--dir"));
         assert!(refused(&["torture", "memory", "--addr", "127.0.0.1:1", "--pid", "1"]).contains("--bound"));
         assert!(refused(&["torture", "everything"]).contains("everything"));

@@ -2,7 +2,8 @@
 //!
 //! - [`floor`]: the bare program that a node is compared with; [`disk`]: what the disk alone gives.
 //! - [`load`]: the load generator's loop; [`pace`] decides when a request is due, [`latency`] keeps what it took,
-//!   [`produce`] makes the connections and frames, [`wire`] the bytes.
+//!   [`protocol`] is what a connection speaks, [`produce`] makes the connections and frames, [`wire`] the bytes.
+//! - [`compare`]: Pyralog beside other systems in turns.
 //! - [`pairs`]: node and floor in turns, with the ratios.
 //! - [`stamped`]: producers whose records tell when they should have been sent; [`consume`], [`mixed`] and [`sweep`]
 //!   measure with them on a [`target`].
@@ -32,6 +33,7 @@ pub mod pairs;
 pub mod plot;
 pub mod process;
 pub mod produce;
+pub mod protocol;
 pub mod report;
 pub mod rng;
 pub mod session;

@@ -14,16 +14,13 @@ use crate::host;
 use crate::latency::Latencies;
 use crate::live::{Board, Tap};
 use crate::pace::{Clock, Lane, Pace, SystemClock};
-use crate::wire::{self, FrameTemplate};
+use crate::protocol::Protocol;
 
 /// How long replies are waited for after the last request.
 const LAST_REPLIES: Duration = Duration::from_secs(30);
 const RECEIVE_BYTES: usize = 256 << 10;
 /// A send goes out when this much is ready, so that a long burst doesn't wait for its end.
 const SEND_BYTES: usize = 64 << 10;
-
-/// What one reply tells; an error ends the run.
-pub type ReplyCheck = fn(&[u8]) -> anyhow::Result<()>;
 
 /// Shape of a run.
 #[derive(Clone, Copy, Debug)]
@@ -57,20 +54,17 @@ impl LoadResult {
     }
 }
 
-/// A connection with the frame that it sends. The handshake is done.
+/// A connection with what it speaks. The handshake is done.
 pub struct LoadConnection {
     /// The socket, blocking.
     pub socket: TcpStream,
-    /// What to send.
-    pub frame: FrameTemplate,
-    /// How to judge a reply.
-    pub check: ReplyCheck,
+    /// Requests and replies.
+    pub protocol: Box<dyn Protocol>,
 }
 
 struct Driven {
     socket: TcpStream,
-    frame: FrameTemplate,
-    check: ReplyCheck,
+    protocol: Box<dyn Protocol>,
     lane: Lane,
     send: Vec<u8>,
     sent: usize,
@@ -161,11 +155,10 @@ struct Measured {
 
 impl Driven {
     fn new(connection: LoadConnection, lane: Lane) -> Self {
-        let capacity = SEND_BYTES + connection.frame.len_bytes();
+        let capacity = SEND_BYTES + connection.protocol.request_bytes();
         Self {
             socket: connection.socket,
-            frame: connection.frame,
-            check: connection.check,
+            protocol: connection.protocol,
             lane,
             send: Vec::with_capacity(capacity),
             sent: 0,
@@ -182,9 +175,10 @@ impl Driven {
             while self.send.len() < SEND_BYTES
                 && (now_ns < end_ns || self.lane.is_open_loop())
                 && self.lane.due_ns().is_some_and(|due| due < end_ns)
+                && self.protocol.may_send()
                 && let Some(correlation) = self.lane.begin(now_ns)
             {
-                self.frame.append_to(&mut self.send, correlation);
+                self.protocol.append_request(&mut self.send, correlation)?;
             }
             let Some(rest) = self.send.get(self.sent..).filter(|rest| !rest.is_empty()) else {
                 return Ok(false);
@@ -220,18 +214,24 @@ impl Driven {
             Err(error) => return Err(error).context("receiving failed"),
         }
         let now_ns = clock.now_ns();
-        while let Some(pending) = self.receive.get(self.start..self.end)
-            && let Some(len) = wire::frame_len(pending)
-        {
-            anyhow::ensure!(len <= RECEIVE_BYTES, "a reply of {len} bytes");
-            let Some(frame) = pending.get(..len) else { break };
-            (self.check)(frame)?;
-            let (begin_ns, latency_ns) =
-                self.lane.end(wire::correlation_id(frame).unwrap_or_default(), now_ns)?;
+        let pending = self.receive.get(self.start..self.end).unwrap_or_default();
+        let lane = &mut self.lane;
+        let taken = self.protocol.take_replies(pending, &mut self.send, &mut |correlation| {
+            let (begin_ns, latency_ns) = lane.end(correlation, now_ns)?;
             measured.reply(begin_ns, latency_ns, now_ns);
-            self.start += len;
-        }
+            Ok(())
+        })?;
+        anyhow::ensure!(
+            taken > 0 || pending.len() < RECEIVE_BYTES,
+            "a reply of more than {RECEIVE_BYTES} bytes"
+        );
+        self.start += taken;
         Ok(())
+    }
+
+    /// Whether a request is due before `end_ns` that only the protocol holds back.
+    fn is_held_back(&self, end_ns: u64) -> bool {
+        !self.protocol.may_send() && self.lane.due_ns().is_some_and(|due| due < end_ns)
     }
 }
 
@@ -278,7 +278,9 @@ fn drive(
         driven.socket.set_read_timeout(Some(LAST_REPLIES))?;
         loop {
             driven.send_due(clock.now_ns(), window.end_ns)?;
-            if driven.lane.outstanding() == 0 {
+            if driven.lane.outstanding() == 0
+                && (clock.now_ns() >= window.end_ns || !driven.is_held_back(window.end_ns))
+            {
                 return Ok(measured);
             }
             driven.receive_replies(clock, &mut measured)?;
@@ -295,17 +297,22 @@ fn drive(
     loop {
         let now_ns = clock.now_ns();
         let mut wake_ns = give_up_ns;
-        let mut under_way = 0;
+        let (mut under_way, mut held_back) = (0, false);
         for (driven, entry) in group.iter_mut().zip(&mut polled) {
             let blocked = driven.send_due(now_ns, window.end_ns)?;
             entry.events = if blocked { libc::POLLIN | libc::POLLOUT } else { libc::POLLIN };
             under_way += driven.lane.outstanding();
-            if let Some(due_ns) = driven.lane.due_ns().filter(|&due_ns| due_ns < window.end_ns && !blocked) {
+            if driven.is_held_back(window.end_ns) {
+                held_back = true;
+            } else if let Some(due_ns) =
+                driven.lane.due_ns().filter(|&due_ns| due_ns < window.end_ns && !blocked)
+            {
                 wake_ns = wake_ns.min(due_ns);
             }
         }
         let now_ns = clock.now_ns();
-        if under_way == 0 && (wake_ns == give_up_ns || (closed && now_ns >= window.end_ns)) {
+        let is_idle = wake_ns == give_up_ns && !held_back;
+        if under_way == 0 && (is_idle || (closed && now_ns >= window.end_ns)) {
             return Ok(measured);
         }
         anyhow::ensure!(now_ns < give_up_ns, "{under_way} requests without a reply for {LAST_REPLIES:?}");
@@ -336,4 +343,96 @@ fn wait(polled: &mut [libc::pollfd], timeout_ns: u64) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+    use crate::protocol::Answered;
+
+    /// Requests and replies are 8 bytes; a request needs the credit that the server sends some time after the last reply.
+    struct Credited {
+        credits: u64,
+    }
+
+    const CREDIT: u64 = u64::MAX;
+
+    impl Protocol for Credited {
+        fn request_bytes(&self) -> usize {
+            8
+        }
+
+        fn may_send(&self) -> bool {
+            self.credits > 0
+        }
+
+        fn append_request(&mut self, out: &mut Vec<u8>, number: u64) -> anyhow::Result<()> {
+            assert!(self.credits > 0, "sent without a credit");
+            self.credits -= 1;
+            out.extend_from_slice(&number.to_be_bytes());
+            Ok(())
+        }
+
+        fn take_replies(
+            &mut self,
+            received: &[u8],
+            _out: &mut Vec<u8>,
+            answered: Answered<'_>,
+        ) -> anyhow::Result<usize> {
+            let words = received.chunks_exact(8);
+            let taken = received.len() - words.remainder().len();
+            for word in words {
+                match u64::from_be_bytes(*word.first_chunk().unwrap()) {
+                    CREDIT => self.credits += 1,
+                    number => answered(number)?,
+                }
+            }
+            Ok(taken)
+        }
+    }
+
+    /// Answers each request, then gives its credit back in a packet of its own, until the connection ends.
+    fn serve(mut socket: TcpStream) {
+        let mut request = [0; 8];
+        socket.set_nodelay(true).unwrap();
+        while socket.read_exact(&mut request).is_ok() {
+            if socket.write_all(&request).and_then(|()| socket.write_all(&CREDIT.to_be_bytes())).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn run_credited(connections: usize, outstanding: usize, rate: Option<f64>) -> LoadResult {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connect = |_| {
+            let socket = TcpStream::connect(addr).unwrap();
+            let served = listener.accept().unwrap().0;
+            std::thread::spawn(move || serve(served));
+            LoadConnection { socket, protocol: Box::new(Credited { credits: 1 }) }
+        };
+        let connections = (0..connections).map(connect).collect();
+        let measured = Duration::from_millis(200);
+        run(connections, 1, None, LoadShape { outstanding, rate, warmup: Duration::ZERO, measured }).unwrap()
+    }
+
+    #[test]
+    fn a_protocol_may_hold_requests_back() {
+        // One connection blocks in `recv`, several wait in `ppoll`; there is room for more requests than credits.
+        for connections in [1, 3] {
+            let result = run_credited(connections, 4, None);
+            assert!(result.replies > connections as u64, "{} replies", result.replies);
+            assert_eq!(result.latencies.count(), result.replies);
+        }
+    }
+
+    #[test]
+    fn an_open_loop_sends_all_that_is_due_though_it_was_held_back() {
+        for connections in [1, 3] {
+            // 200 ms at 500 requests a second.
+            assert_eq!(run_credited(connections, 4, Some(500.0)).replies, 100, "{connections} connections");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use pyralog_bench::cluster::failover::{self, FailoverConfig};
 use pyralog_bench::cluster::idle::{self, IdleConfig};
 use pyralog_bench::cluster::stopped::{self, StoppedConfig};
 use pyralog_bench::commands::{self, show};
-use pyralog_bench::compare::{self, CompareConfig};
+use pyralog_bench::compare::{self, CompareConfig, Peer};
 use pyralog_bench::host::HostFacts;
 use pyralog_bench::latency::Summary;
 use pyralog_bench::pairs::PairsConfig;
@@ -64,18 +64,26 @@ fn run_pairs(args: PairsArgs) -> anyhow::Result<()> {
 }
 
 fn run_compare(args: CompareArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(args.load.records == 1, "compare sends one record in each request");
     let report = compare::run(&CompareConfig {
-        cpus: args.cluster.cpus(),
+        // Those given, and not all that there are: a single node chooses for itself.
+        cpus: args.cluster.cpus,
         server: args.cluster.server,
         dir: args.cluster.dir,
-        postgres: args.postgres,
+        programs: args.programs,
+        peers: if args.peers.is_empty() { Peer::ALL.to_vec() } else { args.peers },
+        nodes: args.nodes,
         rounds: args.rounds as usize,
         shape: args.load.shape(),
         connections: args.load.connections as usize,
-        record_bytes: args.load.record_bytes as usize,
+        batch: args.load.batch(),
     })?;
+    if let Some(path) = args.json {
+        std::fs::write(&path, format!("{:#}\n", report.to_json()))
+            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+    }
     show(args.cluster.output, &report.to_table(), &report.to_json());
+    let failures = report.failures().len();
+    anyhow::ensure!(failures == 0, "{failures} of the systems could not be measured to the end");
     Ok(())
 }
 

@@ -11,8 +11,9 @@ use pyralog_net::frame::{REPLY_BIT, kind};
 use pyralog_net::message::{Acks, Durability, ProduceReply, ProduceRequest, Request, Response};
 
 use crate::load::LoadConnection;
+use crate::protocol::record_value;
 use crate::session::{PATIENCE, Session, refusal};
-use crate::wire::{FrameTemplate, HEADER};
+use crate::wire::{FrameTemplate, Frames, HEADER};
 
 /// Bytes of the body of a produce reply.
 pub fn produce_reply_body_bytes() -> usize {
@@ -39,8 +40,7 @@ pub struct BatchShape {
 /// One batch of `shape`, from no idempotent producer.
 pub fn batch(shape: BatchShape) -> anyhow::Result<Vec<u8>> {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-    // Not all the same byte: nothing on the way may profit from it.
-    let value: Vec<u8> = (0..shape.record_bytes).map(|at| (at.wrapping_mul(151) >> 2) as u8).collect();
+    let value = record_value(shape.record_bytes);
     let mut builder = BatchBuilder::new();
     for _ in 0..shape.records {
         builder.append(now_ms, None, Some(&value), &[])?;
@@ -68,7 +68,7 @@ pub fn connect_floor(
             let socket = TcpStream::connect_timeout(&addr, PATIENCE)
                 .with_context(|| format!("can't connect to the floor server at {addr}"))?;
             socket.set_nodelay(true)?;
-            Ok(LoadConnection { socket, frame: frame.clone(), check: |_| Ok(()) })
+            Ok(LoadConnection { socket, protocol: Box::new(Frames::new(frame.clone(), |_| Ok(()))) })
         })
         .collect()
 }
@@ -93,7 +93,7 @@ pub fn connect_node(
             let leader = leader.address.parse().with_context(|| format!("the address {}", leader.address))?;
             let socket = Session::connect(leader, Some(place.shard))?.into_socket()?;
             let frame = produce_frame(GroupId::new(topic.id, partition), &batch)?;
-            Ok(LoadConnection { socket, frame, check: check_produce_reply })
+            Ok(LoadConnection { socket, protocol: Box::new(Frames::new(frame, check_produce_reply)) })
         })
         .collect()
 }

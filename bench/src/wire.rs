@@ -5,6 +5,8 @@
 
 use anyhow::Context;
 
+use crate::protocol::{Answered, Protocol};
+
 /// Bytes of a frame header.
 pub const HEADER: usize = pyralog_core::limits::FRAME_HEADER_BYTES;
 
@@ -50,6 +52,50 @@ impl FrameTemplate {
         if let Some(field) = out.get_mut(start + CORRELATION_AT..start + HEADER) {
             field.copy_from_slice(&correlation.to_le_bytes());
         }
+    }
+}
+
+/// What one reply tells; an error ends the run.
+pub type ReplyCheck = fn(&[u8]) -> anyhow::Result<()>;
+
+/// Pyralog's own protocol, which the floor server speaks, too.
+pub struct Frames {
+    request: FrameTemplate,
+    check: ReplyCheck,
+}
+
+impl Frames {
+    /// Sends this frame again and again and judges each reply.
+    pub fn new(request: FrameTemplate, check: ReplyCheck) -> Self {
+        Self { request, check }
+    }
+}
+
+impl Protocol for Frames {
+    fn request_bytes(&self) -> usize {
+        self.request.len_bytes()
+    }
+
+    fn append_request(&mut self, out: &mut Vec<u8>, number: u64) -> anyhow::Result<()> {
+        self.request.append_to(out, number);
+        Ok(())
+    }
+
+    fn take_replies(
+        &mut self,
+        received: &[u8],
+        _out: &mut Vec<u8>,
+        answered: Answered<'_>,
+    ) -> anyhow::Result<usize> {
+        let mut taken = 0;
+        while let Some(pending) = received.get(taken..)
+            && let Some(frame) = frame_len(pending).and_then(|len| pending.get(..len))
+        {
+            (self.check)(frame)?;
+            answered(correlation_id(frame).unwrap_or_default())?;
+            taken += frame.len();
+        }
+        Ok(taken)
     }
 }
 

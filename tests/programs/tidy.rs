@@ -86,6 +86,7 @@ fn every_page_that_a_page_links_to_exists() {
         "README.md",
         "bench/README.md",
         "docs/architecture.md",
+        "docs/benchmarks/peers.md",
         "docs/clients.md",
         "docs/durability.md",
         "docs/decisions/README.md",

@@ -1,22 +1,38 @@
-//! Pyralog beside other programs that acknowledge what is on stable storage of a quorum of three, in turns.
+//! Pyralog beside other systems that acknowledge what is on stable storage, of one node or of a majority of three: in turns,
+//! by one load generator, each on a machine that does nothing else meanwhile.
 
-pub mod postgres;
+mod etcd;
+mod flushes;
+mod nats;
+mod postgres;
+mod pyralog;
+mod rabbitmq;
+mod redis;
+mod report;
+mod server;
+mod system;
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
 use crate::host::HostFacts;
-use crate::latency::{Summary, median};
-use crate::load;
-use crate::load::LoadShape;
+use crate::load::{self, LoadShape};
 use crate::pairs::{self, Side};
-use crate::produce::{self, BatchShape};
-use postgres::Postgres;
+use crate::produce::BatchShape;
+use flushes::{Counts, FlushCounter, PerRequest};
+use pyralog::Pyralog;
+use system::{Plan, System};
 
-const TOPIC: &str = "bench-compare";
+pub use report::CompareReport;
+pub use system::Peer;
+
+/// How long the idle disk is watched before anything starts.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -25,130 +41,258 @@ pub struct CompareConfig {
     pub server: PathBuf,
     /// Folder on the disk to be used; a temporary one is made in it.
     pub dir: PathBuf,
-    /// Where PostgreSQL's programs are; `None` = the newest version in its usual place.
-    pub postgres: Option<PathBuf>,
-    /// Rounds; each measures each side once.
+    /// Folders in which peers' programs are looked for before those in `PATH`.
+    pub programs: Vec<PathBuf>,
+    /// With whom; one that is not installed is left out.
+    pub peers: Vec<Peer>,
+    /// Nodes of each system, 1 or 3.
+    pub nodes: usize,
+    /// Rounds; each measures each system once.
     pub rounds: usize,
-    /// Shape of every run; one request under way per connection.
+    /// Shape of every run.
     pub shape: LoadShape,
     /// Connections.
     pub connections: usize,
-    /// Size of a record's value, bytes.
-    pub record_bytes: usize,
-    /// CPUs of Pyralog's nodes, in turns.
+    /// What each request carries.
+    pub batch: BatchShape,
+    /// CPUs of Pyralog's nodes, in turns; empty for its own choice. Other systems run where they like.
     pub cpus: Vec<usize>,
 }
 
-/// Both programs, one after the other.
+/// One system's turn in a round.
 #[derive(Clone, Copy, Debug)]
-pub struct Round {
-    /// Three nodes of Pyralog.
-    pub pyralog: Side,
-    /// A primary and two standbys of PostgreSQL.
-    pub postgres: Side,
+pub(crate) struct Turn {
+    side: Side,
+    /// `None` where the disk does not count.
+    disk: Option<PerRequest>,
 }
 
-/// What came out.
-pub struct CompareReport {
-    host: HostFacts,
-    load: String,
-    /// What PostgreSQL said of itself.
-    peer: String,
-    /// In the order in which they ran.
-    pub rounds: Vec<Round>,
+/// A system with what was measured of it.
+struct Entrant {
+    system: Box<dyn System>,
+    version: String,
+    /// One of each round, until it failed.
+    turns: Vec<Turn>,
+    failure: Option<String>,
 }
 
-/// Runs it.
+/// Runs it. A peer that fails is left alone from there on and named in the report; Pyralog's own failure ends the run.
 pub fn run(config: &CompareConfig) -> anyhow::Result<CompareReport> {
-    pairs::ensure_program(&config.server)?;
     anyhow::ensure!(config.rounds > 0, "0 rounds; give at least one");
-    anyhow::ensure!(config.shape.outstanding == 1, "a connection of PostgreSQL has one request under way");
-    anyhow::ensure!(config.shape.rate.is_none(), "only in a closed loop");
-    std::fs::create_dir_all(&config.dir)?;
+    anyhow::ensure!(matches!(config.nodes, 1 | 3), "{} nodes; there can be 1 or 3", config.nodes);
+    let mut entrants = vec![Entrant::new(Box::new(Pyralog::find(&config.server)?))];
+    let mut left_out = Vec::new();
+    for peer in &config.peers {
+        match peer.find(&config.programs, config.nodes) {
+            Ok(system) => entrants.push(Entrant::new(system)),
+            Err(why) => left_out.push((peer.name().to_owned(), format!("{why:#}"))),
+        }
+    }
+    for (name, why) in &left_out {
+        eprintln!("{name} is left out: {why}");
+    }
+    anyhow::ensure!(entrants.len() > 1, "none of the systems to compare with is installed");
+    fs::create_dir_all(&config.dir)?;
     let folder = tempfile::Builder::new().prefix("pyralog-compare-").tempdir_in(&config.dir)?;
-    let postgres = Postgres::start(config.postgres.as_deref(), folder.path(), config.record_bytes)?;
-    let cluster = Cluster::start(&config.server, folder.path(), &config.cpus)?;
-    cluster.create_topic(TOPIC, 1)?;
-    let mut rounds = Vec::new();
-    for number in 0..config.rounds {
-        // Every other round begins with the other side, so that a drift of the machine favours neither.
-        let round = match number % 2 {
-            0 => {
-                let pyralog = run_pyralog(config, &cluster)?;
-                Round { pyralog, postgres: postgres.run(config.connections, config.shape)? }
-            }
-            _ => {
-                let postgres = postgres.run(config.connections, config.shape)?;
-                Round { pyralog: run_pyralog(config, &cluster)?, postgres }
-            }
-        };
-        eprintln!("round {} of {} done", number + 1, config.rounds);
-        rounds.push(round);
-    }
-    let peer = postgres.describe()?;
-    postgres.stop()?;
-    cluster.stop()?;
-    let load = format!(
-        "{} connection(s), one outstanding each, records of {} bytes, closed loop, {:?} + {:?} warm-up",
-        config.connections, config.record_bytes, config.shape.measured, config.shape.warmup
-    );
-    Ok(CompareReport { host: HostFacts::collect(), load, peer, rounds })
-}
-
-fn run_pyralog(config: &CompareConfig, cluster: &Cluster) -> anyhow::Result<Side> {
-    let batch = BatchShape { records: 1, record_bytes: config.record_bytes };
-    let connections = produce::connect_node(cluster.address(1)?, TOPIC, config.connections, batch)?;
-    pairs::measured(load::run(connections, 1, None, config.shape).context("load on Pyralog")?)
-}
-
-impl CompareReport {
-    fn ratio(&self, of: fn(&Side) -> f64) -> f64 {
-        let ratios: Vec<f64> =
-            self.rounds.iter().map(|round| of(&round.pyralog) / of(&round.postgres)).collect();
-        median(&ratios).unwrap_or_default()
-    }
-
-    fn ratios(&self) -> [f64; 4] {
-        [
-            self.ratio(|side| side.latency.p50_us),
-            self.ratio(|side| side.latency.p99_us),
-            self.ratio(|side| side.latency.p999_us),
-            self.ratio(|side| side.acks_per_second),
-        ]
-    }
-
-    /// For people.
-    pub fn to_table(&self) -> String {
-        let mut text = format!(
-            "{}\n{}\n{}\n\nround  program   {}      acks/s\n",
-            self.host,
-            self.load,
-            self.peer,
-            Summary::HEADS
-        );
-        for (number, round) in (1..).zip(&self.rounds) {
-            for (name, side) in [("pyralog", &round.pyralog), ("postgres", &round.postgres)] {
-                text += &format!("{number:5}  {name:9} {}{:12.0}\n", side.latency, side.acks_per_second);
+    // Some systems run as another user, who has to get through to their folders.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let counter = FlushCounter::of(folder.path());
+    let idle_flushes_per_second = counter.as_ref().ok().map(watch_idle_disk).transpose()?;
+    for round in 0..config.rounds {
+        for at in order(entrants.len(), round) {
+            if let Some(entrant) = entrants.get_mut(at) {
+                let dir = folder.path().join(format!("{round}-{}", entrant.system.name()));
+                entrant.take_turn(config, &dir, counter.as_ref().ok(), at == 0)?;
             }
         }
-        let [p50, p99, p999, acks] = self.ratios();
-        text + &format!(
-            "\nmedian of {} rounds, Pyralog / PostgreSQL: p50 {p50:.2}, p99 {p99:.2}, p999 {p999:.2}, acks/s {acks:.2}\n",
-            self.rounds.len()
-        )
+        eprintln!("round {} of {} done", round + 1, config.rounds);
+    }
+    Ok(CompareReport {
+        host: HostFacts::collect(),
+        nodes: config.nodes,
+        rounds: config.rounds,
+        load: describe(config),
+        records: config.batch.records,
+        most_under_way: config.connections * config.shape.outstanding,
+        disk: counter.map(|counter| counter.device).map_err(|why| format!("{why:#}")),
+        idle_flushes_per_second,
+        systems: entrants.into_iter().map(|entrant| entrant.into_report(&config.plan())).collect(),
+        left_out,
+    })
+}
+
+/// Every round begins with another system, so that a drift of the machine favours none.
+fn order(systems: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..systems).map(move |place| (place + round) % systems)
+}
+
+/// Flushes a second while nothing of ours runs.
+fn watch_idle_disk(counter: &FlushCounter) -> anyhow::Result<f64> {
+    let (before, begin) = (counter.read()?, Instant::now());
+    std::thread::sleep(IDLE);
+    let flushes = counter.read()?.flushes.saturating_sub(before.flushes);
+    Ok(flushes as f64 / begin.elapsed().as_secs_f64())
+}
+
+fn describe(config: &CompareConfig) -> String {
+    let shape = &config.shape;
+    format!(
+        "{} connection(s), {} outstanding, {} record(s) of {} bytes in each request, {}, {:?} + {:?} warm-up",
+        config.connections,
+        shape.outstanding,
+        config.batch.records,
+        config.batch.record_bytes,
+        shape.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} requests/s")),
+        shape.measured,
+        shape.warmup
+    )
+}
+
+impl CompareConfig {
+    fn plan(&self) -> Plan {
+        Plan {
+            nodes: self.nodes,
+            connections: self.connections,
+            outstanding: self.shape.outstanding,
+            batch: self.batch,
+            cpus: self.cpus.clone(),
+        }
+    }
+}
+
+impl Entrant {
+    fn new(system: Box<dyn System>) -> Self {
+        Self { version: system.version(), system, turns: Vec::new(), failure: None }
     }
 
-    /// For programs.
-    pub fn to_json(&self) -> Value {
-        let [p50, p99, p999, acks] = self.ratios();
-        json!({
-            "kernel": self.host.kernel, "cpu_model": self.host.cpu_model, "cpus": self.host.cpus,
-            "date_utc": self.host.date_utc, "git_revision": self.host.git_revision,
-            "load": self.load, "peer": self.peer,
-            "rounds": self.rounds.iter().map(|round| json!({
-                "pyralog": round.pyralog.to_json(), "postgres": round.postgres.to_json(),
-            })).collect::<Vec<_>>(),
-            "median_ratios": { "p50": p50, "p99": p99, "p999": p999, "acks": acks },
-        })
+    /// Starts, loads and ends it in `dir`, which is removed. An error is kept unless it must not be.
+    fn take_turn(
+        &mut self,
+        config: &CompareConfig,
+        dir: &Path,
+        counter: Option<&FlushCounter>,
+        must_succeed: bool,
+    ) -> anyhow::Result<()> {
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        fs::create_dir(dir)?;
+        let outcome = turn(config, self.system.as_ref(), dir, counter);
+        fs::remove_dir_all(dir).with_context(|| format!("{}: can't be removed", dir.display()))?;
+        match outcome.with_context(|| format!("{} failed", self.system.name())) {
+            Ok((turn, version)) => {
+                self.turns.push(turn);
+                self.version = version.unwrap_or_else(|| self.system.version());
+            }
+            Err(error) if must_succeed => return Err(error),
+            Err(error) => {
+                eprintln!("{error:#}");
+                self.failure = Some(format!("{error:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn into_report(self, plan: &Plan) -> report::SystemReport {
+        report::SystemReport {
+            name: self.system.name(),
+            version: self.version,
+            settings: self.system.settings(plan),
+            turns: self.turns,
+            failure: self.failure,
+        }
+    }
+}
+
+fn turn(
+    config: &CompareConfig,
+    system: &dyn System,
+    dir: &Path,
+    counter: Option<&FlushCounter>,
+) -> anyhow::Result<(Turn, Option<String>)> {
+    let plan = config.plan();
+    let mut running = system.start(dir, &plan)?;
+    let (version, connections) = (running.version(), running.connect(&plan)?);
+    // What the last turn and this start have left to be written is not part of this one.
+    sync_disk(dir)?;
+    let count = || counter.map(FlushCounter::read).transpose();
+    let before = count()?;
+    let loaded = load::run(connections, 1, None, config.shape);
+    let after = count()?;
+    // Its log tells more than the load does.
+    running.ensure_running()?;
+    let result = loaded?;
+    let per_request = |(before, after): (Counts, Counts)| PerRequest::of(before, after, result.replies);
+    let disk = before.zip(after).and_then(per_request);
+    let side = pairs::measured(result)?;
+    running.stop()?;
+    eprintln!("{:9} {}{:12.0} acks/s", system.name(), side.latency, side.acks_per_second);
+    Ok((Turn { side, disk }, version))
+}
+
+fn sync_disk(dir: &Path) -> anyhow::Result<()> {
+    let folder = fs::File::open(dir)?;
+    // SAFETY: syncfs takes a descriptor, which is open, and touches no memory of ours.
+    let result = unsafe { libc::syncfs(folder.as_raw_fd()) };
+    anyhow::ensure!(result == 0, "{}: syncfs failed: {}", dir.display(), std::io::Error::last_os_error());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_round_begins_with_another_system() {
+        assert_eq!(order(3, 0).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(order(3, 1).collect::<Vec<_>>(), [1, 2, 0]);
+        assert_eq!(order(3, 5).collect::<Vec<_>>(), [2, 0, 1]);
+    }
+
+    /// Runs each system that is installed for a moment, through its own protocol: the real servers judge the codecs. Pyralog is
+    /// represented by nobody here, as its program may not be built.
+    #[test]
+    #[ignore = "starts database servers; run with --ignored on a machine that has them (bench/peers/install.sh)"]
+    fn installed_systems_take_and_acknowledge_records() {
+        let programs: Vec<PathBuf> = std::env::var_os("PEERS_PROGRAMS")
+            .map(|folders| std::env::split_paths(&folders).collect())
+            .unwrap_or_default();
+        for nodes in [1, 3] {
+            for peer in Peer::ALL {
+                let system = match peer.find(&programs, nodes) {
+                    Ok(system) => system,
+                    Err(why) => {
+                        eprintln!("skipped: {}: {why:#}", peer.name());
+                        continue;
+                    }
+                };
+                for (outstanding, records) in [(1, 1), (4, 10)] {
+                    let dir = tempfile::tempdir().unwrap();
+                    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+                    let shape = LoadShape {
+                        outstanding,
+                        rate: None,
+                        warmup: Duration::ZERO,
+                        measured: Duration::from_millis(300),
+                    };
+                    let config = CompareConfig {
+                        server: PathBuf::new(),
+                        dir: dir.path().to_owned(),
+                        programs: Vec::new(),
+                        peers: Vec::new(),
+                        nodes,
+                        rounds: 1,
+                        shape,
+                        connections: 2,
+                        batch: BatchShape { records, record_bytes: 256 },
+                        cpus: Vec::new(),
+                    };
+                    let place = dir.path().join(peer.name());
+                    fs::create_dir(&place).unwrap();
+                    let (turn, _) = turn(&config, system.as_ref(), &place, None).unwrap();
+                    assert!(turn.side.acks_per_second > 0.0);
+                }
+            }
+        }
     }
 }
