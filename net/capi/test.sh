@@ -79,6 +79,8 @@ export LD_LIBRARY_PATH=$folder/prefix/lib
 for program in c11 cxx17 static lifetimes; do
     timeout 60 "$folder/$program" "$address"
 done
+# And the same in Rust.
+cargo run -q --release -p pyralog-net --example produce_consume -- "$address"
 if command -v valgrind >/dev/null; then
     for program in c11 lifetimes; do
         timeout 120 valgrind -q --leak-check=full --errors-for-leak-kinds=definite --error-exitcode=9 \

@@ -89,6 +89,7 @@ fn every_page_that_a_page_links_to_exists() {
         "docs/benchmarks/peers.md",
         "docs/clients.md",
         "docs/durability.md",
+        "docs/performance.md",
         "docs/decisions/README.md",
         "docs/operations/monitoring.md",
         "docs/protocol.md",

@@ -82,9 +82,10 @@ impl Asked {
         Self { place, correlation_id, wait, heard_at, look_at, patience: SILENCE }
     }
 
-    /// The node has said something, or nobody was listening until now.
-    pub(super) fn heard(&mut self, now: Instant) {
-        (self.heard_at, self.look_at, self.patience) = (now, now + SILENCE, SILENCE);
+    /// For so long nobody listened to what the node might have said.
+    pub(super) fn was_not_listened_to(&mut self, away: Duration) {
+        self.heard_at += away;
+        self.look_at += away;
     }
 
     /// When the node's silence is worth asking others about, or has lasted for `longest` beyond its wait.

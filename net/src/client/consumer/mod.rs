@@ -79,6 +79,8 @@ pub struct Consumer {
     /// From the first failure until a reply.
     retries: Option<Retries>,
     watched: Vec<libc::pollfd>,
+    /// When the last wait for replies ended.
+    left_at: Option<Instant>,
 }
 
 impl Consumer {
@@ -116,6 +118,7 @@ impl Consumer {
             decompressed: Vec::new(),
             retries: None,
             watched: Vec::new(),
+            left_at: None,
         };
         for &(partition, start) in partitions {
             consumer.assign(partition, start)?;
@@ -205,7 +208,9 @@ impl Consumer {
         max_wait: Duration,
         mut visit: impl FnMut(u32, Record<'_>) -> Result<(), E>,
     ) -> Result<Polled, E> {
-        self.await_records(max_wait)?;
+        let awaited = self.await_records(max_wait);
+        self.left_at = Some(Instant::now());
+        awaited?;
         // What comes behind those that are there is fetched while they are visited. What goes wrong with that is met again
         // by the next poll.
         let _ = self.request(Duration::ZERO, false);
@@ -225,10 +230,11 @@ impl Consumer {
     fn await_records(&mut self, max_wait: Duration) -> Result<(), ClientError> {
         let now = Instant::now();
         let deadline = now + max_wait.min(FOR_EVER);
+        // The time in which nobody listened is not the node's silence.
+        let away = self.left_at.map_or(Duration::ZERO, |left_at| now.saturating_duration_since(left_at));
         for fetch in &mut self.assigned {
             fetch.answered = false;
-            // The time in which nobody listened is not the node's silence.
-            fetch.asked.iter_mut().for_each(|asked| asked.heard(now));
+            fetch.asked.iter_mut().for_each(|asked| asked.was_not_listened_to(away));
         }
         let mut looked = false;
         loop {
