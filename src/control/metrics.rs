@@ -332,7 +332,7 @@ impl Collector for Snapshot {
         self.histogram(
             &mut encoder,
             "write_reply",
-            "Sends of replies, until the kernel has taken them.",
+            "Sends of replies, until the shard has seen their end at its next wake-up.",
             |shard| &shard.write_stages[3],
         )?;
         self.histogram(&mut encoder, flush, "Journal writes, durable ones to stable storage.", |shard| {

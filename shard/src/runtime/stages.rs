@@ -35,7 +35,7 @@ pub struct Stages {
     pub flush_us: Histogram<u64>,
     /// From the end of its journal write until its reply: the other replicas of a quorum.
     pub quorum_us: Histogram<u64>,
-    /// From the beginning of a send of replies until the kernel has taken it.
+    /// From the beginning of a send of replies until the shard has seen its end: at its next wake-up, so an upper bound.
     pub reply_us: Histogram<u64>,
     writes: VecDeque<Write>,
     forgotten: bool,
