@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, GroupId, Outcome, Quorums};
 
-use super::backoff::Retries;
+use super::backoff::{Retries, SILENCE};
 use super::connection::{Connection, Received};
 use super::error::ClientError;
 use super::place::Place;
@@ -20,8 +20,6 @@ pub(super) const NODES: Request<'_> =
     Request::Metadata(MetadataRequest { topic: None, start_after: u32::MAX - 1 });
 /// A topic that the controller doesn't know for so long does not exist.
 const NEW_CONTROLLER: Duration = Duration::from_secs(1);
-/// How long one of several nodes may keep silent before others are asked.
-const SILENCE: Duration = Duration::from_millis(500);
 
 /// How a client behaves.
 #[derive(Clone, Debug)]

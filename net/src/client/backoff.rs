@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::error::ClientError;
 
+/// A node that has kept silent for so long may have lost what it led to others, and others are asked; so long, too, is
+/// tried to connect to one of several at first.
+pub(crate) const SILENCE: Duration = Duration::from_millis(500);
+/// Longer times of a configuration are taken for this: every sum with the time now can be told.
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(366 * 86_400);
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(500);
 

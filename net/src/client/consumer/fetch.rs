@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 use pyralog_core::GroupId;
 use pyralog_core::batch::{BatchError, BatchView, Record};
 
-use crate::client::backoff::Backoff;
+use crate::client::backoff::{Backoff, SILENCE};
 use crate::client::error::ClientError;
 use crate::client::place::Place;
 use crate::message::FetchReplyHead;
 
-/// A leader that has kept silent for so long may have lost the partition; doubled each time.
-const SILENCE: Duration = Duration::from_millis(500);
 /// Others are asked at least so often: a leader that has nothing to send is silent, too.
 const LONGEST_SILENCE: Duration = Duration::from_secs(4);
 

@@ -10,7 +10,7 @@ use pyralog_core::limits::{MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS};
 use pyralog_core::{ErrorCode, GroupId};
 
 use super::api::{Client, nobody_leads};
-use super::backoff::Retries;
+use super::backoff::{FOR_EVER, Retries};
 use super::connection::Connection;
 use super::error::ClientError;
 use super::place::Place;
@@ -20,8 +20,6 @@ use fetch::{Asked, Fetch, Fetched, Route};
 
 /// Empty buffers that are kept for the next replies.
 const SPARE_BUFFERS: usize = 4;
-/// Longer waits are taken for this.
-const FOR_EVER: Duration = Duration::from_secs(366 * 86_400);
 /// Head of a reply to a fetch, at most, bytes.
 const REPLY_HEAD_BYTES: usize = 1 << 10;
 

@@ -5,13 +5,11 @@ use std::time::Duration;
 use pyralog_core::batch::Compression;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_BATCH_BYTES};
 
+use crate::client::backoff::FOR_EVER;
 use crate::message::{Acks, Durability};
 
 /// Batches of one partition that a producer that is not idempotent may have under way.
 const MAX_IN_FLIGHT: usize = 1024;
-
-/// Longer times are taken for this.
-const FOR_EVER: Duration = Duration::from_secs(366 * 86_400);
 
 /// How a producer behaves. The names are those of Kafka's producers.
 #[derive(Clone, Debug)]

@@ -1,13 +1,14 @@
 //! The low-latency path: one record, now.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use pyralog_core::Outcome;
 use pyralog_core::limits::BATCHES_PER_PRODUCER;
 
 use super::config::{ProducerConfig, ProducerStats};
 use super::delivery::{DeliveryError, RecordMetadata};
+use super::record::now_ms;
 use super::resolver::Resolver;
 use super::sender::{Completed, Failure, Sender};
 use crate::client::api::Client;
@@ -114,9 +115,8 @@ impl DirectProducer {
         if waiting >= most {
             return Err(not_accepted(ClientError::BufferFull { buffered_bytes: waiting }));
         }
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let mut builder = self.sender.builder();
-        builder.append(now_ms, key, value, &[]).map_err(|error| not_accepted(error.into()))?;
+        builder.append(now_ms(), key, value, &[]).map_err(|error| not_accepted(error.into()))?;
         let number = self.next;
         self.next += 1;
         let sends = self.sender.batches(partition) < BATCHES_PER_PRODUCER;

@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 
 use pyralog_core::GroupId;
 
-use crate::client::backoff::Backoff;
+use crate::client::backoff::{Backoff, SILENCE};
 use crate::client::connection::Connection;
 use crate::client::error::ClientError;
 use crate::message::{Acks, ProduceReply, ProduceRequest, Request, Response};
 
-/// A node that has kept silent for so long may have lost what it led to others; so long, too, is tried to connect to it at
-/// first.
-const SILENCE: Duration = Duration::from_millis(500);
 /// How often others are asked while it goes on.
 const LOOK: Duration = Duration::from_secs(1);
 /// No more is queued while the node doesn't read what was sent.

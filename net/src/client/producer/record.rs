@@ -1,5 +1,7 @@
 //! What an application gives a producer.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use pyralog_core::batch::Header;
 
 /// A record to be sent. The bytes are copied into a batch by `send`.
@@ -33,4 +35,9 @@ impl<'a> ProducerRecord<'a> {
     pub fn to(self, partition: u32) -> Self {
         Self { partition: Some(partition), ..self }
     }
+}
+
+/// The timestamp of a record that has none of its own.
+pub(super) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

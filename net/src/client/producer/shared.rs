@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use pyralog_core::batch::{BatchBuilder, BatchError};
 use pyralog_core::murmur2::partition_for_key;
 
 use super::config::{Partitioner, ProducerConfig, ProducerStats};
 use super::delivery::{BatchDelivery, Callback, Delivery, DeliveryError};
-use super::record::ProducerRecord;
+use super::record::{ProducerRecord, now_ms};
 use super::resolver::wake_up;
 use crate::client::error::ClientError;
 
@@ -385,8 +385,4 @@ impl Shared {
         }
         true
     }
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
