@@ -39,39 +39,37 @@ struct Books {
 }
 
 /// Memory for journal chunks that another thread has touched before, so that its first use costs nothing.
+///
+/// That thread may be one that hardly ever gets to run, so nothing here waits for it but the drop.
 #[derive(Debug)]
 pub struct ChunkSupply {
-    wanted: Option<flume::Sender<()>>,
-    ready: flume::Receiver<Pages>,
+    /// `None` only while the supply is dropped.
+    ready: Option<rtrb::Consumer<Pages>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for ChunkSupply {
     fn drop(&mut self) {
-        self.wanted = None;
-        // Its end of the channel has to be gone, not only empty: the thread may have more to send than there is room for.
-        drop(std::mem::replace(&mut self.ready, flume::bounded(0).1));
+        // The thread ends when it finds its queue abandoned.
+        self.ready = None;
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }
 }
 
 impl ChunkSupply {
-    /// A supply that asks `thread` for one chunk's memory with each message to `wanted` and finds it in `ready`,
-    /// which has room for all that is wanted at once. The thread ends when `wanted` is gone.
-    pub fn new(wanted: flume::Sender<()>, ready: flume::Receiver<Pages>, thread: JoinHandle<()>) -> Self {
-        // As many as fit, not until it is full: the thread takes them meanwhile.
-        for _ in 0..wanted.capacity().unwrap_or(0) {
-            let _ = wanted.try_send(());
-        }
-        Self { wanted: Some(wanted), ready, thread: Some(thread) }
+    /// A supply that finds memory in `ready`, which `thread` fills up whenever it is unparked, and ends when that is
+    /// abandoned.
+    pub fn new(ready: rtrb::Consumer<Pages>, thread: JoinHandle<()>) -> Self {
+        Self { ready: Some(ready), thread: Some(thread) }
     }
 
-    fn take(&self) -> Option<Pages> {
-        let pages = self.ready.try_recv().ok()?;
-        if let Some(wanted) = &self.wanted {
-            let _ = wanted.try_send(());
+    pub(crate) fn take(&mut self) -> Option<Pages> {
+        let pages = self.ready.as_mut()?.pop().ok()?;
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
         }
         Some(pages)
     }
@@ -79,7 +77,8 @@ impl ChunkSupply {
     /// Blocks until as much is ready as is ever kept.
     #[cfg(test)]
     pub(crate) fn wait_until_full(&self) {
-        while !self.ready.is_full() {
+        let missing = |ready: &rtrb::Consumer<Pages>| ready.slots() < ready.buffer().capacity();
+        while self.ready.as_ref().is_some_and(missing) {
             std::thread::yield_now();
         }
     }
@@ -319,7 +318,7 @@ impl ChunkPool {
             return Pages::zeroed(capacity);
         }
         let spare = self.books.spare.borrow_mut().pop();
-        let supplied = || self.books.supply.borrow().as_ref().and_then(ChunkSupply::take);
+        let supplied = || self.books.supply.borrow_mut().as_mut().and_then(ChunkSupply::take);
         spare.or_else(supplied).unwrap_or_else(|| Pages::zeroed(capacity))
     }
 

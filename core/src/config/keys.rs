@@ -313,7 +313,9 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "runtime.cpus",
         doc: "CPUs that the shards run on, one each, in ascending order.",
-        why: "`auto` takes those the process may use. Name them to keep shards off the CPUs of other programs.",
+        why: "`auto` takes those the process may use. Name them to keep shards off the CPUs of other programs. One CPU \
+              left without a shard takes the helpers and the kernel's workers, which the slowest requests wait for \
+              otherwise.",
         field: |c| Field::Cpus(&mut c.runtime.cpus),
     },
     Key {

@@ -1,6 +1,10 @@
 //! Makes the memory of the next chunks before they are needed. The first touch of 4 MiB takes from half a millisecond to
 //! more than ten, on a machine whose host has to find the memory first; in the middle of a group commit that is the
 //! slowest request of the second.
+//!
+//! So it must not be in front of anything else either: the thread runs only where a core has nothing to do. On an equal
+//! footing it ran for up to 12 ms at a time before the kernel's worker that ends a durable write, on the core that takes
+//! the disk's interrupt (`docs/decisions/0010-helpers-keep-off-the-shards-cpus.md`).
 
 use std::io;
 
@@ -12,16 +16,20 @@ use crate::pages::Pages;
 
 /// Starts the thread behind a [`ChunkSupply`]; it ends when the supply is dropped.
 pub(super) fn start() -> io::Result<ChunkSupply> {
-    let (wanted_sender, wanted) = flume::bounded::<()>(CHUNKS_AHEAD_PER_SHARD);
-    let (ready_sender, ready) = flume::bounded(CHUNKS_AHEAD_PER_SHARD);
-    let thread = threads::spawn("pyra-memory", move || {
-        while wanted.recv().is_ok() {
-            if ready_sender.send(touched()).is_err() {
-                return;
-            }
+    let (to_shard, ready) = rtrb::RingBuffer::new(CHUNKS_AHEAD_PER_SHARD);
+    let thread = threads::spawn_idle("pyra-memory", move || keep_full(to_shard))?;
+    Ok(ChunkSupply::new(ready, thread))
+}
+
+/// Fills `to_shard` up whenever it is unparked, until the other end is gone.
+fn keep_full(mut to_shard: rtrb::Producer<Pages>) {
+    while !to_shard.is_abandoned() {
+        if to_shard.is_full() {
+            std::thread::park();
+        } else if to_shard.push(touched()).is_err() {
+            unreachable!("only this thread fills it");
         }
-    })?;
-    Ok(ChunkSupply::new(wanted_sender, ready, thread))
+    }
 }
 
 fn touched() -> Pages {
@@ -49,18 +57,30 @@ mod tests {
     }
 
     #[test]
-    fn a_supply_ends_even_when_its_thread_has_more_than_there_is_room_for() {
-        let (wanted_sender, wanted) = flume::bounded::<()>(4);
-        let (ready_sender, ready) = flume::bounded(1);
-        let supplier = move || while wanted.recv().is_ok() && ready_sender.send(touched()).is_ok() {};
-        let supply = ChunkSupply::new(wanted_sender, ready, std::thread::spawn(supplier));
-        supply.wait_until_full();
-        let (ended_sender, ended) = flume::bounded(1);
+    fn a_supply_ends_when_it_is_dropped_full_or_not() {
+        let (ended_sender, ended) = flume::bounded(2);
         std::thread::spawn(move || {
-            drop(supply);
-            let _ = ended_sender.send(());
+            let full = start().unwrap();
+            full.wait_until_full();
+            drop(full);
+            ended_sender.send(()).unwrap();
+            drop(start().unwrap());
+            ended_sender.send(()).unwrap();
         });
-        ended.recv_timeout(std::time::Duration::from_secs(20)).expect("the supply ends");
+        for _ in 0..2 {
+            ended.recv_timeout(std::time::Duration::from_secs(20)).expect("the supply ends");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_made_again() {
+        let pool = ChunkPool::new(16 * CHUNK_BYTES);
+        let mut supply = start().unwrap();
+        for _ in 0..3 * CHUNKS_AHEAD_PER_SHARD {
+            supply.wait_until_full();
+            drop(supply.take().expect("it is full"));
+        }
+        pool.supply(supply);
     }
 
     #[test]

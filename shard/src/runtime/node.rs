@@ -171,7 +171,7 @@ impl Node {
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
         let mut internal = options.internal.as_ref().map(Internal::open).transpose()?;
-        super::threads::remember_cpus();
+        super::threads::remember_cpus(options.shards.iter().flatten().copied());
         crate::pages::use_transparent_hugepages(options.transparent_hugepages);
         let (max_handles, max_connections) = descriptor_budget(&options);
 

@@ -13,6 +13,7 @@ use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
 use super::recv_buffers::RecvBuffers;
+use super::threads;
 
 /// Entries of the submission queue; a pass that has more submits in between.
 const SUBMISSION_ENTRIES: u32 = 1024;
@@ -108,6 +109,10 @@ impl<T> Ring<T> {
             .map_err(|error| RingError(refusal(&error)))?;
         if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_skip_cqe_on_success() {
             return Err(RingError(refusal(&io::Error::from_raw_os_error(libc::EINVAL))));
+        }
+        if let Some(cpus) = threads::cpus() {
+            // The kernel's workers, which copy what is written to segments. Without it they run in front of the shard.
+            let _ = uring.submitter().register_iowq_aff(cpus);
         }
         Ok(Self {
             uring,
