@@ -60,7 +60,7 @@ impl Drop for ChunkSupply {
 }
 
 impl ChunkSupply {
-    /// A supply that finds memory in `ready`, which `thread` fills up whenever it is unparked, and ends when that is
+    /// A supply that finds memory in `ready`, to which `thread` adds when it is unparked; the thread ends when that is
     /// abandoned.
     pub fn new(ready: rtrb::Consumer<Pages>, thread: JoinHandle<()>) -> Self {
         Self { ready: Some(ready), thread: Some(thread) }
@@ -74,11 +74,16 @@ impl ChunkSupply {
         Some(pages)
     }
 
-    /// Blocks until as much is ready as is ever kept.
+    /// Chunks' memory that could be taken now.
     #[cfg(test)]
-    pub(crate) fn wait_until_full(&self) {
-        let missing = |ready: &rtrb::Consumer<Pages>| ready.slots() < ready.buffer().capacity();
-        while self.ready.as_ref().is_some_and(missing) {
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.as_ref().map_or(0, rtrb::Consumer::slots)
+    }
+
+    /// Blocks until so much is ready.
+    #[cfg(test)]
+    pub(crate) fn wait_until(&self, ready: usize) {
+        while self.ready() < ready {
             std::thread::yield_now();
         }
     }

@@ -19,6 +19,7 @@ use crate::format::checkpoint::{
 use crate::memory::{ChunkPool, ChunkSlice};
 
 use super::journal::{Full, JournalFile};
+use super::pace::Pace;
 use super::partition::{Partition, TailBatch};
 use super::plan::FlushPlan;
 use super::replica::Replica;
@@ -39,9 +40,12 @@ const RETENTION_EVERY_US: u64 = 5_000_000;
 struct Job {
     index: u32,
     plan: FlushPlan,
-    token: IoToken,
+    /// Of the operation that is on its way; without one it waits for the pace.
+    token: Option<IoToken>,
     /// The group was dropped meanwhile.
     forgotten: bool,
+    /// One of its operations failed.
+    failed: bool,
 }
 
 /// A checkpoint ready to be written.
@@ -91,6 +95,8 @@ enum Stage {
 pub(super) struct Flusher {
     stage: Stage,
     pool: ChunkPool,
+    /// How fast the run that writes segments may go.
+    pace: Pace,
     dirty: Vec<u32>,
     unflushed_bytes: u64,
     oldest_unflushed_us: Option<u64>,
@@ -131,6 +137,7 @@ impl Flusher {
         Self {
             stage: Stage::Idle,
             pool: ChunkPool::new(MAX_CHECKPOINT_BYTES * (CHECKPOINTS_IN_MEMORY - 1)),
+            pace: Pace::default(),
             dirty: Vec::new(),
             unflushed_bytes: 0,
             oldest_unflushed_us: None,
@@ -186,6 +193,7 @@ impl Flusher {
     /// A batch was appended to `partition`.
     pub(super) fn note_unflushed(&mut self, now_us: u64, partition: &mut Partition, index: u32, bytes: u64) {
         self.unflushed_bytes += bytes;
+        self.pace.appended(bytes);
         self.oldest_unflushed_us.get_or_insert(now_us);
         if !partition.dirty {
             partition.dirty = true;
@@ -279,7 +287,12 @@ impl Engine {
         let age = flush.oldest_unflushed_us.filter(|_| idle && waits.is_none());
         let reads = self.cold.retry_due_us();
         let due = age.map(|oldest| oldest + self.config.max_buffer_time_us);
-        [due, flush.retry_us, flush.not_before_us, flush.retention_due_us, reads].into_iter().flatten().min()
+        let waiting = matches!(&flush.stage, Stage::Segments { jobs, .. } if jobs.iter().any(|job| job.token.is_none()));
+        let pace = waiting.then(|| flush.pace.due_us());
+        [due, pace, flush.retry_us, flush.not_before_us, flush.retention_due_us, reads]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(super) fn flush_tick(&mut self, actions: &mut Vec<Action>) {
@@ -310,13 +323,7 @@ impl Engine {
     pub(super) fn keep_memory_free(&mut self, actions: &mut Vec<Action>) {
         while self.cache_is_full() && self.evict_oldest() {}
         if matches!(self.flush.stage, Stage::Idle) {
-            let flushed_lsn = self.flush.flushed_lsn;
-            let unflushed = self.journal.chunks.iter().rev().take_while(|chunk| chunk.last_lsn > flushed_lsn);
-            let (chunks, batches) = unflushed
-                .fold((0, 0), |(chunks, batches), chunk| (chunks + 1, batches + chunk.partitions.len()));
-            // Of what is in segments already, a run would free nothing.
-            self.flush.wanted |= chunks * CHUNK_BYTES > self.config.cache_bound() / 2
-                || batches > self.config.cache_batches() / 2;
+            self.flush.wanted |= self.unflushed_exceeds(3, 8);
         }
         let pinned = self.pool.live_bytes().saturating_sub(self.journal.chunks.len() * CHUNK_BYTES);
         if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
@@ -342,6 +349,30 @@ impl Engine {
     fn cache_is_full(&self) -> bool {
         (self.journal.chunks.len() + 1) * CHUNK_BYTES > self.config.cache_bound()
             || self.cached_batches >= self.config.cache_batches()
+    }
+
+    /// Whether more than this part of the cache is in no segment. Of the rest a run would free nothing.
+    fn unflushed_exceeds(&self, part: usize, of: usize) -> bool {
+        let flushed_lsn = self.flush.flushed_lsn;
+        let unflushed = self.journal.chunks.iter().rev().take_while(|chunk| chunk.last_lsn > flushed_lsn);
+        let (chunks, batches) =
+            unflushed.fold((0, 0), |(chunks, batches), chunk| (chunks + 1, batches + chunk.partitions.len()));
+        chunks * CHUNK_BYTES > self.config.cache_bound() / of * part
+            || batches > self.config.cache_batches() / of * part
+    }
+
+    /// Whether the run has to go as fast as the disk lets it, since something waits for its end.
+    fn run_is_urgent(&self) -> bool {
+        let flush = &self.flush;
+        flush.shutting_down
+            || flush.checkpoint_needed
+            || flush.disk_full
+            || flush.postponed_catalog.is_some()
+            || !self.config.cache_enabled
+            || !self.has_room()
+            // No journal file is free and none is being made: one has to be freed.
+            || self.journal.free_files() == 0 && flush.creating.is_none()
+            || self.unflushed_exceeds(3, 4)
     }
 
     /// Drops the oldest chunk of the cache if everything in it is in segments.
@@ -401,7 +432,9 @@ impl Engine {
                 false => self.begin_run(actions),
             }
         }
-        self.start_jobs(actions);
+        self.end_jobs(actions);
+        self.start_jobs();
+        self.advance_jobs(actions);
         self.end_segments_stage(actions);
     }
 
@@ -440,6 +473,7 @@ impl Engine {
         self.apply_retention();
         let flush = &mut self.flush;
         flush.oldest_unflushed_us = None;
+        flush.pace.begin(self.now.monotonic_us, flush.unflushed_bytes, self.config.max_buffer_time_us);
         let queue = std::mem::take(&mut flush.dirty);
         for index in &queue {
             if let Some(partition) = self.partitions.get_mut(*index as usize).and_then(Option::as_deref_mut) {
@@ -452,7 +486,7 @@ impl Engine {
     }
 
     /// Starts the next partitions of the run.
-    fn start_jobs(&mut self, actions: &mut Vec<Action>) {
+    fn start_jobs(&mut self) {
         loop {
             let Stage::Segments { cut, queue, jobs, failed } = &mut self.flush.stage else { return };
             if failed.is_some() || jobs.len() >= JOBS {
@@ -484,10 +518,37 @@ impl Engine {
                 self.flush.dirty.push(index);
                 self.flush.oldest_unflushed_us.get_or_insert(self.now.monotonic_us);
             }
-            let Some(plan) = plan else { continue };
-            let mut job = Job { index, plan, token: IoToken(0), forgotten: false };
-            if advance(&mut job, &mut self.tokens, actions) {
-                jobs.push(job);
+            if let Some(plan) = plan {
+                jobs.push(Job { index, plan, token: None, forgotten: false, failed: false });
+            }
+        }
+    }
+
+    /// Ends the jobs that have nothing under way and nothing more to do, or are not to go on.
+    fn end_jobs(&mut self, actions: &mut Vec<Action>) {
+        loop {
+            let Stage::Segments { jobs, failed, .. } = &mut self.flush.stage else { return };
+            let over = |job: &Job| {
+                job.token.is_none() && (job.forgotten || failed.is_some() || job.plan.operations.is_empty())
+            };
+            let Some(at) = jobs.iter().position(over) else { return };
+            let job = jobs.swap_remove(at);
+            self.job_ended(job, actions);
+        }
+    }
+
+    /// Issues the next operation of those jobs that have none under way, as far as the pace allows it.
+    fn advance_jobs(&mut self, actions: &mut Vec<Action>) {
+        let Stage::Segments { jobs, .. } = &self.flush.stage else { return };
+        if jobs.iter().all(|job| job.token.is_some()) {
+            return;
+        }
+        self.flush.pace.refill(self.now.monotonic_us);
+        let urgent = self.run_is_urgent();
+        let Flusher { stage: Stage::Segments { jobs, .. }, pace, .. } = &mut self.flush else { return };
+        for job in jobs.iter_mut().filter(|job| job.token.is_none()) {
+            if urgent || pace.allows() {
+                advance(job, pace, &mut self.tokens, actions);
             }
         }
     }
@@ -513,7 +574,7 @@ impl Engine {
             Stage::Checkpoint { token: expected, .. } if *expected == token => {
                 self.checkpoint_step(result, actions)
             }
-            Stage::Segments { .. } => self.job_step(token, result, actions),
+            Stage::Segments { .. } => self.job_step(token, result),
             Stage::Journal { tokens, .. } if tokens.contains(&token) => {
                 self.journal_step(token, result, actions)
             }
@@ -521,32 +582,20 @@ impl Engine {
         }
     }
 
-    fn job_step(&mut self, token: IoToken, result: IoResult, actions: &mut Vec<Action>) {
+    fn job_step(&mut self, token: IoToken, result: IoResult) {
         let Stage::Segments { jobs, failed, .. } = &mut self.flush.stage else { return };
-        let Some(at) = jobs.iter().position(|job| job.token == token) else { return };
-        match result {
-            Err(error) => {
-                let job = jobs.swap_remove(at);
-                if !job.forgotten {
-                    *failed = Some(error);
-                }
-                self.job_ended(job, false, actions);
-            }
-            Ok(_) => {
-                let stop = failed.is_some();
-                let Some(job) = jobs.get_mut(at) else { return };
-                if !job.forgotten && !stop && advance(job, &mut self.tokens, actions) {
-                    return;
-                }
-                let job = jobs.swap_remove(at);
-                let done = job.plan.operations.is_empty();
-                self.job_ended(job, done, actions);
+        let Some(job) = jobs.iter_mut().find(|job| job.token == Some(token)) else { return };
+        job.token = None;
+        if let Err(error) = result {
+            job.failed = true;
+            if !job.forgotten {
+                *failed = Some(error);
             }
         }
     }
 
     /// A partition's operations are over: all done, or given up.
-    fn job_ended(&mut self, job: Job, done: bool, actions: &mut Vec<Action>) {
+    fn job_ended(&mut self, job: Job, actions: &mut Vec<Action>) {
         if job.forgotten {
             if let Some(at) = self.flush.delete_later.iter().position(|group| *group == job.plan.group) {
                 let group = self.flush.delete_later.swap_remove(at);
@@ -558,7 +607,7 @@ impl Engine {
         else {
             return;
         };
-        if !done {
+        if job.failed || !job.plan.operations.is_empty() {
             // Once, however often it is dirtied: two jobs for one partition would both take the same batches.
             if !partition.dirty {
                 partition.dirty = true;
@@ -835,13 +884,16 @@ impl Engine {
     }
 }
 
-/// Issues the job's next operation; `false` when there is none left.
-fn advance(job: &mut Job, tokens: &mut u64, actions: &mut Vec<Action>) -> bool {
-    let Some(op) = job.plan.operations.pop_front() else { return false };
+/// Issues the job's next operation, if there is one.
+fn advance(job: &mut Job, pace: &mut Pace, tokens: &mut u64, actions: &mut Vec<Action>) {
+    let Some(op) = job.plan.operations.pop_front() else { return };
+    if let IoOp::Write { data, .. } = &op {
+        pace.spend(data.iter().map(ChunkSlice::len).sum());
+    }
     *tokens += 1;
-    job.token = IoToken(*tokens);
-    actions.push(Action::Io { token: job.token, op });
-    true
+    let token = IoToken(*tokens);
+    job.token = Some(token);
+    actions.push(Action::Io { token, op });
 }
 
 fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {

@@ -42,6 +42,7 @@ mod linear;
 mod links;
 mod metadata;
 mod outbox;
+mod pace;
 mod partition;
 mod pending;
 mod plan;
@@ -215,6 +216,11 @@ impl Engine {
             Event::Tick => self.tick(actions),
             Event::Shutdown => self.shutdown(actions),
         }
+    }
+
+    /// Chunks by which the cache may still grow.
+    pub fn chunks_to_come(&self) -> usize {
+        self.config.cache_bound().saturating_sub(self.pool.live_bytes()) / pyralog_core::limits::CHUNK_BYTES
     }
 
     /// Takes the memory of new chunks from there, as far as some is ready.

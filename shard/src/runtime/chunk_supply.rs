@@ -15,19 +15,29 @@ use crate::memory::ChunkSupply;
 use crate::pages::Pages;
 
 /// Starts the thread behind a [`ChunkSupply`]; it ends when the supply is dropped.
-pub(super) fn start() -> io::Result<ChunkSupply> {
-    let (to_shard, ready) = rtrb::RingBuffer::new(CHUNKS_AHEAD_PER_SHARD);
-    let thread = threads::spawn_idle("pyra-memory", move || keep_full(to_shard))?;
+///
+/// It makes `at_start` chunks as soon as it can, which is to be what the cache still grows by: then that has its memory
+/// before there is load. Later it has [`CHUNKS_AHEAD_PER_SHARD`] ready.
+pub(super) fn start(at_start: usize) -> io::Result<ChunkSupply> {
+    let (to_shard, ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
+    let thread = threads::spawn_idle("pyra-memory", move || supply(to_shard, at_start))?;
     Ok(ChunkSupply::new(ready, thread))
 }
 
-/// Fills `to_shard` up whenever it is unparked, until the other end is gone.
-fn keep_full(mut to_shard: rtrb::Producer<Pages>) {
+/// Fills `to_shard` until the other end is gone.
+fn supply(mut to_shard: rtrb::Producer<Pages>, at_start: usize) {
+    let mut made = 0;
     while !to_shard.is_abandoned() {
-        if to_shard.is_full() {
+        let ready = to_shard.buffer().capacity() - to_shard.slots();
+        if made >= at_start && ready >= CHUNKS_AHEAD_PER_SHARD {
             std::thread::park();
-        } else if to_shard.push(touched()).is_err() {
-            unreachable!("only this thread fills it");
+        } else {
+            let pushed = to_shard.push(touched());
+            debug_assert!(
+                pushed.is_ok(),
+                "there is room for what is made at the start and for what is kept ready"
+            );
+            made += 1;
         }
     }
 }
@@ -60,11 +70,11 @@ mod tests {
     fn a_supply_ends_when_it_is_dropped_full_or_not() {
         let (ended_sender, ended) = flume::bounded(2);
         std::thread::spawn(move || {
-            let full = start().unwrap();
-            full.wait_until_full();
+            let full = start(0).unwrap();
+            full.wait_until(CHUNKS_AHEAD_PER_SHARD);
             drop(full);
             ended_sender.send(()).unwrap();
-            drop(start().unwrap());
+            drop(start(1_000).unwrap());
             ended_sender.send(()).unwrap();
         });
         for _ in 0..2 {
@@ -74,22 +84,33 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_made_again() {
-        let pool = ChunkPool::new(16 * CHUNK_BYTES);
-        let mut supply = start().unwrap();
+        let mut supply = start(0).unwrap();
         for _ in 0..3 * CHUNKS_AHEAD_PER_SHARD {
-            supply.wait_until_full();
-            drop(supply.take().expect("it is full"));
+            supply.wait_until(CHUNKS_AHEAD_PER_SHARD);
+            drop(supply.take().expect("it is there"));
         }
-        pool.supply(supply);
+    }
+
+    #[test]
+    fn what_the_cache_grows_by_is_made_at_the_start_and_once() {
+        const AT_START: usize = 3 * CHUNKS_AHEAD_PER_SHARD;
+        let mut supply = start(AT_START).unwrap();
+        supply.wait_until(AT_START);
+        for left in (CHUNKS_AHEAD_PER_SHARD..AT_START).rev() {
+            supply.take().expect("it is there");
+            assert_eq!(supply.ready(), left, "no more is made than is to be ready");
+        }
+        supply.take().expect("it is there");
+        supply.wait_until(CHUNKS_AHEAD_PER_SHARD);
     }
 
     #[test]
     fn chunks_come_touched() {
-        let supply = start().unwrap();
+        let supply = start(0).unwrap();
         let pool = ChunkPool::new(16 * CHUNK_BYTES);
         let lazy = pool.journal_chunk().unwrap();
         assert!(resident(&lazy) < CHUNK_BYTES / 4096, "without a supply memory comes with its first use");
-        supply.wait_until_full();
+        supply.wait_until(CHUNKS_AHEAD_PER_SHARD);
         pool.supply(supply);
         for _ in 0..CHUNKS_AHEAD_PER_SHARD {
             let chunk = pool.journal_chunk().unwrap();

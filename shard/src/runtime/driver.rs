@@ -226,7 +226,7 @@ impl Driver {
     /// Has a thread make the engine's chunks ready. Without it they cost when they are first used.
     fn supply_chunks(&mut self) {
         let Some(engine) = &self.engine else { return };
-        match chunk_supply::start() {
+        match chunk_supply::start(engine.chunks_to_come()) {
             Ok(supply) => engine.supply_chunks(supply),
             Err(error) => {
                 self.log(LogLevel::Warn, format!("can't start the thread that makes memory ready: {error}"))

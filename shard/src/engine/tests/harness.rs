@@ -266,10 +266,20 @@ impl Shard {
         }
     }
 
+    /// All at once, as a process that stood still sees it.
     pub(super) fn advance(&mut self, us: u64) {
         self.now.monotonic_us += us;
         self.now.wall_ms += (us / 1_000) as i64;
         self.event(Event::Tick);
+    }
+
+    /// With a tick whenever the engine wants one, as a process that runs sees it.
+    pub(super) fn live(&mut self, us: u64) {
+        let end = self.now.monotonic_us + us;
+        while let Some(due) = self.engine.next_deadline_us().filter(|due| *due < end) {
+            self.advance(due.saturating_sub(self.now.monotonic_us).max(1));
+        }
+        self.advance(end.saturating_sub(self.now.monotonic_us));
     }
 }
 

@@ -1,9 +1,9 @@
 //! How much the flusher gives the disk at once.
 
 use pyralog_core::GroupId;
-use pyralog_net::message::{Acks, ProduceRequest, Request};
+use pyralog_net::message::{Acks, DeleteTopicRequest, ProduceRequest, Request, Response};
 
-use super::super::{Action, ConnId, EngineConfig, Event, FileId, IoOp};
+use super::super::{Action, ConnId, EngineConfig, Event, FileId, IoError, IoErrorKind, IoOp};
 use super::disk::MemDisk;
 use super::harness::{Shard, batch, config};
 
@@ -18,9 +18,20 @@ fn is_of_a_topic(op: &IoOp) -> bool {
     }
 }
 
+/// The next operation on a segment that the flusher wants, when the time for it has come.
+fn next_write(shard: &mut Shard) -> Option<Action> {
+    for _ in 0..100 {
+        if !shard.held.is_empty() || shard.engine.status().unflushed_bytes == 0 {
+            break;
+        }
+        shard.live(20_000);
+    }
+    shard.held.pop()
+}
+
 #[test]
 fn a_long_segment_is_flushed_in_stretches() {
-    let mut shard = Shard::start(config(), MemDisk::default());
+    let mut shard = Shard::start(EngineConfig { cache_bytes: 64 << 20, ..config() }, MemDisk::default());
     let group = GroupId::new(shard.create("paced", 1), 0);
     let value = vec![7; 512 << 10];
     for at in 0..24 {
@@ -29,7 +40,7 @@ fn a_long_segment_is_flushed_in_stretches() {
     shard.hold_only = Some(is_of_a_topic);
     shard.advance(shard.config.max_buffer_time_us + 1);
     let (mut unflushed, mut most, mut written) = (0, 0, 0);
-    while let Some(action) = shard.held.pop() {
+    while let Some(action) = next_write(&mut shard) {
         assert!(shard.held.is_empty(), "one after the other");
         match &action {
             Action::Io { op: IoOp::Write { data, .. }, .. } => {
@@ -72,7 +83,7 @@ fn a_cache_full_of_small_batches_is_not_flushed_again_and_again() {
     let (bound, before) = (shard.engine.config.cache_batches(), runs(&shard));
     let cached = shard.engine.cached_batches;
     assert!(cached > bound / 2, "{cached} of {bound} batches are in the cache");
-    for _ in 0..bound / 4 / 500 {
+    for _ in 0..bound / 8 / 500 {
         produce_many(&mut shard, group, 500);
     }
     assert_eq!(runs(&shard), before);
@@ -81,4 +92,101 @@ fn a_cache_full_of_small_batches_is_not_flushed_again_and_again() {
         produce_many(&mut shard, group, 500);
     }
     assert_eq!(shard.read_all(group).len() as i64, shard.engine.partition(group).unwrap().log_end);
+}
+
+/// A shard with twelve MiB in the cache of 64 that are due to be written out, of which everything is held back.
+fn due_for_a_run() -> (Shard, GroupId) {
+    let mut shard = Shard::start(EngineConfig { cache_bytes: 64 << 20, ..config() }, MemDisk::default());
+    let group = GroupId::new(shard.create("paced", 1), 0);
+    for at in 0..24 {
+        shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
+    }
+    assert!(shard.engine.status().unflushed_bytes > 12 << 20);
+    (shard, group)
+}
+
+fn in_segments(shard: &Shard) -> usize {
+    let bytes = |(file, bytes): (&FileId, &Vec<u8>)| match file {
+        FileId::Segment(group, _) if *group != GroupId::METADATA => bytes.len(),
+        _ => 0,
+    };
+    shard.disk.files.iter().map(bytes).sum()
+}
+
+#[test]
+fn a_run_takes_its_time_and_what_is_appended_hurries_it() {
+    let (mut shard, group) = due_for_a_run();
+    shard.advance(shard.config.max_buffer_time_us + 1);
+    let at_once = in_segments(&shard);
+    assert!((1 << 19..3 << 20).contains(&at_once), "{at_once} bytes at once");
+    shard.live(200_000);
+    let later = in_segments(&shard) - at_once;
+    assert!((1 << 20..3 << 20).contains(&later), "{later} bytes in a fifth of a second, at 8 MiB a second");
+    let before = in_segments(&shard);
+    for at in 0..2 {
+        shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
+    }
+    let hurried = in_segments(&shard) - before;
+    assert!((1 << 20..3 << 20).contains(&hurried), "{hurried} bytes for one MiB that was appended");
+    shard.live(5_000_000);
+    assert!(shard.engine.status().unflushed_bytes < 2 << 20, "the run is over within its time");
+    assert_eq!(shard.read_all(group).len(), 26);
+}
+
+#[test]
+fn a_run_does_not_take_its_time_when_the_shard_stops() {
+    let (mut shard, _) = due_for_a_run();
+    shard.advance(shard.config.max_buffer_time_us + 1);
+    assert!(shard.engine.status().unflushed_bytes > 8 << 20, "it has begun and waits");
+    shard.event(Event::Shutdown);
+    assert!(shard.stopped, "nothing had to be waited for");
+    assert!(in_segments(&shard) > 12 << 20);
+}
+
+#[test]
+fn a_run_does_not_take_its_time_when_the_cache_fills_up() {
+    let (mut shard, group) = due_for_a_run();
+    let runs = shard.engine.status().counters.checkpoints;
+    // Faster than any pace: no time goes by at all.
+    for at in 0..400 {
+        let reply = shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
+        assert!(matches!(reply, Response::Produce(_)), "{reply:?}");
+    }
+    assert!(shard.engine.status().counters.checkpoints > runs + 2);
+}
+
+#[test]
+fn a_topic_that_goes_while_its_run_waits_is_gone() {
+    let (mut shard, group) = due_for_a_run();
+    shard.advance(shard.config.max_buffer_time_us + 1);
+    assert!(shard.engine.status().unflushed_bytes > 8 << 20, "it has begun and waits");
+    shard.call(Request::DeleteTopic(DeleteTopicRequest { name: "paced" }));
+    shard.live(1_000);
+    assert_eq!(in_segments(&shard), 0, "its files are removed, and nobody writes new ones");
+    assert!(shard.engine.partition(group).is_none());
+}
+
+#[test]
+fn a_run_whose_last_flush_fails_has_written_nothing() {
+    let mut shard = Shard::start(config(), MemDisk::default());
+    let group = GroupId::new(shard.create("paced", 1), 0);
+    shard.produce(group, &batch(0, None, &[b"first"]));
+    shard.live(shard.config.max_buffer_time_us * 2);
+    assert_eq!(shard.engine.status().unflushed_bytes, 0);
+    // It goes on in the segment that is there: one write and one flush, and no place in the index.
+    shard.produce(group, &batch(0, None, &[b"second"]));
+    let unflushed_bytes = shard.engine.status().unflushed_bytes;
+    shard.hold_only = Some(is_of_a_topic);
+    shard.live(shard.config.max_buffer_time_us * 2);
+    let write = shard.held.pop().unwrap();
+    shard.run(vec![write]);
+    let Some(Action::Io { token, op: IoOp::Sync { .. } }) = shard.held.pop() else { panic!("no flush") };
+    let error = IoError { kind: IoErrorKind::NoSpace, detail: "no space is left on the disk".to_owned() };
+    shard.event(Event::IoDone { token, result: Err(error) });
+    assert!(shard.engine.status().disk_full);
+    assert_eq!(shard.engine.status().unflushed_bytes, unflushed_bytes, "nothing of it counts");
+    shard.hold_only = None;
+    shard.live(60_000_000);
+    assert_eq!(shard.engine.status().unflushed_bytes, 0, "it is tried again");
+    assert_eq!(shard.read_all(group).len(), 2);
 }

@@ -82,7 +82,7 @@ fn the_flusher_writes_what_was_left_to_segments_part_by_part() {
     let checkpoints = shard.engine.status().counters.checkpoints;
     let budget = shard.engine.status().cache_live_bytes;
     assert!(budget > 80 << 20, "the budget counts what is not in memory too: {budget}");
-    shard.advance(61_000_000);
+    shard.live(61_000_000);
     let status = shard.engine.status();
     assert_eq!(status.unflushed_bytes, 0);
     assert!(status.counters.checkpoints >= checkpoints + 2, "more than one part: {status:?}");
@@ -159,7 +159,7 @@ fn a_bad_place_that_no_replay_minds_keeps_nothing_away() {
     let mut shard = shard.restart();
     check(&mut shard, 20);
     assert!(shard.recover_wanted.is_none(), "{:?}", shard.recover_wanted);
-    shard.advance(61_000_000);
+    shard.live(61_000_000);
     assert!(shard.recover_wanted.is_none(), "{:?}", shard.recover_wanted);
     assert_eq!(shard.engine.status().unflushed_bytes, 0);
 }
