@@ -21,7 +21,9 @@ impl RaftGroup {
                 if message.index > 0 && message.log_term == 0 {
                     return Err(Refused::Impossible("an append behind an entry of no term"));
                 }
-                if message.index >= self.commit() && message.log_term < start.term {
+                // One that was deposed and has not heard of it may have anything in its log; the core tells it.
+                let of_now = message.term >= self.term();
+                if of_now && message.index >= self.commit() && message.log_term < start.term {
                     return Err(Refused::Impossible("an append that reaches below the committed term"));
                 }
                 self.check_entries(message)

@@ -42,6 +42,7 @@ fn truncating_at_a_bad_checksum_is_caught() {
 
 /// Seeds that found something, in the simulator or in the engine; what is drawn for a life may have changed since.
 const ONCE_WRONG: &[u64] = &[
+    604,  // what a deposed leader sent was taken for what no correct replica sends
     896, // the simulator had no time for all groups of a node with a new disk to ask a node before that was kept down
     1298, // the simulator took for unreadable what retention had removed while it read
     1363, // the simulator took a batch for held of which the disk had an entry of another term, taken back since

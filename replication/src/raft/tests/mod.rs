@@ -258,6 +258,49 @@ fn an_election_may_be_won_and_lost_between_two_outputs() {
     assert_eq!(world.replica(won).unwrap().term(), term + 2);
 }
 
+/// It has entries of its own that nobody else has, at indexes where the others have committed other ones and forgotten them.
+#[test]
+fn a_leader_that_was_deposed_is_told_so_whatever_it_sends() {
+    let (mut world, deposed) = led(1);
+    let others: Vec<u32> = world.ids().filter(|id| *id != deposed).collect();
+    let old_term = world.replica(deposed).unwrap().term();
+    for other in &others {
+        world.cut(deposed, *other);
+        world.cut(*other, deposed);
+    }
+    let leads = |world: &mut World, id: u32| world.replica(id).unwrap().leads_surely();
+    while !others.iter().any(|id| leads(&mut world, *id)) {
+        settle(&mut world);
+        world.tick(10_000);
+    }
+    let leader = others.iter().copied().find(|id| leads(&mut world, *id)).unwrap();
+    let follower = others.iter().copied().find(|id| *id != leader).unwrap();
+    world.propose(leader).unwrap();
+    world.drain(leader, &[], 0);
+    settle(&mut world);
+    world.tick(100_000);
+    settle(&mut world);
+    let now_us = world.now_us;
+    while world.replica(follower).unwrap().start().index < world.replica(follower).unwrap().commit() {
+        world.compact(follower);
+    }
+    let replica = world.replica(follower).unwrap();
+    let (commit, term) = (replica.commit(), replica.term());
+    assert!(term > old_term && replica.start().term > old_term);
+    let append = |sent_in: u32| {
+        let mut message = Message::new(MessageKind::Append, GROUP, deposed, follower, sent_in);
+        (message.index, message.log_term) = (commit, old_term);
+        message
+    };
+    assert!(matches!(replica.step(now_us, &append(term)), Err(Refused::Impossible(_))), "of a leader of now");
+    replica.step(now_us, &append(old_term)).unwrap();
+    let mut out = Output::default();
+    replica.output(&mut out).unwrap();
+    let answers = out.messages.iter().chain(&out.after_persist);
+    let answers: Vec<_> = answers.map(|message| (message.to, message.term)).collect();
+    assert_eq!(answers, [(deposed, term)]);
+}
+
 /// Something that looks like a message and may be about anything near where the replica is.
 fn invented(rng: &mut Rng, to: u32, replica: &RaftGroup) -> Message {
     use MessageKind::*;
