@@ -6,7 +6,9 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Thread;
 
 use pyralog_core::limits::{CHUNK_BYTES, SPARE_CHUNKS_PER_SHARD};
 
@@ -40,38 +42,41 @@ struct Books {
 
 /// Memory for journal chunks that another thread has touched before, so that its first use costs nothing.
 ///
-/// That thread may be one that hardly ever gets to run, so nothing here waits for it but the drop.
+/// That thread may be one that hardly ever gets to run, so nothing here waits for it.
 #[derive(Debug)]
 pub struct ChunkSupply {
     /// `None` only while the supply is dropped.
     ready: Option<rtrb::Consumer<Pages>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
+    /// How often nothing was ready, so that a chunk came from elsewhere.
+    missed: Arc<AtomicUsize>,
 }
 
 impl Drop for ChunkSupply {
     fn drop(&mut self) {
-        // The thread ends when it finds its queue abandoned.
+        // The thread ends when it finds its queue abandoned. It may be in the middle of a chunk, and not get to run for long.
         self.ready = None;
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
-        }
+        self.thread.unpark();
     }
 }
 
 impl ChunkSupply {
     /// A supply that finds memory in `ready`, to which `thread` adds when it is unparked; the thread ends when that is
     /// abandoned.
-    pub fn new(ready: rtrb::Consumer<Pages>, thread: JoinHandle<()>) -> Self {
-        Self { ready: Some(ready), thread: Some(thread) }
+    /// `missed` counts how often nothing was ready.
+    pub fn new(ready: rtrb::Consumer<Pages>, thread: Thread, missed: Arc<AtomicUsize>) -> Self {
+        Self { ready: Some(ready), thread, missed }
     }
 
     pub(crate) fn take(&mut self) -> Option<Pages> {
-        let pages = self.ready.as_mut()?.pop().ok()?;
-        if let Some(thread) = &self.thread {
-            thread.thread().unpark();
+        let pages = self.ready.as_mut()?.pop().ok();
+        match &pages {
+            Some(_) => self.thread.unpark(),
+            None => {
+                self.missed.fetch_add(1, Ordering::Relaxed);
+            }
         }
-        Some(pages)
+        pages
     }
 
     /// Chunks' memory that could be taken now.
@@ -278,6 +283,13 @@ impl ChunkSlice {
 pub struct ChunkPool {
     books: Rc<Books>,
     budget: usize,
+}
+
+impl Drop for ChunkPool {
+    fn drop(&mut self) {
+        // Chunks may outlive the pool, and the books with them.
+        *self.books.supply.borrow_mut() = None;
+    }
 }
 
 impl ChunkPool {

@@ -50,7 +50,8 @@ const ONCE_WRONG: &[u64] = &[
     1534, // the simulator sent a batch again whose outcome it did not know
     1847, // the simulator took a batch for held whose entry had been taken back and was laid down elsewhere
     2065, // a follower could not catch up where retention had taken what lies before its leader's entries
-    2484, // the same
+    2267, // what came late to a catch-up of an earlier life was taken for a gap in its batches
+    2484, // the same as 2065
     2532, // a shard that was to stop waited for a catch-up that could not go on any more
     2543, // the same as 1298
     2569, // a replica that won and lost an election between two outputs took itself for broken
@@ -59,6 +60,7 @@ const ONCE_WRONG: &[u64] = &[
     3966, // a node whose registration was lost with its leadership never asked again
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
     5073, // the simulator wanted a replica to call itself rejoining that did not know yet that there are others
+    5639, // the simulator took an entry for acknowledged that had been taken back, its leader's own write being under way
     6671, // the simulator took two answers in one frame for one
     7418, // the simulator left a node damaged without which the cluster had not begun
 ];

@@ -153,7 +153,9 @@ impl Engine {
             return false;
         }
         let stuck = replica.catch_up.as_ref().map(|under_way| under_way.is_stuck(now_us));
-        if stuck == Some(false) || self.flush.busy_with(partition.group) {
+        let group = partition.group;
+        if stuck == Some(false) || self.flush.busy_with(group) {
+            self.flush.hurry(group);
             return true;
         }
         if self.go_on(index, from, target) {
@@ -297,8 +299,8 @@ impl Engine {
             }
             return Ok(());
         }
-        if message.entries.first().is_some_and(|entry| entry.base_offset < catch_up.next) {
-            // Asked for twice; the first answer was only late.
+        if message.entries.first().is_some_and(|entry| entry.base_offset != catch_up.next) {
+            // Asked for twice, and the first answer was only late, or asked for before this replica began anew.
             return Ok(());
         }
         let wanted = message.entries.iter();

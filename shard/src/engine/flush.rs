@@ -46,6 +46,8 @@ struct Job {
     forgotten: bool,
     /// One of its operations failed.
     failed: bool,
+    /// Something waits for its end: it takes no heed of the pace.
+    hurried: bool,
 }
 
 /// A checkpoint ready to be written.
@@ -225,6 +227,13 @@ impl Flusher {
         matches!(&self.stage, Stage::Segments { jobs, .. } if jobs.iter().any(|job| job.plan.group == group))
     }
 
+    /// What is under way for the group is waited for.
+    pub(super) fn hurry(&mut self, group: GroupId) {
+        if let Stage::Segments { jobs, .. } = &mut self.stage {
+            jobs.iter_mut().filter(|job| job.plan.group == group).for_each(|job| job.hurried = true);
+        }
+    }
+
     pub(super) fn delete_later(&mut self, group: GroupId) {
         self.delete_later.push(group);
     }
@@ -361,7 +370,8 @@ impl Engine {
             || batches > self.config.cache_batches() / of * part
     }
 
-    /// Whether the run has to go as fast as the disk lets it, since something waits for its end.
+    /// Whether the run has to go as fast as the disk lets it: something waits for its end, or the disk is full, or without a cache
+    /// every run is one that readers wait for.
     fn run_is_urgent(&self) -> bool {
         let flush = &self.flush;
         flush.shutting_down
@@ -519,7 +529,7 @@ impl Engine {
                 self.flush.oldest_unflushed_us.get_or_insert(self.now.monotonic_us);
             }
             if let Some(plan) = plan {
-                jobs.push(Job { index, plan, token: None, forgotten: false, failed: false });
+                jobs.push(Job { index, plan, token: None, forgotten: false, failed: false, hurried: false });
             }
         }
     }
@@ -547,7 +557,7 @@ impl Engine {
         let urgent = self.run_is_urgent();
         let Flusher { stage: Stage::Segments { jobs, .. }, pace, .. } = &mut self.flush else { return };
         for job in jobs.iter_mut().filter(|job| job.token.is_none()) {
-            if urgent || pace.allows() {
+            if urgent || job.hurried || pace.allows() {
                 advance(job, pace, &mut self.tokens, actions);
             }
         }

@@ -4,14 +4,16 @@
 //! A credit of bytes, refilled by what is appended and by time. Appends give one and a half times their size, so that a run
 //! that begins when three eighths of the cache are in no segment ends before five eighths are, however fast producers are
 //! (`docs/decisions/0011-the-flusher-paces-itself.md`). Time gives what would end the run within [`RUN_US`] without any
-//! appends.
+//! appends. What a slow disk leaves of the credit is lost, and the run becomes urgent when the cache fills up.
 
 /// A run without appends takes about so long, microseconds; half the time that something may be in no segment, if that is less.
 const RUN_US: u64 = 5_000_000;
 /// Least rate of a run, bytes per second: so slow a trickle disturbs nobody.
 const LEAST_BYTES_PER_S: u64 = 8 << 20;
-/// Credit that is not used does not grow beyond this, bytes: what a run may write in one go.
+/// Credit that time gives does not grow beyond this, bytes: what a run may write in one go.
 const BURST_BYTES: i64 = 512 << 10;
+/// Credit that appends give does not grow beyond this, bytes: more than is appended in a pass, or while a segment is flushed.
+const APPENDED_BYTES: i64 = 16 << 20;
 
 /// The credit of the running run.
 #[derive(Debug, Default)]
@@ -33,7 +35,7 @@ impl Pace {
 
     /// `bytes` were appended.
     pub(super) fn appended(&mut self, bytes: u64) {
-        self.give(bytes.saturating_add(bytes / 2));
+        self.give(bytes.saturating_add(bytes / 2), APPENDED_BYTES);
     }
 
     /// Time has gone by.
@@ -42,12 +44,12 @@ impl Pace {
         let bytes = u128::from(elapsed_us) * u128::from(self.bytes_per_s) / 1_000_000;
         if bytes > 0 {
             self.refilled_us = now_us;
-            self.give(u64::try_from(bytes).unwrap_or(u64::MAX));
+            self.give(u64::try_from(bytes).unwrap_or(u64::MAX), BURST_BYTES);
         }
     }
 
-    fn give(&mut self, bytes: u64) {
-        self.credit = self.credit.saturating_add_unsigned(bytes).min(BURST_BYTES);
+    fn give(&mut self, bytes: u64, bound: i64) {
+        self.credit = self.credit.saturating_add_unsigned(bytes).min(bound.max(self.credit));
     }
 
     /// Whether a write may begin.
@@ -120,9 +122,12 @@ mod tests {
         let mut pace = Pace::default();
         pace.begin(0, 1 << 30, u64::MAX);
         pace.refill(3_600_000_000);
-        pace.appended(u64::MAX);
         pace.spend(BURST_BYTES as usize);
-        assert!(!pace.allows());
+        assert!(!pace.allows(), "of time");
+        pace.appended(u64::MAX);
+        pace.refill(7_200_000_000);
+        pace.spend(APPENDED_BYTES as usize);
+        assert!(!pace.allows(), "of appends, and time adds nothing to it");
     }
 
     proptest! {

@@ -13,8 +13,11 @@ use crate::memory::{ChunkPool, ChunkSlice};
 use super::partition::{IndexTail, Partition, Segment};
 use super::{EngineConfig, FileId, IoOp};
 
-/// Most bytes in one write of a segment: enough for the disk's bandwidth, and a journal write that comes behind it waits little.
+/// A write of a segment ends with the batch that brings it to so many bytes: enough for the disk's bandwidth, and a journal
+/// write that comes behind it waits little.
 const WRITE_BYTES: usize = 256 << 10;
+/// The same where each write is flushed, which costs more than its bytes.
+const FLUSHED_WRITE_BYTES: usize = 1 << 20;
 /// So much of a segment is written between two flushes. What is written lies in the kernel's memory until then, and all of
 /// it at once would have the journal's writes wait at the disk: with 64 requests under way the slowest of a thousand
 /// took 8 ms with a flush behind each write, and 20 to 27 ms with one at the end of each segment.
@@ -42,6 +45,8 @@ struct Planner<'a> {
     plan: FlushPlan,
     pool: &'a ChunkPool,
     segment_max_bytes: u64,
+    /// [`WRITE_BYTES`], or more when every write is to be flushed.
+    write_bytes: usize,
     /// [`FLUSH_BYTES`], or less when every write is to be flushed.
     flush_bytes: usize,
     /// Written and not flushed.
@@ -77,6 +82,7 @@ impl FlushPlan {
             pool,
             // A position in an index has 32 bits.
             segment_max_bytes: config.segment_max_bytes.min(u64::from(u32::MAX)),
+            write_bytes: if config.segment_sync_on_write { FLUSHED_WRITE_BYTES } else { WRITE_BYTES },
             flush_bytes: if config.segment_sync_on_write { 1 } else { FLUSH_BYTES },
             unflushed_bytes: 0,
             wall_ms,
@@ -166,7 +172,7 @@ impl Planner<'_> {
         self.plan.flushed_to = next_offset;
         self.pieces.push(data.clone());
         self.piece_bytes += data.len();
-        if self.piece_bytes >= WRITE_BYTES || self.pieces.len() >= WRITE_PIECES {
+        if self.piece_bytes >= self.write_bytes || self.pieces.len() >= WRITE_PIECES {
             self.end_write();
         }
     }

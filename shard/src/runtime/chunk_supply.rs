@@ -7,6 +7,8 @@
 //! the disk's interrupt (`docs/decisions/0010-helpers-keep-off-the-shards-cpus.md`).
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyralog_core::limits::{CHUNK_BYTES, CHUNKS_AHEAD_PER_SHARD, JOURNAL_ALIGN};
 
@@ -20,16 +22,18 @@ use crate::pages::Pages;
 /// before there is load. Later it has [`CHUNKS_AHEAD_PER_SHARD`] ready.
 pub(super) fn start(at_start: usize) -> io::Result<ChunkSupply> {
     let (to_shard, ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
-    let thread = threads::spawn_idle("pyra-memory", move || supply(to_shard, at_start))?;
-    Ok(ChunkSupply::new(ready, thread))
+    let missed = Arc::new(AtomicUsize::new(0));
+    let shards = Arc::clone(&missed);
+    let thread = threads::spawn_idle("pyra-memory", move || supply(to_shard, at_start, &missed))?;
+    Ok(ChunkSupply::new(ready, thread.thread().clone(), shards))
 }
 
-/// Fills `to_shard` until the other end is gone.
-fn supply(mut to_shard: rtrb::Producer<Pages>, at_start: usize) {
+/// Fills `to_shard` until the other end is gone. Chunks that the shard `missed` and made itself are not made again.
+fn supply(mut to_shard: rtrb::Producer<Pages>, at_start: usize, missed: &AtomicUsize) {
     let mut made = 0;
     while !to_shard.is_abandoned() {
         let ready = to_shard.buffer().capacity() - to_shard.slots();
-        if made >= at_start && ready >= CHUNKS_AHEAD_PER_SHARD {
+        if made + missed.load(Ordering::Relaxed) >= at_start && ready >= CHUNKS_AHEAD_PER_SHARD {
             std::thread::park();
         } else {
             let pushed = to_shard.push(touched());
@@ -66,42 +70,73 @@ mod tests {
         pages.iter().filter(|page| **page & 1 == 1).count()
     }
 
-    #[test]
-    fn a_supply_ends_when_it_is_dropped_full_or_not() {
-        let (ended_sender, ended) = flume::bounded(2);
-        std::thread::spawn(move || {
-            let full = start(0).unwrap();
-            full.wait_until(CHUNKS_AHEAD_PER_SHARD);
-            drop(full);
-            ended_sender.send(()).unwrap();
-            drop(start(1_000).unwrap());
-            ended_sender.send(()).unwrap();
-        });
-        for _ in 0..2 {
-            ended.recv_timeout(std::time::Duration::from_secs(20)).expect("the supply ends");
+    /// The thread's end of a supply, which is told to end by dropping what is returned with it.
+    fn supplier(at_start: usize, missed: usize) -> (rtrb::Consumer<Pages>, std::thread::JoinHandle<()>) {
+        let (to_shard, ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
+        let body = move || supply(to_shard, at_start, &AtomicUsize::new(missed));
+        (ready, std::thread::spawn(body))
+    }
+
+    fn wait_until(ready: &rtrb::Consumer<Pages>, slots: usize) {
+        while ready.slots() < slots {
+            std::thread::yield_now();
         }
     }
 
-    #[test]
-    fn what_is_taken_is_made_again() {
-        let mut supply = start(0).unwrap();
-        for _ in 0..3 * CHUNKS_AHEAD_PER_SHARD {
-            supply.wait_until(CHUNKS_AHEAD_PER_SHARD);
-            drop(supply.take().expect("it is there"));
+    /// How many chunks are ready when the thread has nothing to do any more.
+    fn ready_at_rest(at_start: usize, missed: usize, take: usize) -> usize {
+        let (mut ready, thread) = supplier(at_start, missed);
+        for _ in 0..take {
+            wait_until(&ready, 1);
+            drop(ready.pop().unwrap());
+            thread.thread().unpark();
         }
+        let (mut before, mut same) = (usize::MAX, 0);
+        // A chunk takes it a millisecond.
+        while same < 50 {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            same = if ready.slots() == before { same + 1 } else { 0 };
+            before = ready.slots();
+        }
+        drop(ready);
+        thread.thread().unpark();
+        thread.join().unwrap();
+        before
     }
 
     #[test]
-    fn what_the_cache_grows_by_is_made_at_the_start_and_once() {
-        const AT_START: usize = 3 * CHUNKS_AHEAD_PER_SHARD;
-        let mut supply = start(AT_START).unwrap();
-        supply.wait_until(AT_START);
-        for left in (CHUNKS_AHEAD_PER_SHARD..AT_START).rev() {
-            supply.take().expect("it is there");
-            assert_eq!(supply.ready(), left, "no more is made than is to be ready");
-        }
-        supply.take().expect("it is there");
-        supply.wait_until(CHUNKS_AHEAD_PER_SHARD);
+    fn what_the_cache_grows_by_is_made_once() {
+        assert_eq!(ready_at_rest(0, 0, 0), CHUNKS_AHEAD_PER_SHARD);
+        assert_eq!(ready_at_rest(6, 0, 0), 6);
+        assert_eq!(ready_at_rest(6, 0, 3), 3, "what was taken is not made again");
+        assert_eq!(ready_at_rest(6, 0, 6), CHUNKS_AHEAD_PER_SHARD, "but for what is kept ready");
+        assert_eq!(ready_at_rest(6, 3, 0), 3, "nor what the shard made itself");
+        assert_eq!(ready_at_rest(6, 100, 0), CHUNKS_AHEAD_PER_SHARD);
+    }
+
+    #[test]
+    fn a_shard_that_finds_nothing_ready_counts_it() {
+        let missed = Arc::new(AtomicUsize::new(0));
+        let (_to_shard, ready) = rtrb::RingBuffer::new(1);
+        let pool = ChunkPool::new(16 * CHUNK_BYTES);
+        pool.supply(ChunkSupply::new(ready, std::thread::current(), Arc::clone(&missed)));
+        let chunks = [pool.journal_chunk().unwrap(), pool.journal_chunk().unwrap()];
+        assert_eq!(missed.load(Ordering::Relaxed), 2);
+        drop(chunks);
+        pool.journal_chunk().unwrap();
+        assert_eq!(missed.load(Ordering::Relaxed), 2, "it had a spare one");
+    }
+
+    #[test]
+    fn a_supply_ends_with_its_pool_whatever_outlives_it() {
+        let (to_shard, ready) = rtrb::RingBuffer::new(1);
+        let pool = ChunkPool::new(16 * CHUNK_BYTES);
+        pool.supply(ChunkSupply::new(ready, std::thread::current(), Arc::default()));
+        let chunk = pool.journal_chunk().unwrap();
+        assert!(!to_shard.is_abandoned());
+        drop(pool);
+        assert!(to_shard.is_abandoned());
+        drop(chunk);
     }
 
     #[test]

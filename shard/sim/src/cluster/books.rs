@@ -297,9 +297,11 @@ impl World {
         let replicas = catalog.replicas(group);
         let seats = replicas
             .map(|replica| Seat { node: replica.node as usize - 1, shard: usize::from(replica.shard) });
-        // What the leader has in its journal and not in a segment is an entry of its log.
+        // What the leader has in its journal and not in a segment is an entry of its log. Its own write may still be under way:
+        // what is there then is an entry that was taken back.
         let leaders = &self.shard(seat).disk.tracker;
-        let place = leaders.place(group, base).filter(|_| !leaders.in_segment(group, base));
+        let place = leaders.place(group, base).filter(|place| place.crc == crc);
+        let place = place.filter(|_| !leaders.in_segment(group, base));
         let noted = place.map_or(Ok(()), |place| self.books.note_term(group, base, place.epoch));
         let term = self.books.terms.get(&(group, base)).copied();
         let held = seats.filter(|seat| {
