@@ -6,7 +6,7 @@ mod peer;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peer::{Peer, TOPIC};
 use pyralog_net::client::*;
@@ -63,12 +63,25 @@ fn a_direct_producer_allocates_nothing_once_it_is_warm() {
         let config = DirectConfig { spin, ..DirectConfig::default() };
         let mut producer = DirectProducer::new(client(&peer), TOPIC, config).unwrap();
         let mut send = |records: u32| {
+            let mut longest = Duration::ZERO;
             for index in 0..records {
+                let begun = Instant::now();
                 producer.send(0, Some(b"key"), Some(&[index as u8; 256])).unwrap();
+                longest = longest.max(begun.elapsed());
             }
+            longest
         };
-        assert!(allocations(|| send(100)) > 0, "the counter counts");
-        assert_eq!(allocations(|| send(5_000)), 0);
+        assert!(allocations(|| _ = send(100)) > 0, "the counter counts");
+        // After half a second of silence others are asked, which allocates: on a machine that stood still for so long it
+        // says nothing.
+        loop {
+            let mut longest = Duration::ZERO;
+            let allocated = allocations(|| longest = send(5_000));
+            if longest < Duration::from_millis(400) {
+                assert_eq!(allocated, 0);
+                break;
+            }
+        }
     }
 }
 
