@@ -181,7 +181,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "storage.cache_config.max_buffer_time_ms",
-        doc: "Longest time until the writing of a committed batch to its segment begins; that takes at most half as long again, but no more than 5 s, unless the disk is slower.",
+        doc: "Longest time until the writing of a committed batch to its segment begins; that takes at most half as \
+              long again, but no more than 5 s, unless the disk is slower.",
         why: "Shorter means less journal to replay after a crash, longer means larger segment writes. Durability does \
               not depend on it.",
         field: |c| Field::Duration(&mut c.storage.cache_config.max_buffer_time_ms, Unit::Ms, 100, HOUR_MS),

@@ -28,22 +28,31 @@ pub(super) fn start(at_start: usize) -> io::Result<ChunkSupply> {
     Ok(ChunkSupply::new(ready, thread.thread().clone(), shards))
 }
 
-/// Fills `to_shard` until the other end is gone. Chunks that the shard `missed` and made itself are not made again.
+/// Fills `to_shard` until the other end is gone.
 fn supply(mut to_shard: rtrb::Producer<Pages>, at_start: usize, missed: &AtomicUsize) {
     let mut made = 0;
     while !to_shard.is_abandoned() {
-        let ready = to_shard.buffer().capacity() - to_shard.slots();
-        if made + missed.load(Ordering::Relaxed) >= at_start && ready >= CHUNKS_AHEAD_PER_SHARD {
+        if !supply_one(&mut to_shard, &mut made, at_start, missed) {
             std::thread::park();
-        } else {
-            let pushed = to_shard.push(touched());
-            debug_assert!(
-                pushed.is_ok(),
-                "there is room for what is made at the start and for what is kept ready"
-            );
-            made += 1;
         }
     }
+}
+
+/// Makes a chunk if one is wanted. Those that the shard `missed` and made itself are not made again.
+fn supply_one(
+    to_shard: &mut rtrb::Producer<Pages>,
+    made: &mut usize,
+    at_start: usize,
+    missed: &AtomicUsize,
+) -> bool {
+    let ready = to_shard.buffer().capacity() - to_shard.slots();
+    if *made + missed.load(Ordering::Relaxed) >= at_start && ready >= CHUNKS_AHEAD_PER_SHARD {
+        return false;
+    }
+    let pushed = to_shard.push(touched());
+    debug_assert!(pushed.is_ok(), "there is room for what is made at the start and for what is kept ready");
+    *made += 1;
+    true
 }
 
 fn touched() -> Pages {
@@ -70,38 +79,17 @@ mod tests {
         pages.iter().filter(|page| **page & 1 == 1).count()
     }
 
-    /// The thread's end of a supply, which is told to end by dropping what is returned with it.
-    fn supplier(at_start: usize, missed: usize) -> (rtrb::Consumer<Pages>, std::thread::JoinHandle<()>) {
-        let (to_shard, ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
-        let body = move || supply(to_shard, at_start, &AtomicUsize::new(missed));
-        (ready, std::thread::spawn(body))
-    }
-
-    fn wait_until(ready: &rtrb::Consumer<Pages>, slots: usize) {
-        while ready.slots() < slots {
-            std::thread::yield_now();
-        }
-    }
-
-    /// How many chunks are ready when the thread has nothing to do any more.
+    /// How many chunks are ready in the end when so many are taken, one whenever nothing more is wanted.
     fn ready_at_rest(at_start: usize, missed: usize, take: usize) -> usize {
-        let (mut ready, thread) = supplier(at_start, missed);
+        let (mut to_shard, mut ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
+        let (mut made, missed) = (0, AtomicUsize::new(missed));
+        let mut make = || while supply_one(&mut to_shard, &mut made, at_start, &missed) {};
+        make();
         for _ in 0..take {
-            wait_until(&ready, 1);
             drop(ready.pop().unwrap());
-            thread.thread().unpark();
+            make();
         }
-        let (mut before, mut same) = (usize::MAX, 0);
-        // A chunk takes it a millisecond.
-        while same < 50 {
-            std::thread::sleep(std::time::Duration::from_millis(2));
-            same = if ready.slots() == before { same + 1 } else { 0 };
-            before = ready.slots();
-        }
-        drop(ready);
-        thread.thread().unpark();
-        thread.join().unwrap();
-        before
+        ready.slots()
     }
 
     #[test]
@@ -112,6 +100,17 @@ mod tests {
         assert_eq!(ready_at_rest(6, 0, 6), CHUNKS_AHEAD_PER_SHARD, "but for what is kept ready");
         assert_eq!(ready_at_rest(6, 3, 0), 3, "nor what the shard made itself");
         assert_eq!(ready_at_rest(6, 100, 0), CHUNKS_AHEAD_PER_SHARD);
+    }
+
+    #[test]
+    fn the_thread_ends_when_nobody_takes_anything_any_more() {
+        for at_start in [0, 6] {
+            let (to_shard, ready) = rtrb::RingBuffer::new(at_start.max(CHUNKS_AHEAD_PER_SHARD));
+            let thread = std::thread::spawn(move || supply(to_shard, at_start, &AtomicUsize::new(0)));
+            drop(ready);
+            thread.thread().unpark();
+            thread.join().unwrap();
+        }
     }
 
     #[test]

@@ -105,6 +105,17 @@ fn due_for_a_run() -> (Shard, GroupId) {
     (shard, group)
 }
 
+/// Appends until so many bytes are in no segment, while writes of segments stand still; then lets these go on.
+fn stand_still_until(shard: &mut Shard, group: GroupId, unflushed_bytes: u64) {
+    let runs = shard.engine.status().counters.checkpoints;
+    shard.hold_only = Some(is_of_a_topic);
+    while shard.engine.status().unflushed_bytes < unflushed_bytes {
+        shard.produce(group, &batch(0, None, &[&vec![7; 512 << 10]]));
+    }
+    assert_eq!(shard.engine.status().counters.checkpoints, runs, "a run is under way, and stands still");
+    shard.release_io();
+}
+
 fn in_segments(shard: &Shard) -> usize {
     let bytes = |(file, bytes): (&FileId, &Vec<u8>)| match file {
         FileId::Segment(group, _) if *group != GroupId::METADATA => bytes.len(),
@@ -148,13 +159,8 @@ fn a_run_does_not_take_its_time_when_the_shard_stops() {
 fn a_run_does_not_take_its_time_when_the_cache_fills_up() {
     let (mut shard, group) = due_for_a_run();
     let runs = shard.engine.status().counters.checkpoints;
-    shard.hold_only = Some(is_of_a_topic);
-    while shard.engine.status().unflushed_bytes < 49 << 20 {
-        shard.produce(group, &batch(0, None, &[&vec![7; 512 << 10]]));
-    }
-    assert_eq!(shard.engine.status().counters.checkpoints, runs, "a run is under way, and stands still");
-    // No time goes by, nothing is appended, and the credit does not suffice for the rest.
-    shard.release_io();
+    // Then no time goes by, nothing is appended, and the credit does not suffice for the rest.
+    stand_still_until(&mut shard, group, 49 << 20);
     assert!(shard.engine.status().counters.checkpoints > runs);
 }
 
@@ -162,11 +168,7 @@ fn a_run_does_not_take_its_time_when_the_cache_fills_up() {
 fn a_run_takes_its_time_with_what_the_credit_does_not_suffice_for() {
     let (mut shard, group) = due_for_a_run();
     let runs = shard.engine.status().counters.checkpoints;
-    shard.hold_only = Some(is_of_a_topic);
-    while shard.engine.status().unflushed_bytes < 38 << 20 {
-        shard.produce(group, &batch(0, None, &[&vec![7; 512 << 10]]));
-    }
-    shard.release_io();
+    stand_still_until(&mut shard, group, 38 << 20);
     assert_eq!(shard.engine.status().counters.checkpoints, runs, "the cache is not three quarters full");
     shard.live(5_000_000);
     assert!(shard.engine.status().counters.checkpoints > runs);
