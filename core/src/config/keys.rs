@@ -170,7 +170,8 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "storage.cache_config.max_size",
         doc: "Memory of the tail cache of the whole node, split equally over the shards in chunks of 4MiB. Each shard \
-              needs at least 16MiB.",
+              needs at least 16MiB. All of it is taken in idle time after the start, and five quarters of it, with two \
+              files a shard, of disk for the journals.",
         why: "Batches wait here for the segments and readers near the end are served from here. More of it means \
               fewer, larger segment writes and readers that may lag further behind without touching the disk.",
         field: |c| {
@@ -219,7 +220,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "storage.journal.file_size",
-        doc: "Size of one journal file. Files are written once when they are made and then recycled.",
+        doc: "Size of one journal file. Files are written once when they are made, as many as a busy shard needs in its \
+              first seconds, and then recycled.",
         why: "Larger files are recycled less often; smaller ones need less disk per shard and are quicker to make.",
         field: |c| {
             let chunk = limits::CHUNK_BYTES as u64;
@@ -323,7 +325,8 @@ pub const KEYS: &[Key] = &[
         path: "runtime.spin_us",
         doc: "How long a core without work polls before it sleeps.",
         why: "Waking a sleeping core takes about 50 µs. Polling saves that but uses the whole core: only for cores \
-              that nothing else runs on.",
+              that nothing else runs on, and not the one that takes the disk's interrupts, where the kernel's own \
+              worker ends each durable write and would wait behind the polling.",
         field: |c| Field::Duration(&mut c.runtime.spin_us, Unit::Us, 0, 10_000),
     },
     Key {

@@ -18,7 +18,7 @@ use crate::format::checkpoint::{
 };
 use crate::memory::{ChunkPool, ChunkSlice};
 
-use super::journal::{Full, JournalFile};
+use super::journal::Full;
 use super::pace::Pace;
 use super::partition::{Partition, TailBatch};
 use super::plan::FlushPlan;
@@ -121,8 +121,6 @@ pub(super) struct Flusher {
     old_deletes: Vec<FileId>,
     /// Deletions on their way; how they end changes nothing, recovery repeats them.
     deleting: Vec<IoToken>,
-    creating: Option<(IoToken, JournalFile)>,
-    max_journal_bytes: u64,
     postponed_catalog: Option<Arc<Catalog>>,
     delete_later: Vec<GroupId>,
     retention_due_us: Option<u64>,
@@ -135,7 +133,7 @@ pub(super) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn new(checkpoint_seq: u64, slot_generations: [u64; 2], max_journal_bytes: u64) -> Self {
+    pub(super) fn new(checkpoint_seq: u64, slot_generations: [u64; 2]) -> Self {
         Self {
             stage: Stage::Idle,
             pool: ChunkPool::new(MAX_CHECKPOINT_BYTES * (CHECKPOINTS_IN_MEMORY - 1)),
@@ -154,8 +152,6 @@ impl Flusher {
             deletes: Vec::new(),
             old_deletes: Vec::new(),
             deleting: Vec::new(),
-            creating: None,
-            max_journal_bytes,
             postponed_catalog: None,
             delete_later: Vec::new(),
             retention_due_us: None,
@@ -173,6 +169,16 @@ impl Flusher {
 
     pub(super) fn disk_full(&self) -> bool {
         self.disk_full
+    }
+
+    /// The disk was full a moment ago, and is tried again later.
+    pub(super) fn waits_for_space(&self) -> bool {
+        self.retry_us.is_some()
+    }
+
+    /// A run is to begin as soon as it can.
+    pub(super) fn want_run(&mut self) {
+        self.wanted = true;
     }
 
     pub(super) fn unflushed_bytes(&self) -> u64 {
@@ -295,10 +301,11 @@ impl Engine {
         let waits = flush.retry_us.or(flush.not_before_us);
         let age = flush.oldest_unflushed_us.filter(|_| idle && waits.is_none());
         let reads = self.cold.retry_due_us();
+        let file = self.file_ahead_due_us();
         let due = age.map(|oldest| oldest + self.config.max_buffer_time_us);
         let waiting = matches!(&flush.stage, Stage::Segments { jobs, .. } if jobs.iter().any(|job| job.token.is_none()));
         let pace = waiting.then(|| flush.pace.due_us());
-        [due, pace, flush.retry_us, flush.not_before_us, flush.retention_due_us, reads]
+        [due, pace, flush.retry_us, flush.not_before_us, flush.retention_due_us, reads, file]
             .into_iter()
             .flatten()
             .min()
@@ -338,9 +345,7 @@ impl Engine {
         if pinned + 2 * CHUNK_BYTES > PINNED_BYTES_PER_SHARD {
             self.shed_slow_readers(2 * CHUNK_BYTES, actions);
         }
-        if self.journal.free_files() == 0 {
-            self.create_journal_file(actions);
-        }
+        self.keep_journal_files(actions);
         if self.stalled && self.journal.has_room(&self.pool, MAX_BATCH_BYTES) {
             self.stalled = self.cached_batches >= self.config.cache_batches();
         }
@@ -381,7 +386,7 @@ impl Engine {
             || !self.config.cache_enabled
             || !self.has_room()
             // No journal file is free and none is being made: one has to be freed.
-            || self.journal.free_files() == 0 && flush.creating.is_none()
+            || self.journal.free_files() == 0 && !self.journal_files.is_creating()
             || self.unflushed_exceeds(3, 4)
     }
 
@@ -407,23 +412,6 @@ impl Engine {
             }
         }
         true
-    }
-
-    /// Makes one more journal file when none is free and the bound allows it; else a flush must recycle some.
-    fn create_journal_file(&mut self, actions: &mut Vec<Action>) {
-        let bytes: u64 = self.journal.files.iter().map(|file| file.len).sum();
-        if self.flush.creating.is_some() || self.flush.retry_us.is_some() {
-            return;
-        }
-        if bytes + self.config.journal_file_bytes > self.flush.max_journal_bytes {
-            self.flush.wanted = true;
-            return;
-        }
-        let number = self.journal.files.iter().map(|file| file.number + 1).max().unwrap_or(0);
-        let len = self.config.journal_file_bytes;
-        let token = self.next_token();
-        self.flush.creating = Some((token, JournalFile { number, len, generation: 0, free: true }));
-        actions.push(Action::Io { token, op: IoOp::CreateZeroed { file: FileId::Journal(number), len } });
     }
 
     /// Begins a run when one is due, and moves the running one on.
@@ -571,14 +559,8 @@ impl Engine {
             self.flush.deleting.swap_remove(at);
             return;
         }
-        if let Some((_, file)) = self.flush.creating.take_if(|(creating, _)| *creating == token) {
-            return match result {
-                Ok(_) => {
-                    self.journal.files.push(file);
-                    self.room_again();
-                }
-                Err(error) => self.flush_failed(error, actions),
-            };
+        if self.journal_file_done(token, &result, actions) {
+            return;
         }
         match &mut self.flush.stage {
             Stage::Checkpoint { token: expected, .. } if *expected == token => {
@@ -810,13 +792,13 @@ impl Engine {
     }
 
     /// Journal space may be there again.
-    fn room_again(&mut self) {
+    pub(super) fn room_again(&mut self) {
         while self.cache_is_full() && self.evict_oldest() {}
         self.stalled = self.cached_batches >= self.config.cache_batches();
     }
 
     /// A disk that is full is tried again later; any other failure leaves the disk's content unknown.
-    fn flush_failed(&mut self, error: IoError, actions: &mut Vec<Action>) {
+    pub(super) fn flush_failed(&mut self, error: IoError, actions: &mut Vec<Action>) {
         if error.kind != IoErrorKind::NoSpace {
             return self.fence(&error.detail, actions);
         }

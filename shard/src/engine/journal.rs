@@ -202,6 +202,11 @@ impl Journal {
         self.files.iter().filter(|file| file.free).count()
     }
 
+    /// Length of all files together, bytes.
+    pub(super) fn files_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.len).sum()
+    }
+
     /// Files that are older than `generation` become free.
     pub(super) fn recycle_below(&mut self, generation: u64) -> usize {
         let current = self.next.file;

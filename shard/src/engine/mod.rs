@@ -8,6 +8,7 @@
 //! | `api`, `config`, `status` | the border |
 //! | `produce` | checks, dedupes, appends a batch; answers when its group commit is done |
 //! | `journal`, `pending` | group commits: their order, their layout, who waits for them |
+//! | `journal_files` | makes the journal's files, before they are needed |
 //! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
 //! | `linear` | reads that a majority has to confirm first |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
@@ -37,6 +38,7 @@ mod fetch;
 mod flush;
 mod hand_over;
 mod journal;
+mod journal_files;
 mod lag;
 mod linear;
 mod links;
@@ -144,6 +146,7 @@ pub struct Engine {
     linear_reads: linear::LinearReads,
     reloads: reload::Reloads,
     flush: flush::Flusher,
+    journal_files: journal_files::JournalFiles,
     replication: replicate::Replication,
     balance: balance::Balance,
     /// It stops, and waits until then for others to lead what it led.

@@ -26,6 +26,7 @@ use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 use super::controller::{Controller, commands};
 use super::flush::Flusher;
 use super::journal::{CachedChunk, Journal, JournalFile};
+use super::journal_files::JournalFiles;
 use super::partition::{Partition, Segment, TailBatch, Told};
 use super::plan::FlushPlan;
 use super::producers::{Appended, Producer};
@@ -719,8 +720,7 @@ impl<'a> Replay<'a> {
 
     fn engine(self, mut journal: Journal, checkpoint_seq: u64, generations: [u64; 2]) -> Engine {
         let config = self.config.clone();
-        let max_journal_bytes = config.cache_bytes as u64 * 2 + config.journal_file_bytes * 4;
-        let mut flush = Flusher::new(checkpoint_seq, generations, max_journal_bytes);
+        let mut flush = Flusher::new(checkpoint_seq, generations);
         flush.remove_later(self.removed_later);
         let mut partitions = self.partitions;
         let (mut producer_count, mut cached_batches) = (0, 0);
@@ -765,6 +765,7 @@ impl<'a> Replay<'a> {
             cold: Default::default(),
             linear_reads: Default::default(),
             reloads: Default::default(),
+            journal_files: JournalFiles::new(&config),
             flush,
             hand_over_until_us: None,
             must_fence: None,

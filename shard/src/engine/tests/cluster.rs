@@ -626,6 +626,24 @@ impl World {
         }
     }
 
+    /// Events in random order until something is true.
+    fn go_on_until(&mut self, what: &str, come_true: impl Fn(&Self) -> bool) {
+        for _ in 0..100_000 {
+            if come_true(self) {
+                return;
+            }
+            self.go_on();
+        }
+        panic!("never came true: {what}");
+    }
+
+    /// Goes on until every leader is where it should be: none moves by itself any more.
+    fn settle_leaders(&mut self) {
+        for _ in 0..4_000 {
+            self.go_on();
+        }
+    }
+
     /// Everybody is up and connected, and time passes until every replica has everything.
     fn heal(&mut self) {
         self.cut.clear();

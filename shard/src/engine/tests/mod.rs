@@ -6,6 +6,7 @@ mod deadlines;
 mod disk;
 mod durability;
 mod harness;
+mod journal_files;
 mod life;
 mod memory;
 mod pace;

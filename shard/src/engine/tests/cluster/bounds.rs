@@ -16,10 +16,7 @@ fn healed(seed: u64, partitions: u32, cache_bytes: usize) -> World {
         world.crash(id);
     }
     world.heal();
-    // Until every leader is where it should be: none moves on the way.
-    for _ in 0..4_000 {
-        world.go_on();
-    }
+    world.settle_leaders();
     world.values_bytes = VALUE_BYTES;
     world
 }

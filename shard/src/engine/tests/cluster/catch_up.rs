@@ -63,6 +63,7 @@ fn a_catch_up_goes_on_where_its_link_broke() {
 fn a_catch_up_that_another_leader_makes_needless_ends() {
     let mut world = World::new(6, 3, 1, 2);
     world.heal();
+    world.settle_leaders();
     let group = world.groups[0];
     let state = |world: &World, id: u32| {
         world.nodes[id as usize - 1].engine.as_ref().and_then(|engine| engine.partition(group)).unwrap()
@@ -74,31 +75,24 @@ fn a_catch_up_that_another_leader_makes_needless_ends() {
         world.unlink(behind, other);
     }
     world.produce_in_group(group, 30);
-    while [leader, heir].iter().any(|id| state(&world, *id).flushed < state(&world, *id).log_end) {
-        world.go_on();
-    }
+    let flushed = |world: &World, id| state(world, id).flushed == state(world, id).log_end;
+    world
+        .go_on_until("both have it in segments", |world| [leader, heir].iter().all(|id| flushed(world, *id)));
     // The leader forgets its entries, the heir does not.
     world.crash(leader);
     world.start(leader);
-    let home = |world: &World| world.leader(group) == Some(leader);
-    while !home(&world) {
-        world.go_on();
-    }
+    world.go_on_until("it leads again", |world| world.leader(group) == Some(leader));
     // The one that is behind reaches the leader only, and asks it for what is in segments.
     world.cut.remove(&pair(behind, leader));
     let asks = |world: &World| world.messages.get("FetchBatches").copied().unwrap_or(0);
     let before = asks(&world);
-    while asks(&world) == before {
-        world.go_on();
-    }
+    world.go_on_until("it asks for what is in segments", |world| asks(world) > before);
     world.crash(leader);
     world.cut.clear();
-    while world.leader(group).is_none_or(|now| now == leader) {
-        world.go_on();
-    }
+    world.go_on_until("another one leads", |world| world.leader(group).is_some_and(|now| now != leader));
     world.produce_in_group(group, 30);
     let until_us = world.now.monotonic_us + 20_000_000;
-    while state(&world, behind).flushed < state(&world, behind).log_end {
+    while !flushed(&world, behind) {
         assert!(world.now.monotonic_us < until_us, "{:?}", state(&world, behind));
         world.go_on();
     }

@@ -135,6 +135,7 @@ fn what_a_follower_gets_from_segments_is_counted() {
 fn what_is_refused_is_counted_by_its_reason() {
     let mut world = World::new(7, 3, 1, 3);
     world.heal();
+    world.settle_leaders();
     let group = world.groups[0];
     let leader = world.leader(group).unwrap();
     let [other, gone] = [leader % 3 + 1, (leader + 1) % 3 + 1];

@@ -1,0 +1,69 @@
+//! How many journal files there are, and when they are made.
+
+use pyralog_core::GroupId;
+
+use super::super::{EngineConfig, LogLevel};
+use super::disk::MemDisk;
+use super::harness::{Shard, batch, config};
+
+const FILE_BYTES: u64 = 8 << 20;
+/// Five quarters of the cache and two files.
+const AHEAD: u32 = 12;
+
+fn shard() -> Shard {
+    let config = EngineConfig { cache_bytes: 64 << 20, journal_file_bytes: FILE_BYTES, ..config() };
+    Shard::start(config, MemDisk::default())
+}
+
+fn files(shard: &Shard) -> u32 {
+    shard.engine.status().journal_files
+}
+
+#[test]
+fn files_are_made_before_there_is_load_and_not_all_at_once() {
+    let mut shard = shard();
+    let at_first = files(&shard);
+    assert!(at_first < 4, "{at_first} files in no time");
+    shard.live(20_000);
+    let soon = files(&shard);
+    assert!((at_first..at_first + 3).contains(&soon), "{soon} files after 20 ms");
+    shard.live(2_000_000);
+    assert_eq!(files(&shard), AHEAD);
+    shard.live(2_000_000);
+    assert_eq!(files(&shard), AHEAD, "and no more");
+}
+
+#[test]
+fn steady_load_finds_its_files_made() {
+    let mut shard = shard();
+    let group = GroupId::new(shard.create("steady", 1), 0);
+    shard.live(2_000_000);
+    let value = vec![7; 512 << 10];
+    for at in 0..1_000 {
+        shard.produce(group, &batch(at, None, &[&value]));
+        shard.live(1_000);
+    }
+    assert!(shard.engine.status().counters.checkpoints > 3, "the journal went round");
+    assert_eq!(files(&shard), AHEAD);
+}
+
+#[test]
+fn a_disk_without_space_for_files_ahead_is_no_full_disk() {
+    let mut shard = shard();
+    shard.disk.space = Some(4 << 20);
+    let before = files(&shard);
+    shard.live(2_000_000);
+    assert_eq!(files(&shard), before);
+    let status = shard.engine.status();
+    assert!(status.ready && !status.disk_full && status.fenced.is_none());
+    let told =
+        |(level, text): &(LogLevel, String)| *level == LogLevel::Warn && text.contains("no space left");
+    assert_eq!(shard.logs.iter().filter(|log| told(log)).count(), 1);
+    // What is needed is made all the same.
+    shard.disk.space = None;
+    let group = GroupId::new(shard.create("goes-on", 1), 0);
+    for at in 0..200 {
+        shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
+    }
+    assert!(files(&shard) > before);
+}
