@@ -67,6 +67,17 @@ pub enum Output {
     Json,
 }
 
+/// How durable a reply has to be at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LeastDurability {
+    /// On the stable storage of a quorum.
+    Quorum,
+    /// On the leader's stable storage.
+    Leader,
+    /// In the leader's journal file, maybe not flushed: what `fsync_policy` interval and never give.
+    Written,
+}
+
 const MAX_OUTSTANDING: i64 = MAX_IN_FLIGHT_REQUESTS_PER_CONNECTION as i64;
 /// The node refuses what does not fit into a batch; this only keeps a typing error from filling the memory.
 const MAX_RECORDS: i64 = 100_000;
@@ -184,6 +195,9 @@ pub struct ProduceArgs {
     /// The server is a floor server
     #[arg(long)]
     pub floor: bool,
+    /// A reply that is less durable ends the run
+    #[arg(long, value_enum, default_value_t = LeastDurability::Quorum, conflicts_with = "floor")]
+    pub durability: LeastDurability,
     /// Threads of the load generator
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=64))]
     pub threads: u64,

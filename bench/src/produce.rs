@@ -13,7 +13,7 @@ use pyralog_net::message::{Acks, Durability, ProduceReply, ProduceRequest, Reque
 use crate::load::LoadConnection;
 use crate::protocol::record_value;
 use crate::session::{PATIENCE, Session, refusal};
-use crate::wire::{FrameTemplate, Frames, HEADER};
+use crate::wire::{FrameTemplate, Frames, HEADER, ReplyCheck};
 
 /// Bytes of the body of a produce reply.
 pub fn produce_reply_body_bytes() -> usize {
@@ -73,8 +73,20 @@ pub fn connect_floor(
         .collect()
 }
 
-/// Connections spread over the partitions of `topic`, each to the node and shard that lead its partition.
+/// Connections spread over the partitions of `topic`, each to the node and shard that lead its partition. A reply that is
+/// not durable on a quorum ends the load.
 pub fn connect_node(
+    addr: SocketAddr,
+    topic: &str,
+    connections: usize,
+    shape: BatchShape,
+) -> anyhow::Result<Vec<LoadConnection>> {
+    connect_node_at_least(Durability::QuorumDurable, addr, topic, connections, shape)
+}
+
+/// As [`connect_node`], for replies that are at least so durable.
+pub fn connect_node_at_least(
+    least: Durability,
     addr: SocketAddr,
     topic: &str,
     connections: usize,
@@ -93,13 +105,27 @@ pub fn connect_node(
             let leader = leader.address.parse().with_context(|| format!("the address {}", leader.address))?;
             let socket = Session::connect(leader, Some(place.shard))?.into_socket()?;
             let frame = produce_frame(GroupId::new(topic.id, partition), &batch)?;
-            Ok(LoadConnection { socket, protocol: Box::new(Frames::new(frame, check_produce_reply)) })
+            Ok(LoadConnection { socket, protocol: Box::new(Frames::new(frame, reply_check(least))) })
         })
         .collect()
 }
 
+/// What passes produce replies that are at least so durable, and makes an error of anything else.
+fn reply_check(least: Durability) -> ReplyCheck {
+    match least {
+        Durability::Memory => check_reply_at_least::<{ Durability::Memory as u8 }>,
+        Durability::Written => check_reply_at_least::<{ Durability::Written as u8 }>,
+        Durability::LeaderDurable => check_reply_at_least::<{ Durability::LeaderDurable as u8 }>,
+        Durability::QuorumDurable => check_produce_reply,
+    }
+}
+
 /// Passes a produce reply that is durable on a quorum; anything else is an error.
 pub(crate) fn check_produce_reply(frame: &[u8]) -> anyhow::Result<()> {
+    check_reply_at_least::<{ Durability::QuorumDurable as u8 }>(frame)
+}
+
+fn check_reply_at_least<const LEAST: u8>(frame: &[u8]) -> anyhow::Result<()> {
     let header = FrameHeader::decode_reply(frame)?.context("a reply without a header")?;
     let body = frame.get(HEADER..).unwrap_or_default();
     if header.kind != kind::PRODUCE | REPLY_BIT {
@@ -108,10 +134,10 @@ pub(crate) fn check_produce_reply(frame: &[u8]) -> anyhow::Result<()> {
     // Byte 16 of the body is the durability reached (docs/protocol.md). Read without decoding the whole reply:
     // this runs once per request.
     anyhow::ensure!(
-        body.get(16).copied() == Some(Durability::QuorumDurable as u8),
-        "acknowledged with durability {:?} instead of {:?}; is fsync_policy every_write?",
-        body.get(16),
-        Durability::QuorumDurable as u8
+        body.get(16).is_some_and(|reached| *reached >= LEAST),
+        "acknowledged with durability {:?} instead of at least {LEAST}; is fsync_policy every_write? `produce` takes \
+         less with --durability",
+        body.get(16)
     );
     Ok(())
 }
@@ -132,6 +158,13 @@ mod tests {
         check_produce_reply(&reply(Durability::QuorumDurable)).unwrap();
         let weak = check_produce_reply(&reply(Durability::Written)).unwrap_err().to_string();
         assert!(weak.contains("every_write"), "{weak}");
+        let written = reply_check(Durability::Written);
+        written(&reply(Durability::Written)).unwrap();
+        written(&reply(Durability::QuorumDurable)).unwrap();
+        written(&reply(Durability::Memory)).unwrap_err();
+        reply_check(Durability::LeaderDurable)(&reply(Durability::Written)).unwrap_err();
+        reply_check(Durability::QuorumDurable)(&reply(Durability::LeaderDurable)).unwrap_err();
+        reply_check(Durability::Memory)(&reply(Durability::Memory)).unwrap();
         let mut error = Vec::new();
         Response::encode_error(ErrorCode::DiskFull, "sda1", 3, &mut error);
         let refused = check_produce_reply(&error).unwrap_err().to_string();

@@ -3,15 +3,16 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
+use pyralog_net::message::Durability;
 use serde_json::Map;
 
 use super::show;
-use crate::cli::{DEFAULT_RATE, ProduceArgs};
+use crate::cli::{DEFAULT_RATE, LeastDurability, ProduceArgs};
 use crate::floor::beside::{self, BesideConfig, FloorRatios, Floors};
 use crate::host::{self, HostFacts};
 use crate::latency::Summary;
 use crate::load::{self, LoadConnection, LoadResult};
-use crate::produce::{connect_floor, connect_node};
+use crate::produce::{connect_floor, connect_node_at_least};
 use crate::report::{Curve, DURABILITY, LoadFacts, Run, disk_of};
 use crate::session::Session;
 use crate::stages::{self, Snapshot};
@@ -49,7 +50,7 @@ pub fn produce(args: &ProduceArgs) -> anyhow::Result<()> {
         host: HostFacts::collect(),
         disk: disk_of(args.floor_dir.as_deref())?,
         node_version: server.version,
-        durability: DURABILITY,
+        durability: level(args.durability).1,
         load_line: load.to_string(),
         load: load.to_json(),
         curves: vec![Curve { name: "node".to_owned(), latencies: result.latencies, per_second }],
@@ -100,8 +101,26 @@ fn measure(
 
 fn connect(args: &ProduceArgs, load: &LoadFacts) -> anyhow::Result<Vec<LoadConnection>> {
     match &args.topic {
-        Some(topic) => connect_node(args.addr, topic, load.connections, load.batch),
+        Some(topic) => {
+            let least = level(args.durability).0;
+            connect_node_at_least(least, args.addr, topic, load.connections, load.batch)
+        }
         None => connect_floor(args.addr, load.connections, load.batch),
+    }
+}
+
+/// What replies are checked for, and how the report says it.
+fn level(least: LeastDurability) -> (Durability, &'static str) {
+    match least {
+        LeastDurability::Quorum => (Durability::QuorumDurable, DURABILITY),
+        LeastDurability::Leader => (
+            Durability::LeaderDurable,
+            "acks quorum, and every reply checked for the leader's stable storage",
+        ),
+        LeastDurability::Written => (
+            Durability::Written,
+            "acks quorum, and every reply checked for the leader's journal file, maybe not flushed",
+        ),
     }
 }
 

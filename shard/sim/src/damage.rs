@@ -146,6 +146,9 @@ pub(crate) struct LostTail {
 pub(crate) struct Tracker {
     commits: BTreeMap<(u32, u64), Commit>,
     places: BTreeMap<(GroupId, i64), Place>,
+    /// Where entries lay that are laid down again, on the platter as far as the disk told: until the new place is there, the old
+    /// one counts.
+    before: BTreeMap<(GroupId, i64), Place>,
     segments: BTreeMap<(GroupId, i64), BTreeMap<u64, Stored>>,
     journal_taint: BTreeSet<(GroupId, i64)>,
     segment_taint: BTreeSet<(GroupId, i64)>,
@@ -215,7 +218,7 @@ impl Tracker {
                         index: frame.index,
                         epoch: frame.epoch,
                     };
-                    self.places.insert((frame.group, base), place);
+                    self.laid((frame.group, base), place);
                     self.unsure.remove(&(frame.group, base));
                     self.journal_taint.remove(&(frame.group, base));
                 }
@@ -223,6 +226,15 @@ impl Tracker {
             self.open_lsns.insert(head.lsn);
             self.commits.insert((file, position), commit);
             at += len as usize;
+        }
+    }
+
+    fn laid(&mut self, batch: (GroupId, i64), place: Place) {
+        let same = |old: &Place| (old.crc, old.index, old.epoch) == (place.crc, place.index, place.epoch);
+        let old = self.places.insert(batch, place).filter(same);
+        match old.filter(|old| self.claim_holds(*old)).or_else(|| self.before.remove(&batch).filter(same)) {
+            Some(old) => _ = self.before.insert(batch, old),
+            None => _ = self.before.remove(&batch),
         }
     }
 
@@ -362,8 +374,9 @@ impl Tracker {
 
     /// The term as whose entry the batch with this checksum is in the journal and on the platter, as far as the disk told.
     pub(crate) fn journaled(&self, group: GroupId, base: i64, crc: u32) -> Option<u32> {
-        let place = self.place(group, base).filter(|place| place.crc == crc && self.claim_holds(*place));
-        place.map(|place| place.epoch)
+        let place = self.place(group, base).filter(|place| place.crc == crc)?;
+        let before = self.before.get(&(group, base)).filter(|before| before.epoch == place.epoch);
+        (self.claim_holds(place) || before.is_some_and(|before| before.crc == crc)).then_some(place.epoch)
     }
 
     /// Whether a batch at this offset is in a segment.
@@ -478,6 +491,25 @@ mod tests {
         batch[15] = 16;
         tracker.submitted(FileId::Segment(group, 10), 0, &batch);
         assert_eq!(tracker.journaled(group, 10, 0), None, "what was committed is another entry");
+    }
+
+    #[test]
+    fn an_entry_that_is_laid_down_again_is_where_it_was_until_it_is_there() {
+        let (group, mut tracker) = (GroupId::new(3, 0), Tracker::default());
+        tracker.submitted(FileId::Journal(1), 0, &commit(1, 0, 5, 4, &[(3, 10, 9)]));
+        assert_eq!(tracker.journaled(group, 10, 0), None, "it is on its way");
+        tracker.submitted(FileId::Journal(1), 4096, &commit(1, 4096, 6, 4, &[(3, 10, 9)]));
+        assert_eq!(tracker.journaled(group, 10, 0), None, "both are");
+        tracker.durable(FileId::Journal(1), 0..8192);
+        assert_eq!(tracker.journaled(group, 10, 0), Some(0));
+        for (at, lsn) in [(8192, 7), (12288, 8)] {
+            tracker.submitted(FileId::Journal(1), at, &commit(1, at, lsn, 4, &[(3, 10, 9)]));
+            assert_eq!(tracker.journaled(group, 10, 0), Some(0), "again, in commit {lsn}");
+        }
+        let mut other = commit(1, 16384, 9, 4, &[(3, 10, 9)]);
+        other[COMMIT_HEADER as usize + 24] = 15;
+        tracker.submitted(FileId::Journal(1), 16384, &other);
+        assert_eq!(tracker.journaled(group, 10, 0), None, "another entry");
     }
 
     #[test]

@@ -46,6 +46,7 @@ const ONCE_WRONG: &[u64] = &[
     896, // the simulator had no time for all groups of a node with a new disk to ask a node before that was kept down
     1298, // the simulator took for unreadable what retention had removed while it read
     1363, // the simulator took a batch for held of which the disk had an entry of another term, taken back since
+    1503, // the simulator took an entry that was laid down again for gone until its new place was on the platter
     1521, // a catch-up began anew whenever one answer was lost
     1534, // the simulator sent a batch again whose outcome it did not know
     1847, // the simulator took a batch for held whose entry had been taken back and was laid down elsewhere
@@ -57,6 +58,7 @@ const ONCE_WRONG: &[u64] = &[
     2569, // a replica that won and lost an election between two outputs took itself for broken
     2774, // the simulator took a node out for good before the cluster had begun, for which all are needed
     3375, // the last entries of a topic on its way out were taken for damage
+    3391, // the simulator compared replicas that it had read at different times
     3966, // a node whose registration was lost with its leadership never asked again
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
     5073, // the simulator wanted a replica to call itself rejoining that did not know yet that there are others

@@ -24,6 +24,8 @@ const AGREE_US: u64 = 90_000_000;
 const SERVE_US: u64 = 30_000_000;
 /// Between two looks at whether the cluster agrees, microseconds.
 const LOOK_US: u64 = 50_000;
+/// Replicas are read so often until all end at the same place.
+const READINGS: u32 = 4;
 
 impl World {
     /// No more faults; then everything that has to hold at the end.
@@ -421,18 +423,14 @@ impl World {
         // What a lying disk made of an epoch goes to others with a catch-up.
         let lied = self.nodes.iter().any(|node| node.lies);
         for group in self.all_groups() {
-            let mut held: Vec<(Seat, Held)> = Vec::new();
-            for seat in self.seats_of_group(group) {
-                let state = self.shard(seat).state_of(group);
-                let takes_part = self.nodes[seat.node].state == NodeState::Up && !self.is_aside(seat, group);
-                if self.over() || !takes_part || state.is_none_or(|state| is_alone(&state)) {
-                    continue;
+            let mut held = self.read_replicas(group);
+            // Reading takes time, and what is committed meanwhile only those hold that are read later.
+            for _ in 1..READINGS {
+                if held.windows(2).all(|pair| matches!(pair, [(_, one), (_, other)] if one.end == other.end))
+                {
+                    break;
                 }
-                match self.read_replica(seat, group) {
-                    Some(bytes) => held.push((seat, bytes)),
-                    None if self.shard(seat).disk.tracker.lied() => self.model.damage_reported += 1,
-                    None => self.fail(format!("{seat} {group} can't be read though its disk never lied")),
-                }
+                held = self.read_replicas(group);
             }
             for pair in held.windows(2) {
                 let [(one, left), (other, right)] = pair else { continue };
@@ -448,5 +446,23 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What the replicas hold that take part, one read after the other.
+    fn read_replicas(&mut self, group: GroupId) -> Vec<(Seat, Held)> {
+        let mut held: Vec<(Seat, Held)> = Vec::new();
+        for seat in self.seats_of_group(group) {
+            let state = self.shard(seat).state_of(group);
+            let takes_part = self.nodes[seat.node].state == NodeState::Up && !self.is_aside(seat, group);
+            if self.over() || !takes_part || state.is_none_or(|state| is_alone(&state)) {
+                continue;
+            }
+            match self.read_replica(seat, group) {
+                Some(bytes) => held.push((seat, bytes)),
+                None if self.shard(seat).disk.tracker.lied() => self.model.damage_reported += 1,
+                None => self.fail(format!("{seat} {group} can't be read though its disk never lied")),
+            }
+        }
+        held
     }
 }
