@@ -63,6 +63,8 @@ const ONCE_WRONG: &[u64] = &[
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
     5073, // the simulator wanted a replica to call itself rejoining that did not know yet that there are others
     5639, // the simulator took an entry for acknowledged that had been taken back, its leader's own write being under way
+    5681, // the simulator wanted a copy of what retention had removed before a replica caught up
+    6542, // the same as 1503
     6671, // the simulator took two answers in one frame for one
     7418, // the simulator left a node damaged without which the cluster had not begun
 ];

@@ -306,8 +306,9 @@ impl World {
         let term = self.books.terms.get(&(group, base)).copied();
         let held = seats.filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
-            // A duplicate may be acknowledged again that was on a disk which is gone since.
-            let gone = self.nodes[seat.node].emptied;
+            // A duplicate may be acknowledged again that was on a disk which is gone since, or that retention has removed.
+            let removed = self.shard(*seat).state_of(group).is_some_and(|state| state.log_start > base);
+            let gone = self.nodes[seat.node].emptied || removed;
             let journaled = tracker.journaled(group, base, crc);
             gone || journaled.is_some_and(|held| term.is_none_or(|term| term == held))
                 || tracker.in_segment(group, base)
