@@ -146,8 +146,7 @@ pub(crate) struct LostTail {
 pub(crate) struct Tracker {
     commits: BTreeMap<(u32, u64), Commit>,
     places: BTreeMap<(GroupId, i64), Place>,
-    /// Where entries lay that are laid down again, on the platter as far as the disk told: until the new place is there, the old
-    /// one counts.
+    /// Where entries lay, on the platter as far as the disk told, when they were laid down again or what lies before them was.
     before: BTreeMap<(GroupId, i64), Place>,
     segments: BTreeMap<(GroupId, i64), BTreeMap<u64, Stored>>,
     journal_taint: BTreeSet<(GroupId, i64)>,
@@ -230,11 +229,10 @@ impl Tracker {
     }
 
     fn laid(&mut self, batch: (GroupId, i64), place: Place) {
+        self.places.insert(batch, place);
         let same = |old: &Place| (old.crc, old.index, old.epoch) == (place.crc, place.index, place.epoch);
-        let old = self.places.insert(batch, place).filter(same);
-        match old.filter(|old| self.claim_holds(*old)).or_else(|| self.before.remove(&batch).filter(same)) {
-            Some(old) => _ = self.before.insert(batch, old),
-            None => _ = self.before.remove(&batch),
+        if !self.before.get(&batch).is_some_and(same) {
+            self.before.remove(&batch);
         }
     }
 
@@ -245,7 +243,12 @@ impl Tracker {
         }
         let range = (group, i64::MIN)..=(group, i64::MAX);
         let behind = self.places.range(range).rev().take_while(|(_, place)| place.index >= index);
-        self.unsure.extend(behind.map(|(batch, _)| *batch));
+        let behind: Vec<((GroupId, i64), Place)> = behind.map(|(batch, place)| (*batch, *place)).collect();
+        for (batch, place) in behind {
+            if self.unsure.insert(batch) && self.claim_holds(place) {
+                self.before.insert(batch, place);
+            }
+        }
     }
 
     fn segment_write(&mut self, group: GroupId, base: i64, offset: u64, bytes: &[u8]) {
@@ -375,8 +378,8 @@ impl Tracker {
     /// The term as whose entry the batch with this checksum is in the journal and on the platter, as far as the disk told.
     pub(crate) fn journaled(&self, group: GroupId, base: i64, crc: u32) -> Option<u32> {
         let place = self.place(group, base).filter(|place| place.crc == crc)?;
-        let before = self.before.get(&(group, base)).filter(|before| before.epoch == place.epoch);
-        (self.claim_holds(place) || before.is_some_and(|before| before.crc == crc)).then_some(place.epoch)
+        // An entry that is laid down again is where it was until its new place is there.
+        (self.claim_holds(place) || self.before.contains_key(&(group, base))).then_some(place.epoch)
     }
 
     /// Whether a batch at this offset is in a segment.
@@ -387,7 +390,8 @@ impl Tracker {
 
     /// The same, and no engine went before it knew.
     pub(crate) fn journaled_surely(&self, group: GroupId, base: i64, crc: u32) -> Option<u32> {
-        self.journaled(group, base, crc).filter(|_| !self.unsure.contains(&(group, base)))
+        let place = self.place(group, base).filter(|place| place.crc == crc && self.claim_holds(*place));
+        place.filter(|_| !self.unsure.contains(&(group, base))).map(|place| place.epoch)
     }
 
     /// The engine is gone: whether what it wrote and never knew to be durable is there was left to chance.
@@ -493,23 +497,38 @@ mod tests {
         assert_eq!(tracker.journaled(group, 10, 0), None, "what was committed is another entry");
     }
 
+    /// The same with an entry's index and term.
+    fn entry(position: u64, lsn: u64, index: u8, term: u8) -> Vec<u8> {
+        let mut write = commit(1, position, lsn, 4, &[(3, i64::from(index), 9)]);
+        let frame = COMMIT_HEADER as usize;
+        (write[frame + 32], write[frame + 24]) = (index, term);
+        write
+    }
+
     #[test]
     fn an_entry_that_is_laid_down_again_is_where_it_was_until_it_is_there() {
         let (group, mut tracker) = (GroupId::new(3, 0), Tracker::default());
-        tracker.submitted(FileId::Journal(1), 0, &commit(1, 0, 5, 4, &[(3, 10, 9)]));
+        let mut submit = |tracker: &mut Tracker, lsn: u64, index, term| {
+            let position = (lsn - 5) * 4096;
+            tracker.submitted(FileId::Journal(1), position, &entry(position, lsn, index, term));
+        };
+        submit(&mut tracker, 5, 10, 2);
+        submit(&mut tracker, 6, 11, 2);
         assert_eq!(tracker.journaled(group, 10, 0), None, "it is on its way");
-        tracker.submitted(FileId::Journal(1), 4096, &commit(1, 4096, 6, 4, &[(3, 10, 9)]));
-        assert_eq!(tracker.journaled(group, 10, 0), None, "both are");
         tracker.durable(FileId::Journal(1), 0..8192);
-        assert_eq!(tracker.journaled(group, 10, 0), Some(0));
-        for (at, lsn) in [(8192, 7), (12288, 8)] {
-            tracker.submitted(FileId::Journal(1), at, &commit(1, at, lsn, 4, &[(3, 10, 9)]));
-            assert_eq!(tracker.journaled(group, 10, 0), Some(0), "again, in commit {lsn}");
+        assert_eq!(tracker.journaled(group, 10, 0), Some(2));
+        submit(&mut tracker, 7, 10, 2);
+        for lsn in [8, 9] {
+            submit(&mut tracker, lsn, 11, 2);
+            for index in [10, 11] {
+                assert_eq!(tracker.journaled(group, index, 0), Some(2), "{index} again, in commit {lsn}");
+            }
         }
-        let mut other = commit(1, 16384, 9, 4, &[(3, 10, 9)]);
-        other[COMMIT_HEADER as usize + 24] = 15;
-        tracker.submitted(FileId::Journal(1), 16384, &other);
+        assert_eq!(tracker.journaled_surely(group, 10, 0), None, "a recovery goes by the last place");
+        submit(&mut tracker, 10, 10, 3);
         assert_eq!(tracker.journaled(group, 10, 0), None, "another entry");
+        submit(&mut tracker, 11, 10, 3);
+        assert_eq!(tracker.journaled(group, 10, 0), None, "neither of its places is there");
     }
 
     #[test]

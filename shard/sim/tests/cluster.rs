@@ -59,6 +59,7 @@ const ONCE_WRONG: &[u64] = &[
     2774, // the simulator took a node out for good before the cluster had begun, for which all are needed
     3375, // the last entries of a topic on its way out were taken for damage
     3391, // the simulator compared replicas that it had read at different times
+    3929, // the simulator took for durable what a failed write had left to chance, as it was laid down again
     3966, // a node whose registration was lost with its leadership never asked again
     4417, // a replica whose segments only rotten checkpoints named took itself for a member with an empty log
     5073, // the simulator wanted a replica to call itself rejoining that did not know yet that there are others
