@@ -72,8 +72,6 @@ pub enum Output {
 pub enum LeastDurability {
     /// On the stable storage of a quorum.
     Quorum,
-    /// On the leader's stable storage.
-    Leader,
     /// In the leader's journal file, maybe not flushed: what `fsync_policy` interval and never give.
     Written,
 }

@@ -113,10 +113,6 @@ fn connect(args: &ProduceArgs, load: &LoadFacts) -> anyhow::Result<Vec<LoadConne
 fn level(least: LeastDurability) -> (Durability, &'static str) {
     match least {
         LeastDurability::Quorum => (Durability::QuorumDurable, DURABILITY),
-        LeastDurability::Leader => (
-            Durability::LeaderDurable,
-            "acks quorum, and every reply checked for the leader's stable storage",
-        ),
         LeastDurability::Written => (
             Durability::Written,
             "acks quorum, and every reply checked for the leader's journal file, maybe not flushed",

@@ -124,6 +124,8 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         1 => FsyncPolicy::Never,
         _ => FsyncPolicy::EveryWrite,
     };
+    // A bit of the identity, so that what else is drawn stays as it was.
+    let journal_id = rng.bits() | 1;
     EngineConfig {
         node: NodeId(1),
         shard: ShardId(0),
@@ -135,7 +137,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         metadata_replicas: Vec::new(),
         cluster_name: "sim".into(),
         server_version: "sim".into(),
-        journal_id: rng.bits() | 1,
+        journal_id,
         disk_id: 0,
         has_begun: false,
         cache_bytes: rng.pick(&[16usize, 16, 24]) << 20,
@@ -144,6 +146,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         max_buffer_time_us: rng.magnitude(5_000, 2_000_000),
         fsync,
         journal_file_bytes: CHUNK_BYTES as u64 * rng.pick(&[1, 1, 2]),
+        journal_files_ahead: journal_id & 2 == 0,
         journal_writes_in_flight: rng.range(1, 8) as usize,
         segment_max_bytes: rng.magnitude(64 << 10, 4 << 20),
         segment_sync_on_write: rng.percent(50),

@@ -190,7 +190,9 @@ impl Tracker {
             .collect();
         self.recycled += u64::from(offset == 0 && !stale.is_empty());
         for position in stale {
-            self.commits.remove(&(file, position));
+            if let Some(gone) = self.commits.remove(&(file, position)) {
+                self.before.retain(|_, place| place.lsn != gone.lsn);
+            }
         }
         let mut at = 0usize;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {

@@ -100,6 +100,7 @@ fn a_sweep_finds_nothing_and_reaches_everything() {
         ("groups that fell quiet", totals.quiesced),
         ("checkpoints", totals.checkpoints),
         ("cold reads", totals.cold_reads),
+        ("journal files recycled", totals.recycled),
         ("damage reported", totals.damage_reported),
     ] {
         assert!(count > 0, "no {what} in {totals}");

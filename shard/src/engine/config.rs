@@ -53,6 +53,8 @@ pub struct EngineConfig {
     pub fsync: FsyncPolicy,
     /// Size of one journal file, bytes; a multiple of `CHUNK_BYTES`.
     pub journal_file_bytes: u64,
+    /// Make journal files before there is load, as many as a busy shard goes round in; else one whenever none is free.
+    pub journal_files_ahead: bool,
     /// Group commits on their way to the disk at once.
     pub journal_writes_in_flight: usize,
     /// Size at which a segment is closed and the next one begun, bytes.

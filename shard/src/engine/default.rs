@@ -41,6 +41,7 @@ impl Default for EngineConfig {
             max_buffer_time_us: storage.cache_config.max_buffer_time_ms.saturating_mul(1_000),
             fsync: storage.fsync_policy,
             journal_file_bytes: storage.journal.file_size,
+            journal_files_ahead: true,
             journal_writes_in_flight: storage.journal.writes_in_flight as usize,
             segment_max_bytes: storage.segment_config.max_size,
             segment_sync_on_write: storage.segment_config.sync_on_write,

@@ -9,8 +9,8 @@ use super::config::EngineConfig;
 use super::journal::JournalFile;
 use super::{Engine, Mode};
 
-/// Files that nobody waits for are made at this rate, bytes per second: a shard has its half gibibyte in two seconds, and the
-/// disk has most of its time for other things.
+/// Files that nobody waits for are made at this rate, bytes per second and shard: one that has all of the default cache has its
+/// half gibibyte in two seconds.
 const AHEAD_BYTES_PER_S: u64 = 256 << 20;
 
 /// What files there may be, and the one that is being made.
@@ -33,11 +33,12 @@ impl JournalFiles {
         let max_bytes = config.cache_bytes as u64 * 2 + config.journal_file_bytes * 4;
         // Two runs of the flusher lie between a file's use and its next one. Each begins with three eighths of the cache in
         // no segment and may end with five eighths; the one that is written to and the one behind it come on top.
-        let ahead_bytes = config.cache_bound() as u64 * 5 / 4 + config.journal_file_bytes * 2;
+        let goes_round = (config.cache_bound() as u64 * 5 / 4).next_multiple_of(config.journal_file_bytes);
+        let ahead_bytes = (goes_round + config.journal_file_bytes * 2).min(max_bytes);
         Self {
             creating: None,
             max_bytes,
-            ahead_bytes: ahead_bytes.min(max_bytes),
+            ahead_bytes: if config.journal_files_ahead { ahead_bytes } else { 0 },
             ahead_from_us: 0,
             gave_up: false,
         }
@@ -78,6 +79,7 @@ impl Engine {
             && !files.gave_up
             && !files.is_creating()
             && !self.flush.waits_for_space()
+            && !self.flush.disk_full()
             && self.journal.files_bytes() + self.config.journal_file_bytes <= files.ahead_bytes;
         wanted.then_some(files.ahead_from_us)
     }

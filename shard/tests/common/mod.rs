@@ -57,6 +57,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             max_buffer_time_us: 1_000_000,
             fsync: FsyncPolicy::EveryWrite,
             journal_file_bytes: 16 << 20,
+            journal_files_ahead: true,
             journal_writes_in_flight: 4,
             segment_max_bytes: 64 << 20,
             segment_sync_on_write: false,

@@ -304,10 +304,12 @@ impl World {
         let place = place.filter(|_| !leaders.in_segment(group, base));
         let noted = place.map_or(Ok(()), |place| self.books.note_term(group, base, place.epoch));
         let term = self.books.terms.get(&(group, base)).copied();
+        let keeps_all = topic.spec.retention_bytes <= 0;
         let held = seats.filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
             // A duplicate may be acknowledged again that was on a disk which is gone since, or that retention has removed.
-            let removed = self.shard(*seat).state_of(group).is_some_and(|state| state.log_start > base);
+            let removed =
+                !keeps_all && self.shard(*seat).state_of(group).is_some_and(|state| state.log_start > base);
             let gone = self.nodes[seat.node].emptied || removed;
             let journaled = tracker.journaled(group, base, crc);
             gone || journaled.is_some_and(|held| term.is_none_or(|term| term == held))

@@ -24,7 +24,7 @@ const AGREE_US: u64 = 90_000_000;
 const SERVE_US: u64 = 30_000_000;
 /// Between two looks at whether the cluster agrees, microseconds.
 const LOOK_US: u64 = 50_000;
-/// Replicas are read so often until all end at the same place.
+/// Replicas are read at most so often until all end at the same place.
 const READINGS: u32 = 4;
 
 impl World {
@@ -458,7 +458,16 @@ impl World {
                 continue;
             }
             match self.read_replica(seat, group) {
-                Some(bytes) => held.push((seat, bytes)),
+                Some(read) => {
+                    let keeps_all = self.model.groups.get(&group).is_some_and(|model| model.keeps_all);
+                    if keeps_all && read.log_start > 0 {
+                        self.fail(format!(
+                            "{seat} {group} starts at {} though nothing may be removed",
+                            read.log_start
+                        ));
+                    }
+                    held.push((seat, read));
+                }
                 None if self.shard(seat).disk.tracker.lied() => self.model.damage_reported += 1,
                 None => self.fail(format!("{seat} {group} can't be read though its disk never lied")),
             }

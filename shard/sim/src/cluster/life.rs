@@ -97,7 +97,7 @@ pub fn run_as(
         acknowledged: world.model.acknowledged,
         elections: world.books.elections(),
         traffic: world.books.traffic,
-        coverage: world.coverage,
+        coverage: Coverage { recycled: world.recycled(), ..world.coverage },
         aside: world.aside,
         damage_reported: world.model.damage_reported,
         trace: world.take_trace(),

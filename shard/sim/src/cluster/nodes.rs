@@ -319,6 +319,11 @@ impl World {
         self.stopped(node);
     }
 
+    /// Journal files that were begun again, on the disks that are there.
+    pub(crate) fn recycled(&self) -> u64 {
+        self.nodes.iter().flat_map(|node| &node.shards).map(|shard| shard.disk.tracker.recycled).sum()
+    }
+
     /// Adds up what an engine has done.
     pub(crate) fn count_engine(&mut self, seat: Seat) {
         let Some(engine) = &self.shard(seat).engine else { return };

@@ -36,6 +36,8 @@ pub struct ClusterTotals {
     pub checkpoints: u64,
     /// Fetches that read segments.
     pub cold_reads: u64,
+    /// Journal files begun again.
+    pub recycled: u64,
     /// Faults of network and nodes.
     pub cluster_faults: ClusterFaultCounts,
     /// Faults of disks, and of single nodes.
@@ -63,6 +65,7 @@ impl ClusterTotals {
         self.quiesced += report.traffic.quiesced;
         self.checkpoints += report.coverage.checkpoints;
         self.cold_reads += report.coverage.cold_reads;
+        self.recycled += report.coverage.recycled;
         self.cluster_faults.merge(&report.cluster_faults);
         self.faults.merge(&report.faults);
         self.aside += report.aside;
@@ -78,7 +81,7 @@ impl fmt::Display for ClusterTotals {
         write!(
             f,
             "lives {} of-five {} events {} acknowledged {} duplicates {} elections {} hand-overs {} snapshots {} \
-             fetched {} quiesced {} checkpoints {} cold-reads {} | {} | {} | aside {} damage-reported {} violations {}",
+             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} | {} | {} | aside {} damage-reported {} violations {}",
             self.lives,
             self.of_five,
             self.events,
@@ -91,6 +94,7 @@ impl fmt::Display for ClusterTotals {
             self.quiesced,
             self.checkpoints,
             self.cold_reads,
+            self.recycled,
             self.cluster_faults,
             self.faults,
             self.aside,

@@ -194,6 +194,8 @@ pub struct Coverage {
     pub checkpoints: u64,
     /// Fetches that read segments.
     pub cold_reads: u64,
+    /// Journal files begun again.
+    pub recycled: u64,
     /// Produces answered as duplicates.
     pub duplicates: u64,
 }

@@ -637,7 +637,7 @@ impl World {
         panic!("never came true: {what}");
     }
 
-    /// Goes on until every leader is where it should be: none moves by itself any more.
+    /// Goes on for so long that every leader is where it should be, if nothing keeps it from there.
     fn settle_leaders(&mut self) {
         for _ in 0..4_000 {
             self.go_on();

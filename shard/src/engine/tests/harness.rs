@@ -67,6 +67,7 @@ pub(super) fn config() -> EngineConfig {
         max_buffer_time_us: 10_000_000,
         fsync: FsyncPolicy::EveryWrite,
         journal_file_bytes: 8 << 20,
+        journal_files_ahead: true,
         journal_writes_in_flight: 2,
         segment_max_bytes: 4 << 20,
         segment_sync_on_write: false,

@@ -33,6 +33,31 @@ fn files_are_made_before_there_is_load_and_not_all_at_once() {
     assert_eq!(files(&shard), AHEAD, "and no more");
 }
 
+/// Files that a shard with such a cache and such files has before there is load, MiB.
+fn ahead(cache_mib: usize, file_mib: u64) -> u32 {
+    let (cache_bytes, journal_file_bytes) = (cache_mib << 20, file_mib << 20);
+    let mut shard =
+        Shard::start(EngineConfig { cache_bytes, journal_file_bytes, ..config() }, MemDisk::default());
+    shard.live(3_000_000);
+    files(&shard)
+}
+
+#[test]
+fn there_are_enough_whole_files_whatever_the_cache() {
+    assert_eq!(ahead(16, 4), 7);
+    assert_eq!(ahead(24, 8), 6, "thirty MiB are four files, and two");
+    assert_eq!(ahead(16, 32), 3);
+    assert_eq!(ahead(8, 8), 5, "a cache of 16 is the least, and files are bound by what was configured");
+}
+
+#[test]
+fn without_files_ahead_one_is_free() {
+    let config = EngineConfig { journal_files_ahead: false, ..config() };
+    let mut shard = Shard::start(config, MemDisk::default());
+    shard.live(3_000_000);
+    assert_eq!(files(&shard), 2);
+}
+
 #[test]
 fn steady_load_finds_its_files_made() {
     let mut shard = shard();
@@ -59,6 +84,8 @@ fn a_disk_without_space_for_files_ahead_is_no_full_disk() {
     let told =
         |(level, text): &(LogLevel, String)| *level == LogLevel::Warn && text.contains("no space left");
     assert_eq!(shard.logs.iter().filter(|log| told(log)).count(), 1);
+    let due_us = shard.engine.next_deadline_us();
+    assert!(due_us.is_none_or(|due| due > shard.now.monotonic_us), "it asks for nothing at once");
     // What is needed is made all the same.
     shard.disk.space = None;
     let group = GroupId::new(shard.create("goes-on", 1), 0);
