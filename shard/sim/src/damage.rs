@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn an_entry_that_is_laid_down_again_is_where_it_was_until_it_is_there() {
         let (group, mut tracker) = (GroupId::new(3, 0), Tracker::default());
-        let mut submit = |tracker: &mut Tracker, lsn: u64, index, term| {
+        let submit = |tracker: &mut Tracker, lsn: u64, index, term| {
             let position = (lsn - 5) * 4096;
             tracker.submitted(FileId::Journal(1), position, &entry(position, lsn, index, term));
         };

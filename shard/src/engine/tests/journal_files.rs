@@ -2,7 +2,7 @@
 
 use pyralog_core::GroupId;
 
-use super::super::{EngineConfig, LogLevel};
+use super::super::{Action, EngineConfig, Event, IoError, IoErrorKind, IoOp, LogLevel};
 use super::disk::MemDisk;
 use super::harness::{Shard, batch, config};
 
@@ -93,4 +93,41 @@ fn a_disk_without_space_for_files_ahead_is_no_full_disk() {
         shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
     }
     assert!(files(&shard) > before);
+}
+
+#[test]
+fn a_file_begun_ahead_that_became_needed_and_fails_is_a_full_disk() {
+    let mut shard = shard();
+    shard.hold_only = Some(|op| matches!(op, IoOp::CreateZeroed { .. }));
+    shard.live(100_000);
+    let Some(Action::Io { token, .. }) = shard.held.pop() else { panic!("no file is being made") };
+    let group = GroupId::new(shard.create("fills", 1), 0);
+    while shard.engine.status().journal_files_free > 0 {
+        shard.produce(group, &batch(0, None, &[&vec![7; 512 << 10]]));
+    }
+    let error = IoError { kind: IoErrorKind::NoSpace, detail: "no space left for a file".into() };
+    shard.event(Event::IoDone { token, result: Err(error) });
+    assert!(shard.engine.status().disk_full);
+    shard.hold_only = None;
+    shard.live(60_000_000);
+    assert!(!shard.engine.status().disk_full, "it is tried again");
+    shard.produce(group, &batch(0, None, &[b"goes on"]));
+}
+
+#[test]
+fn files_that_nobody_used_are_used_after_a_restart() {
+    let mut shard = shard();
+    shard.live(2_000_000);
+    let group = GroupId::new(shard.create("restarted", 1), 0);
+    shard.produce(group, &batch(0, None, &[b"before"]));
+    let mut shard = shard.restart();
+    shard.live(2_000_000);
+    assert_eq!(files(&shard), AHEAD);
+    assert_eq!(shard.engine.status().journal_files_free, AHEAD - 1);
+    for at in 0..300 {
+        shard.produce(group, &batch(at, None, &[&vec![7; 512 << 10]]));
+        shard.live(1_000);
+    }
+    assert_eq!(files(&shard), AHEAD);
+    assert_eq!(shard.read_all(group).len(), 301);
 }
