@@ -82,14 +82,22 @@ impl ClusterConfig {
         let disks = Disks::draw(rng, nodes, (topic_nodes - 1) / 2);
         let topics = (0..rng.range(1, 2)).map(|_| topic(rng, topic_nodes, disks.liars.len())).collect();
         let low_us = rng.magnitude(20, 2_000);
+        let engine = engine(rng, nodes, shards, heavy, bug);
+        // So much is written that journal files are begun again.
+        let goes_round = heavy && !engine.journal_files_ahead;
+        let produce_budget = if goes_round { produce_budget * 3 } else { produce_budget };
         Self {
             nodes,
             shards,
-            engine: engine(rng, nodes, shards, heavy, bug),
+            engine,
             topics,
             value_bytes,
             produce_budget,
-            byte_budget: if heavy { 16 << 20 } else { 4 << 20 },
+            byte_budget: match (heavy, goes_round) {
+                (_, true) => 64 << 20,
+                (true, false) => 16 << 20,
+                (false, false) => 4 << 20,
+            },
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             reads_anywhere: rng.percent(30),
