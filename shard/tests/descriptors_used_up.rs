@@ -22,8 +22,11 @@ fn allow_descriptors(more: Option<usize>) {
 
 #[test]
 fn a_node_without_descriptors_serves_on_and_accepts_again_later() {
-    // Nothing has to be written meanwhile, which would open files.
-    let rig = Rig::with(1, |options| options.engine.max_buffer_time_us = 3_600_000_000);
+    // Nothing has to be written meanwhile, which would open and close files.
+    let rig = Rig::with(1, |options| {
+        options.engine.max_buffer_time_us = 3_600_000_000;
+        options.engine.journal_files_ahead = false;
+    });
     let mut good = Client::new(rig.addr(), 0);
     assert_eq!(good.ask(&Request::Ping), Response::Pong);
     allow_descriptors(Some(64));
