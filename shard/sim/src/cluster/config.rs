@@ -85,7 +85,11 @@ impl ClusterConfig {
         let engine = engine(rng, nodes, shards, heavy, bug);
         // So much is written that journal files are begun again.
         let goes_round = heavy && !engine.journal_files_ahead;
-        let produce_budget = if goes_round { produce_budget * 3 } else { produce_budget };
+        let (produce_budget, byte_budget) = match heavy {
+            true if goes_round => (produce_budget * 3, 64 << 20),
+            true => (produce_budget, 16 << 20),
+            false => (produce_budget, 4 << 20),
+        };
         Self {
             nodes,
             shards,
@@ -93,11 +97,7 @@ impl ClusterConfig {
             topics,
             value_bytes,
             produce_budget,
-            byte_budget: match (heavy, goes_round) {
-                (_, true) => 64 << 20,
-                (true, false) => 16 << 20,
-                (false, false) => 4 << 20,
-            },
+            byte_budget,
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             reads_anywhere: rng.percent(30),

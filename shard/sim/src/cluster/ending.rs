@@ -2,6 +2,7 @@
 //! every partition, and hold what it ever acknowledged or let anybody read, in every replica that takes part.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::rc::Rc;
 
 use pyralog_core::{ErrorCode, GroupId};
@@ -403,10 +404,8 @@ impl World {
             );
             offset = next;
         }
+        self.check_start(group, "a reader", log_start);
         let Some(model) = self.model.groups.get(&group) else { return };
-        if log_start > 0 && model.keeps_all {
-            return self.fail(format!("{group} starts at {log_start} though nothing may be removed"));
-        }
         let missing = model.entries.range(log_start..).find(|(base, _)| !bases.contains(base));
         if let Some((base, entry)) = missing {
             let id = entry.id;
@@ -459,13 +458,7 @@ impl World {
             }
             match self.read_replica(seat, group) {
                 Some(read) => {
-                    let keeps_all = self.model.groups.get(&group).is_some_and(|model| model.keeps_all);
-                    if keeps_all && read.log_start > 0 {
-                        self.fail(format!(
-                            "{seat} {group} starts at {} though nothing may be removed",
-                            read.log_start
-                        ));
-                    }
+                    self.check_start(group, seat, read.log_start);
                     held.push((seat, read));
                 }
                 None if self.shard(seat).disk.tracker.lied() => self.model.damage_reported += 1,
@@ -473,5 +466,13 @@ impl World {
             }
         }
         held
+    }
+
+    /// A log from which nothing may be removed starts where it began.
+    fn check_start(&mut self, group: GroupId, seen_by: impl fmt::Display, log_start: i64) {
+        let keeps_all = self.model.groups.get(&group).is_some_and(|model| model.keeps_all);
+        if keeps_all && log_start > 0 {
+            self.fail(format!("{seen_by}: {group} starts at {log_start} though nothing may be removed"));
+        }
     }
 }
