@@ -238,7 +238,7 @@ pub struct PairsArgs {
     /// CPU of the servers [default: the one that takes the disk's interrupts]
     #[arg(long)]
     pub server_cpu: Option<usize>,
-    /// CPU of the load generator [default: another one]
+    /// CPU of the load generator [default: any]
     #[arg(long)]
     pub client_cpu: Option<usize>,
     /// Appends that the floor server keeps under way
@@ -264,7 +264,7 @@ pub struct ClusterArgs {
     /// Folder on the disk to be used; a temporary one is made in it and removed
     #[arg(long)]
     pub dir: PathBuf,
-    /// CPUs of the nodes, one each, in turns [default: those that this program may use]
+    /// CPUs of the nodes, one each, in turns [default: all, those with the disk's interrupts last]
     #[arg(long, value_delimiter = ',')]
     pub cpus: Vec<usize>,
     /// Output format
@@ -275,7 +275,7 @@ pub struct ClusterArgs {
 impl ClusterArgs {
     /// The CPUs given, or all that there are.
     pub fn cpus(&self) -> Vec<usize> {
-        if self.cpus.is_empty() { crate::host::allowed_cpus() } else { self.cpus.clone() }
+        if self.cpus.is_empty() { crate::host::node_cpus(&self.dir) } else { self.cpus.clone() }
     }
 }
 

@@ -2,26 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use pyralog_tuning::{Machine, cpus};
 use serde_json::{Value, json};
 
 /// CPUs that this process may run on, in order.
 pub fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: an all-zero cpu_set_t is a valid empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes at most the given size into `set`.
-    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
-    if result != 0 {
-        return Vec::new();
-    }
-    let most = libc::CPU_SETSIZE as usize;
-    // SAFETY: every index is below CPU_SETSIZE.
-    (0..most).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
+    cpus::allowed().unwrap_or_default()
 }
 
 /// Binds the calling thread (and the threads and processes that it starts later) to one CPU.
@@ -94,41 +85,23 @@ pub fn open_descriptors(pid: u32) -> anyhow::Result<usize> {
     Ok(fs::read_dir(&path).with_context(|| format!("{path}: can't be listed"))?.count())
 }
 
-/// The CPU that takes the interrupts of the disk under `dir`, when the kernel tells.
-pub fn disk_interrupt_cpu(dir: &Path) -> Option<usize> {
-    let dev = fs::metadata(dir).ok()?.dev();
-    let sys = format!("/sys/dev/block/{}:{}", libc::major(dev), libc::minor(dev));
-    let device = fs::canonicalize(sys).ok()?;
-    // .../0000:00:02.0/virtio1/block/vda[/vda1] or .../nvme/nvme0/nvme0n1: take what names the interrupt.
-    let name = device
-        .components()
-        .filter_map(|part| part.as_os_str().to_str())
-        .find(|part| {
-            part.strip_prefix("virtio")
-                .or_else(|| part.strip_prefix("nvme"))
-                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
-        })?
-        .to_owned();
-    let interrupts = fs::read_to_string("/proc/interrupts").ok()?;
-    let line = interrupts.lines().find(|line| {
-        line.split_whitespace().last().is_some_and(|last| {
-            last.starts_with(&format!("{name}-req")) || last.starts_with(&format!("{name}q1"))
-        })
-    })?;
-    let number = line.trim_start().split(':').next()?;
-    let list = fs::read_to_string(format!("/proc/irq/{number}/effective_affinity_list")).ok()?;
-    list.trim().parse().ok()
+/// The CPUs of several servers on this machine, in the order in which they get them: as `cluster start-local` does it.
+pub fn node_cpus(dir: &Path) -> Vec<usize> {
+    cpus::for_nodes(dir).unwrap_or_default()
 }
 
-/// CPUs for the server and for the load: the server gets the one that takes the disk's interrupts.
-pub fn choose_cpus(dir: &Path) -> (Option<usize>, Option<usize>) {
+/// The CPU of a server that is alone: the one that takes the disk's interrupts, so that what the disk has done wakes nobody
+/// on another CPU. `None` where there is but one CPU.
+pub fn server_cpu(dir: &Path) -> Option<usize> {
     let cpus = allowed_cpus();
-    if cpus.len() < 2 {
-        return (None, None);
-    }
-    let server = disk_interrupt_cpu(dir).filter(|cpu| cpus.contains(cpu)).or(cpus.last().copied());
-    let client = cpus.iter().copied().find(|cpu| Some(*cpu) != server);
-    (server, client)
+    let interrupted = Machine::this().disk_interrupt_cpus(dir);
+    let alone = cpus.iter().rfind(|cpu| interrupted.contains(cpu)).or(cpus.last());
+    alone.filter(|_| cpus.len() > 1).copied()
+}
+
+/// The first CPU besides the server's: for load that must not share one, since both spin.
+pub fn other_cpu(server: usize) -> Option<usize> {
+    allowed_cpus().into_iter().find(|cpu| *cpu != server)
 }
 
 /// Kernel, CPU, number of CPUs, time and revision, as they go above every table.
@@ -142,6 +115,9 @@ pub struct HostFacts {
     /// How the first CPU's clock is governed, such as `performance`; empty where nothing governs it, as in most
     /// virtual machines.
     pub governor: String,
+    /// How long a CPU of this virtual machine looks for work before it halts, ns. What a wake-up costs hangs on it. `None`
+    /// where there is no such thing.
+    pub halt_poll_ns: Option<u64>,
     /// Memory of the machine, bytes.
     pub memory_bytes: u64,
     /// Date and time in UTC, ISO 8601.
@@ -176,6 +152,7 @@ impl HostFacts {
                 .unwrap_or_default()
                 .trim()
                 .to_owned(),
+            halt_poll_ns: Machine::this().halt_poll_ns(),
             memory_bytes: memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
             date_utc: iso_utc(
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -188,6 +165,7 @@ impl HostFacts {
     pub fn to_json(&self) -> Value {
         json!({
             "kernel": self.kernel, "cpu_model": self.cpu_model, "cpus": self.cpus, "governor": self.governor,
+            "halt_poll_ns": self.halt_poll_ns,
             "memory_bytes": self.memory_bytes, "date_utc": self.date_utc, "git_revision": self.git_revision,
         })
     }
@@ -211,10 +189,11 @@ impl std::fmt::Display for HostFacts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} · {} × {} · {} · revision {}",
+            "{} · {} × {}{} · {} · revision {}",
             self.kernel,
             self.cpus,
             self.cpu_model,
+            self.halt_poll_ns.map_or_else(String::new, |ns| format!(" · halt polling {} µs", ns / 1000)),
             self.date_utc,
             if self.git_revision.is_empty() { "unknown" } else { &self.git_revision }
         )

@@ -66,7 +66,7 @@ pub struct TargetArgs {
     /// CPU of the node that is started [default: the one that takes the disk's interrupts]
     #[arg(long, conflicts_with = "addr")]
     pub server_cpu: Option<usize>,
-    /// CPU of the clients [default: another one; any with --addr]
+    /// CPU of the clients [default: any]
     #[arg(long)]
     pub client_cpu: Option<usize>,
     /// Folder on the node's disk for the floor server, which gets the same load before and after, and for what is

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use pyralog_tuning::cpus::of_node;
 use serde_json::{Map, Value, json};
 
-use crate::cluster::{Cluster, NODES, cpu_of};
+use crate::cluster::{Cluster, NODES};
 use crate::device::DiskFacts;
 use crate::host::{self, HostFacts};
 use crate::latency::{Latencies, Summary, median};
@@ -233,8 +234,7 @@ enum Nodes {
 
 impl Sides {
     fn one(config: &PairsConfig, dir: &Path) -> anyhow::Result<Self> {
-        let chosen = host::choose_cpus(&config.dir);
-        let cpus = (config.server_cpu.or(chosen.0), config.client_cpu.or(chosen.1));
+        let cpus = (config.server_cpu.or(host::server_cpu(&config.dir)), config.client_cpu);
         let (floor, floor_addr) = start_floor(config, dir, 1, cpus.0, &[])?;
         let setup = NodeSetup::new(&config.server, dir, cpus.0.or(Some(0)))?;
         let node = setup.start()?;
@@ -243,16 +243,16 @@ impl Sides {
     }
 
     fn three(config: &PairsConfig, dir: &Path) -> anyhow::Result<Self> {
-        let cpus = host::allowed_cpus();
+        let cpus = host::node_cpus(&config.dir);
         let cluster = Cluster::start(&config.server, dir, &cpus)?;
         cluster.create_topic(TOPIC, 1)?;
         let (mut floors, mut followers) = (Vec::new(), Vec::new());
         for id in 2..=NODES {
-            let (floor, addr) = start_floor(config, dir, id, cpu_of(id, &cpus), &[])?;
+            let (floor, addr) = start_floor(config, dir, id, of_node(id, &cpus), &[])?;
             floors.push(floor);
             followers.push(addr);
         }
-        let (floor, floor_addr) = start_floor(config, dir, 1, cpu_of(1, &cpus), &followers)?;
+        let (floor, floor_addr) = start_floor(config, dir, 1, of_node(1, &cpus), &followers)?;
         floors.push(floor);
         let node_addr = cluster.address(1)?;
         Ok(Self { floors, floor_addr, nodes: Nodes::Three(cluster), node_addr, cpus: (None, None) })

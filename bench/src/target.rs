@@ -46,13 +46,12 @@ impl Target {
         ensure_program(&args.server)?;
         std::fs::create_dir_all(&args.dir)?;
         let folder = tempfile::Builder::new().prefix("pyralog-bench-").tempdir_in(&args.dir)?;
-        let chosen = host::choose_cpus(&args.dir);
-        let server_cpu = args.server_cpu.or(chosen.0).or(Some(0));
+        let server_cpu = args.server_cpu.or(host::server_cpu(&args.dir)).or(Some(0));
         let setup = NodeSetup::new(&args.server, folder.path(), server_cpu)?;
         let process = setup.start()?;
         Ok(Self {
             addr: setup.addr,
-            client_cpu: args.client_cpu.or(chosen.1),
+            client_cpu: args.client_cpu,
             disk_dir: Some(args.dir.clone()),
             own: Some(Own { process, setup, _folder: folder }),
         })

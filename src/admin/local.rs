@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pyralog_tuning::cpus::of_node;
 use serde::Serialize;
 
 use super::cli::{Format, StartLocal, StopLocal};
@@ -92,7 +93,7 @@ impl LocalNode {
     }
 
     fn config_text(&self, all: &[Self], folder: &Path, cpus: &[usize]) -> String {
-        let cpu = crate::node::cpu_of(self.id.into(), cpus);
+        let cpu = of_node(self.id.into(), cpus).unwrap_or(0);
         let nodes: Vec<String> = all.iter().map(|node| format!("{}@{}", node.id, node.internal)).collect();
         let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
@@ -182,7 +183,7 @@ pub(crate) fn start(arguments: &StartLocal, format: Format) -> Result<(), Failur
         )));
     }
     let nodes = LocalNode::all(&folder, arguments.nodes, arguments.port)?;
-    let cpus = crate::node::allowed_cpus()?;
+    let cpus = crate::node::cpus_for_nodes(&folder)?;
     let stopped: Vec<&LocalNode> = nodes.iter().filter(|node| node.process().is_none()).collect();
     // Before anything is started: all or none.
     stopped.iter().try_for_each(|node| node.check_ports())?;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pyralog_net::client::{Client, ClientConfig};
+use pyralog_tuning::cpus::of_node;
 
 use super::child::Node;
 use crate::failure::Failure;
-use crate::node::{allowed_cpus, cpu_of};
+use crate::node::cpus_for_nodes;
 
 /// Nodes of the cluster.
 pub(crate) const NODES: u32 = 3;
@@ -39,7 +40,7 @@ impl Cluster {
         let (clients, internals) = ports.split_at(NODES as usize);
         let addresses = clients.iter().cloned().zip(internals.iter().cloned()).collect();
         let mut cluster =
-            Self { folder: folder.to_owned(), addresses, cpus: allowed_cpus()?, nodes: Vec::new() };
+            Self { folder: folder.to_owned(), addresses, cpus: cpus_for_nodes(folder)?, nodes: Vec::new() };
         for id in 1..=NODES {
             cluster.start_node(id)?;
         }
@@ -65,7 +66,7 @@ impl Cluster {
             ("PYRALOG__NETWORK__INTERNAL_ADDRESS", internal.clone()),
             ("PYRALOG__NODE__CLUSTER_NAME", "demo".to_owned()),
             ("PYRALOG__RUNTIME__SHARDS", "1".to_owned()),
-            ("PYRALOG__RUNTIME__CPUS", cpu_of(id as usize, &self.cpus).to_string()),
+            ("PYRALOG__RUNTIME__CPUS", of_node(id, &self.cpus).unwrap_or(0).to_string()),
             ("PYRALOG__STORAGE__CACHE_CONFIG__MAX_SIZE", "256MiB".to_owned()),
             // Links that break and come back are what is to be seen here; they are told below.
             ("PYRALOG_LOG", "error".to_owned()),

@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use cli::Settings;
-pub(crate) use options::{allowed_cpus, cpu_of};
+pub(crate) use options::cpus_for_nodes;
 
 use crate::control::source::Source;
 use crate::control::view::NodeFacts;
@@ -77,7 +77,7 @@ fn run(settings: &Settings) -> Result<(), Failure> {
     let started = Instant::now();
     let effective = settings.load()?;
     let config = &effective.config;
-    let cpus = options::cpus(config)?;
+    let cpus = options::shard_cpus(config)?;
     let bound = effective.check_shards(cpus.len() as u16).map_err(|errors| cli::wrong(&errors))?;
     log_to_stderr();
     kernel_checks::raise_nofile();

@@ -1,5 +1,6 @@
 //! From the configuration to what the shards are started with.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pyralog_core::config::{Config, Hugepages};
@@ -7,6 +8,7 @@ use pyralog_core::{NodeId, ShardId};
 use pyralog_shard::engine::{EngineConfig, PeerId, election};
 use pyralog_shard::runtime::peers::LinkTiming;
 use pyralog_shard::runtime::{InternalOptions, NodeOptions};
+use pyralog_tuning::cpus;
 
 use crate::failure::{Exit, Failure};
 use crate::kernel_checks::Needs;
@@ -16,7 +18,7 @@ const MEMLOCK_PER_SHARD: u64 = (1 << 20) + (256 << 10);
 
 /// The CPU of each shard: those configured, or all that this process may use. `None` = not pinned, when there are
 /// to be more shards than CPUs.
-pub(crate) fn cpus(config: &Config) -> Result<Vec<Option<usize>>, Failure> {
+pub(crate) fn shard_cpus(config: &Config) -> Result<Vec<Option<usize>>, Failure> {
     let allowed = match &config.runtime.cpus {
         Some(cpus) => cpus.clone(),
         None => allowed_cpus()?,
@@ -33,26 +35,23 @@ fn place(allowed: &[usize], shards: Option<u32>) -> Vec<Option<usize>> {
     }
 }
 
-pub(crate) fn allowed_cpus() -> Result<Vec<usize>, Failure> {
-    // SAFETY: all-zero is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `set` is valid for the call to fill, and its size is given.
-    let read = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } == 0;
-    // SAFETY: the indexes are below the set's size.
-    let cpus: Vec<usize> =
-        (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect();
-    match read && !cpus.is_empty() {
-        true => Ok(cpus),
-        false => Err(Failure::new(
-            Exit::CannotStart,
-            "the system does not tell which CPUs this process may use; name them with --cpus 0-3 (runtime.cpus)",
-        )),
-    }
+/// The CPUs that this process may use, ascending.
+fn allowed_cpus() -> Result<Vec<usize>, Failure> {
+    cpus::allowed().map_err(|error| no_cpus(&error))
 }
 
-/// The CPU of one of several nodes on this machine: one of its own as far as there are enough.
-pub(crate) fn cpu_of(node: usize, cpus: &[usize]) -> usize {
-    cpus.get(node % cpus.len().max(1)).copied().unwrap_or(0)
+/// The CPUs for nodes on this machine with their data under `folder`, in the order in which they get them.
+pub(crate) fn cpus_for_nodes(folder: &Path) -> Result<Vec<usize>, Failure> {
+    cpus::for_nodes(folder).map_err(|error| no_cpus(&error))
+}
+
+fn no_cpus(error: &std::io::Error) -> Failure {
+    Failure::new(
+        Exit::CannotStart,
+        format!(
+            "the system does not tell which CPUs this process may use ({error}); name them with --cpus 0-3 (runtime.cpus)"
+        ),
+    )
 }
 
 /// What the kernel checks compare with.
@@ -163,7 +162,7 @@ mod tests {
 
     #[test]
     fn this_process_may_use_a_cpu() {
-        assert!(!cpus(&Config::default()).unwrap().is_empty());
+        assert!(!shard_cpus(&Config::default()).unwrap().is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::Context;
 use pyralog_core::{ErrorCode, Quorums};
 use pyralog_net::client::{Client, ClientConfig, ClientError};
 use pyralog_net::message::{CreateTopicRequest, PartitionMetadata, PartitionState};
+use pyralog_tuning::cpus::of_node;
 
 use crate::process::{Member, NodeSetup, OwnedProcess, free_loopback_addrs};
 
@@ -28,11 +29,6 @@ pub struct Cluster {
     nodes: Vec<Option<OwnedProcess>>,
 }
 
-/// The CPU of node `id`, of those that the nodes share.
-pub fn cpu_of(id: u32, cpus: &[usize]) -> Option<usize> {
-    cpus.get(id as usize % cpus.len().max(1)).copied()
-}
-
 impl Cluster {
     /// Starts the nodes in `dir`, one shard each on the CPUs in turns, and waits until they have formed a cluster.
     pub fn start(program: &Path, dir: &Path, cpus: &[usize]) -> anyhow::Result<Self> {
@@ -46,7 +42,7 @@ impl Cluster {
         for (id, (addr, internal)) in members {
             let dir = dir.join(format!("node-{id}"));
             std::fs::create_dir_all(&dir)?;
-            let one_shard_on = cpu_of(id, cpus).or(Some(0));
+            let one_shard_on = of_node(id, cpus).or(Some(0));
             let member = Some(Member { id, internal, nodes: nodes.clone() });
             let setup = NodeSetup { program: program.to_owned(), dir, addr, one_shard_on, member };
             cluster.nodes.push(Some(setup.spawn()?));

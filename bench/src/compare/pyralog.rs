@@ -50,12 +50,12 @@ impl System for Pyralog {
 
     fn start(&self, dir: &Path, plan: &Plan) -> anyhow::Result<Box<dyn Running>> {
         if plan.nodes == NODES as usize {
-            let cpus = if plan.cpus.is_empty() { host::allowed_cpus() } else { plan.cpus.clone() };
+            let cpus = if plan.cpus.is_empty() { host::node_cpus(dir) } else { plan.cpus.clone() };
             let cluster = Cluster::start(&self.program, dir, &cpus)?;
             cluster.create_topic(TOPIC, 1)?;
             return Ok(Box::new(Three { cluster }));
         }
-        let cpu = plan.cpus.first().copied().or(host::choose_cpus(dir).0).or(Some(0));
+        let cpu = plan.cpus.first().copied().or(host::server_cpu(dir)).or(Some(0));
         let setup = NodeSetup::new(&self.program, dir, cpu)?;
         let node = setup.start()?;
         Session::connect(setup.addr, Some(0))?.create_topic(TOPIC, 1)?;

@@ -46,7 +46,7 @@ impl FloorBeside {
     pub fn start(config: &BesideConfig) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&config.dir)?;
         let folder = tempfile::Builder::new().prefix("pyralog-floor-").tempdir_in(&config.dir)?;
-        let cpu = host::choose_cpus(&config.dir).0.filter(|_| config.copies == 1);
+        let cpu = host::server_cpu(&config.dir).filter(|_| config.copies == 1);
         let (mut servers, mut followers) = (Vec::new(), Vec::new());
         for number in 1..config.copies {
             let (server, addr) = start_one(config, folder.path(), number, None, &[])?;

@@ -96,8 +96,8 @@ impl<'a> Bench<'a> {
         let mut request = Vec::new();
         frame.append_to(&mut request, 0);
         let reply_bytes = HEADER + produce::produce_reply_body_bytes();
-        let chosen = host::choose_cpus(&config.dir);
-        let cpus = (config.server_cpu.or(chosen.0), config.client_cpu.or(chosen.1));
+        let server = config.server_cpu.or(host::server_cpu(&config.dir));
+        let cpus = (server, config.client_cpu.or(server.and_then(host::other_cpu)));
         let exchange = Exchange { request, reply_bytes };
         Ok(Self { folder, exchange, cpus, share: config.time / config.rounds })
     }

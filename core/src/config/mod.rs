@@ -22,6 +22,7 @@ use std::path::PathBuf;
 pub use cluster::{ClusterNode, ElectionTimeoutConfig, ReplicationConfig};
 pub use error::{ConfigError, ConfigErrors};
 pub use load::{Effective, Flag, Layers, Origin, load};
+pub use units::parse_cpus;
 
 use crate::limits;
 

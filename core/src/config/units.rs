@@ -68,8 +68,8 @@ pub(super) fn format_duration_us(us: u64) -> String {
     }
 }
 
-/// CPU numbers like `0-3,6`, ascending and without repetition. CPU numbers are below 4,096.
-pub(super) fn parse_cpus(text: &str) -> Option<Vec<usize>> {
+/// CPU numbers like `0-3,6`, ascending and without repetition; `None` for anything else. CPU numbers are below 4,096.
+pub fn parse_cpus(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
