@@ -1,5 +1,7 @@
 //! `halt-poll.sh` on machines that are folders.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
