@@ -60,6 +60,10 @@ pub const RECV_BUFFER_BYTES: usize = 64 << 10;
 pub const ASSEMBLY_BYTES_PER_SHARD: usize = 64 << 20;
 /// Memory for reads from segments (replies under way and read-ahead), per shard, bytes.
 pub const COLD_READ_BYTES_PER_SHARD: usize = 64 << 20;
+/// Memory of one read of a segment as reading ahead does it, bytes: a huge page.
+pub const READ_MEMORY_BYTES: usize = 2 << 20;
+/// Memory of ended reads of that size that a shard keeps for the next ones.
+pub const SPARE_READS_PER_SHARD: usize = 4;
 /// Cache memory that slow readers may hold after it was evicted, per shard, bytes. Beyond it the slowest
 /// readers are disconnected.
 pub const PINNED_BYTES_PER_SHARD: usize = 64 << 20;
@@ -272,6 +276,7 @@ pub fn memory_bound(shards: u16, cache_bytes: u64, max_connections: u32) -> Memo
         per_shard("receive buffers", times(RECV_BUFFERS_PER_SHARD, RECV_BUFFER_BYTES)),
         per_shard("frames being put together", ASSEMBLY_BYTES_PER_SHARD as u64),
         per_shard("reads from segments", COLD_READ_BYTES_PER_SHARD as u64),
+        per_shard("memory of ended reads", times(SPARE_READS_PER_SHARD, READ_MEMORY_BYTES)),
         per_shard("segment indexes", INDEX_CACHE_BYTES_PER_SHARD as u64),
         per_shard("checkpoint being written", times(CHECKPOINTS_IN_MEMORY, MAX_CHECKPOINT_BYTES)),
         per_shard("segments", times(MAX_SEGMENTS_PER_SHARD, SEGMENT_STATE_BYTES)),

@@ -10,9 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Thread;
 
-use pyralog_core::limits::{CHUNK_BYTES, SPARE_CHUNKS_PER_SHARD};
+use pyralog_core::limits::{
+    CHUNK_BYTES, JOURNAL_ALIGN, READ_MEMORY_BYTES, SPARE_CHUNKS_PER_SHARD, SPARE_READS_PER_SHARD,
+};
 
 use crate::pages::Pages;
+
+/// Room of a chunk for a read beyond what is wanted: before it and behind it.
+pub(crate) const READ_SLACK: usize = 2 * JOURNAL_ALIGN;
 
 /// One region of memory of a fixed size, filled from the front, aligned for direct I/O.
 ///
@@ -21,6 +26,8 @@ use crate::pages::Pages;
 pub struct Chunk {
     memory: OnceCell<Pages>,
     capacity: usize,
+    /// Where its first byte lies in the memory. Not 0 only after a direct read, which begins where the disk lets it.
+    origin: Cell<usize>,
     /// What the pool counts for it.
     counted_bytes: usize,
     /// Bytes below this are written and never change again while the chunk is shared.
@@ -36,6 +43,8 @@ struct Books {
     live: Cell<usize>,
     /// Memory of dropped journal chunks, kept so that the next one costs neither page faults nor zeroing.
     spare: RefCell<Vec<Pages>>,
+    /// The same of reads of segments.
+    spare_reads: RefCell<Vec<Pages>>,
     /// Where journal chunks come from when there is no spare one.
     supply: RefCell<Option<ChunkSupply>>,
 }
@@ -98,7 +107,7 @@ impl Chunk {
     fn new(memory: Option<Pages>, capacity: usize, counted_bytes: usize, books: Rc<Books>) -> Self {
         books.live.set(books.live.get() + counted_bytes);
         let memory = memory.map_or_else(OnceCell::new, OnceCell::from);
-        Self { memory, capacity, counted_bytes, filled: Cell::new(0), books }
+        Self { memory, capacity, origin: Cell::new(0), counted_bytes, filled: Cell::new(0), books }
     }
 
     /// Size in bytes.
@@ -134,9 +143,30 @@ impl Chunk {
         self.filled.get()
     }
 
-    /// Start of the memory, for I/O on filled ranges.
+    /// The first byte, for I/O on filled ranges.
     pub fn as_ptr(&self) -> *const u8 {
-        self.pages().as_ptr()
+        self.start()
+    }
+
+    fn start(&self) -> *mut u8 {
+        // SAFETY: `set_read` has checked that the origin and all that is filled lie inside the memory.
+        unsafe { self.pages().as_ptr().add(self.origin.get()) }
+    }
+
+    /// All of the memory, for a direct read that begins up to [`JOURNAL_ALIGN`] before what is wanted and ends as much
+    /// behind it; `None` when there is no such room. Nothing must have been filled yet.
+    pub fn direct_room(&self) -> Option<(*mut u8, usize)> {
+        let memory = self.memory.get()?;
+        let has_room = memory.len() >= self.capacity + READ_SLACK && self.filled.get() == 0;
+        has_room.then(|| (memory.as_ptr(), memory.len()))
+    }
+
+    /// Declares `filled` bytes written (after a read into [`Self::direct_room`]), the first of them at `origin`.
+    pub fn set_read(&self, origin: usize, filled: usize) {
+        let bytes = self.memory.get().map_or(0, Pages::len);
+        assert!(filled <= self.capacity && origin + filled <= bytes, "a read ends inside its memory");
+        self.origin.set(origin);
+        self.filled.set(filled);
     }
 
     /// Appends `parts` at the fill mark and moves it. The caller has checked that they fit.
@@ -149,7 +179,7 @@ impl Chunk {
             self.capacity()
         );
         // SAFETY: `at + len <= capacity`, and nobody reads at or above the fill mark: `slice` refuses to.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages().as_ptr().add(at), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start().add(at), bytes.len()) };
         self.filled.set(at + bytes.len());
         at
     }
@@ -159,7 +189,7 @@ impl Chunk {
         let at = self.filled.get();
         assert!(to >= at && to <= self.capacity(), "a chunk's fill mark moves forward, inside the chunk");
         // SAFETY: in bounds by the assertion, and above the fill mark, where nobody reads.
-        unsafe { std::ptr::write_bytes(self.pages().as_ptr().add(at), 0, to - at) };
+        unsafe { std::ptr::write_bytes(self.start().add(at), 0, to - at) };
         self.filled.set(to);
     }
 
@@ -178,7 +208,7 @@ impl Chunk {
         assert!(offset + len <= self.filled.get(), "read above a chunk's fill mark");
         // SAFETY: the range is below the fill mark; those bytes are initialised and not written again while
         // `self` is borrowed (`overwrite` needs a range that no slice was handed out for).
-        unsafe { std::slice::from_raw_parts(self.pages().as_ptr().add(offset), len) }
+        unsafe { std::slice::from_raw_parts(self.start().add(offset), len) }
     }
 
     /// Fills in a reserved range below the fill mark (a header whose content is known only when its commit is
@@ -189,9 +219,7 @@ impl Chunk {
     pub unsafe fn overwrite(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.filled.get(), "overwrite above a chunk's fill mark");
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pages().as_ptr().add(offset), bytes.len())
-        };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start().add(offset), bytes.len()) };
     }
 
     /// The whole memory, for a read to fill. Only while this is the one reference to the chunk.
@@ -221,6 +249,15 @@ impl Drop for Chunk {
             && let Some(memory) = self.memory.take()
         {
             spare.push(memory);
+        }
+        drop(spare);
+        if self.counted_bytes == READ_MEMORY_BYTES && self.capacity + READ_SLACK == READ_MEMORY_BYTES {
+            let mut spare = self.books.spare_reads.borrow_mut();
+            if spare.len() < SPARE_READS_PER_SHARD
+                && let Some(memory) = self.memory.take()
+            {
+                spare.push(memory);
+            }
         }
     }
 }
@@ -317,6 +354,21 @@ impl ChunkPool {
         Some(Rc::new(Chunk::new(memory, capacity, capacity, Rc::clone(&self.books))))
     }
 
+    /// A chunk for a read of `capacity` bytes from anywhere in a file, with room to read it directly; `None` when the
+    /// budget is used up.
+    pub fn chunk_for_read(&self, capacity: usize) -> Option<Rc<Chunk>> {
+        let bytes = capacity.next_multiple_of(JOURNAL_ALIGN) + READ_SLACK;
+        if capacity == 0 || !self.has_room_for(bytes) {
+            return None;
+        }
+        let spare = match bytes {
+            READ_MEMORY_BYTES => self.books.spare_reads.borrow_mut().pop(),
+            _ => None,
+        };
+        let memory = Some(spare.unwrap_or_else(|| Pages::zeroed(bytes)));
+        Some(Rc::new(Chunk::new(memory, capacity, bytes, Rc::clone(&self.books))))
+    }
+
     /// An absent chunk of [`CHUNK_BYTES`], which the budget counts as if it were there; `None` when the budget is used
     /// up.
     pub fn absent_chunk(&self) -> Option<Rc<Chunk>> {
@@ -373,6 +425,33 @@ mod tests {
         drop(slice);
         assert_eq!(pool.live_bytes(), 0);
         assert!(pool.chunk(8192).is_some());
+    }
+
+    #[test]
+    fn a_direct_read_may_begin_before_what_is_wanted() {
+        let pool = ChunkPool::new(READ_MEMORY_BYTES);
+        let capacity = READ_MEMORY_BYTES - READ_SLACK;
+        let chunk = pool.chunk_for_read(capacity).unwrap();
+        assert!(pool.chunk_for_read(1).is_none(), "the slack counts");
+        let (start, room) = chunk.direct_room().unwrap();
+        assert_eq!((room, start.align_offset(JOURNAL_ALIGN)), (READ_MEMORY_BYTES, 0));
+        // SAFETY: inside the room, which nobody else refers to.
+        unsafe { std::ptr::copy_nonoverlapping(b"before wanted behind".as_ptr(), start, 20) };
+        chunk.set_read(7, 6);
+        assert!(chunk.direct_room().is_none(), "it is filled");
+        assert_eq!(chunk.bytes(0, 6), b"wanted");
+        let slice = ChunkSlice::new(Rc::clone(&chunk), 2, 4);
+        assert_eq!(slice.bytes(), b"nted");
+        assert!(pool.chunk(READ_MEMORY_BYTES).is_none());
+        // The memory is used again, and what was in it is not seen.
+        drop((chunk, slice));
+        let again = pool.chunk_for_read(capacity).unwrap();
+        assert_eq!((again.direct_room().unwrap().0, again.filled()), (start, 0));
+        again.set_read(0, 0);
+        assert!(again.bytes(0, 0).is_empty());
+        drop(again);
+        assert_eq!(pool.live_bytes(), 0);
+        assert!(pool.chunk(4096).unwrap().direct_room().is_none());
     }
 
     #[test]

@@ -11,12 +11,13 @@ use ahash::RandomState;
 use pyralog_core::batch::{BatchError, BatchView};
 use pyralog_core::limits::{
     COLD_READ_BYTES_PER_SHARD, INDEX_CACHE_BYTES_PER_SHARD, INDEX_INTERVAL_BYTES, MAX_BATCH_BYTES,
+    READ_MEMORY_BYTES,
 };
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{ListOffsetsReply, Response};
 
 use crate::format::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, Index};
-use crate::memory::{Chunk, ChunkSlice};
+use crate::memory::{Chunk, ChunkSlice, READ_SLACK};
 
 use super::fetch::{Slices, time_in_tail};
 use super::{Action, ConnId, Engine, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, reply};
@@ -25,8 +26,9 @@ use super::{Action, ConnId, Engine, FileId, IoErrorKind, IoOp, IoResult, IoToken
 const MAX_READS: usize = 64;
 /// Reads that may wait for their turn.
 const MAX_QUEUED: usize = 8_192;
-/// Bytes that one read asks for at least, so that a run of small fetches costs few reads.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes that one read asks for at least, so that a run of small fetches costs few reads. With one batch more, which may
+/// be cut, and room to read directly it takes memory that is kept for the next one.
+const READ_BYTES: usize = READ_MEMORY_BYTES - READ_SLACK - MAX_BATCH_BYTES;
 /// Memory of read-ahead that no reply refers to yet.
 const AHEAD_BYTES: usize = COLD_READ_BYTES_PER_SHARD / 2;
 /// Pause before a read that found no memory is tried again, microseconds.
@@ -360,7 +362,7 @@ impl Engine {
             self.corrupt(&job, "the segment ends before the offset", actions);
             return Ok(());
         }
-        let Some(into) = self.misc_pool.chunk(len as usize) else { return Err(job) };
+        let Some(into) = self.misc_pool.chunk_for_read(len as usize) else { return Err(job) };
         let token = self.next_token();
         self.cold.active.insert(token, job);
         actions.push(Action::Io { token, op: IoOp::Read { file, offset, len: len as usize, into } });

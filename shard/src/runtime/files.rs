@@ -4,7 +4,8 @@
 //! Journal writes are one entry each: O_DIRECT with RWF_DSYNC, no kernel worker and no separate flush. Buffered
 //! segment writes and their flushes run in the kernel's workers beside them. Segments are written with RWF_DONTCACHE
 //! where the file system knows it (Linux 6.14 and newer): the kernel begins to write them at once and takes the same
-//! pages again for the next ones. What was just written is in the cache of the shard, and needs no second copy.
+//! pages again for the next ones. What was just written is in the cache of the shard, and needs no second copy. They are
+//! read directly into the memory that replies are sent from, in pieces (`segment_reads`).
 //!
 //! Owner: the shard's thread.
 
@@ -18,10 +19,12 @@ use std::rc::Rc;
 use hdrhistogram::Histogram;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue};
+use pyralog_core::limits::JOURNAL_ALIGN;
 
 use super::files_helper::{Helpers, Job, JobDone, OpenMode};
 use super::paths::{Paths, io_error};
 use super::ring::Ring;
+use super::segment_reads::SegmentReads;
 use super::wake::Waker;
 use crate::engine::{FileId, IoError, IoOp, IoResult, IoToken};
 use crate::memory::{Chunk, ChunkSlice};
@@ -45,9 +48,28 @@ pub struct FileIo {
 
 #[derive(Debug)]
 enum Kind {
-    Journal { data: ChunkSlice, durable: bool },
-    Write { data: Vec<ChunkSlice>, total: usize, iovecs: Vec<libc::iovec> },
-    Read { chunk: Rc<Chunk>, len: usize },
+    Journal {
+        data: ChunkSlice,
+        durable: bool,
+    },
+    Write {
+        data: Vec<ChunkSlice>,
+        total: usize,
+        iovecs: Vec<libc::iovec>,
+    },
+    Read {
+        chunk: Rc<Chunk>,
+        len: usize,
+    },
+    /// Of a segment. `offset` lies `before` bytes before what is wanted, `span` bytes are asked for in pieces; both as direct
+    /// reads need it.
+    DirectRead {
+        chunk: Rc<Chunk>,
+        len: usize,
+        before: usize,
+        span: usize,
+        piece: usize,
+    },
     Sync,
 }
 
@@ -71,11 +93,18 @@ enum Handle {
     Opening(u64),
 }
 
+/// A file as it is open: segments are written through the kernel's cache and read past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Opened {
+    file: FileId,
+    direct_read: bool,
+}
+
 /// A file that a helper is opening. It is no longer in `handles` when it was removed meanwhile: then it serves
 /// those who waited before and is not kept.
 #[derive(Debug)]
 struct Opening {
-    file: FileId,
+    opened: Opened,
     waiting: Vec<Waiting>,
     create: bool,
     /// Open jobs on their way.
@@ -86,7 +115,7 @@ struct Opening {
 #[derive(Debug)]
 pub struct Files {
     paths: Paths,
-    handles: HashMap<FileId, Handle, ahash::RandomState>,
+    handles: HashMap<Opened, Handle, ahash::RandomState>,
     opening: HashMap<u64, Opening, ahash::RandomState>,
     max_handles: usize,
     use_counter: u64,
@@ -95,6 +124,9 @@ pub struct Files {
     jobs: u64,
     in_ring: u64,
     syncs: u64,
+    reads: SegmentReads<Box<FileIo>>,
+    /// The shard's time when it last called.
+    now_us: u64,
     finished: Vec<(IoToken, IoResult)>,
     journal_latency_us: Histogram<u64>,
     /// Segments are written with RWF_DONTCACHE, until the file system says that it doesn't know it.
@@ -116,6 +148,8 @@ impl Files {
             jobs: 0,
             in_ring: 0,
             syncs: 0,
+            reads: SegmentReads::default(),
+            now_us: 0,
             finished: Vec::new(),
             journal_latency_us,
             uncached: true,
@@ -124,6 +158,7 @@ impl Files {
 
     /// Begins an operation. Its end comes out of [`Self::take_finished`].
     pub fn start<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, token: IoToken, op: IoOp, now_us: u64) {
+        self.now_us = now_us;
         let started_us = now_us;
         let (file, waiting, create) = match op {
             IoOp::JournalWrite { file, offset, data, durable } => {
@@ -140,8 +175,8 @@ impl Files {
             }
             IoOp::Read { file, offset, len, into } => {
                 into.set_filled(0);
-                let len = len.min(into.capacity());
-                (file, Waiting { token, offset, started_us, kind: Kind::Read { chunk: into, len } }, false)
+                let (offset, kind) = reading(file, offset, len.min(into.capacity()), into);
+                (file, Waiting { token, offset, started_us, kind }, false)
             }
             IoOp::CreateZeroed { file, len } => {
                 let close = self.forget(file);
@@ -154,7 +189,8 @@ impl Files {
             }
             IoOp::DeleteGroup { group } => {
                 let of_group = |file: &FileId| matches!(file, FileId::Segment(owner, _) | FileId::Index(owner, _) if *owner == group);
-                let files: Vec<FileId> = self.handles.keys().copied().filter(of_group).collect();
+                let files: Vec<FileId> =
+                    self.handles.keys().map(|opened| opened.file).filter(of_group).collect();
                 let close = files.into_iter().flat_map(|file| self.forget(file)).collect();
                 return self.helper(Job::DeleteGroup { token, group, close });
             }
@@ -176,7 +212,8 @@ impl Files {
     ) {
         self.use_counter += 1;
         let writes = matches!(waiting.kind, Kind::Write { .. });
-        match self.handles.get_mut(&file) {
+        let opened = Opened { file, direct_read: matches!(waiting.kind, Kind::DirectRead { .. }) };
+        match self.handles.get_mut(&opened) {
             Some(Handle::Open { fd, used, unsynced }) => {
                 *used = self.use_counter;
                 *unsynced |= writes;
@@ -191,25 +228,27 @@ impl Files {
                 if create && !opening.create {
                     opening.create = true;
                     opening.jobs += 1;
-                    self.helpers.send(Job::Open { id, file, mode: open_mode(file, true) });
+                    self.helpers.send(Job::Open { id, file, mode: open_mode(opened, true) });
                 }
             }
             None => {
                 let id = self.use_counter;
-                self.handles.insert(file, Handle::Opening(id));
-                self.opening.insert(id, Opening { file, waiting: vec![waiting], create, jobs: 1 });
-                self.helpers.send(Job::Open { id, file, mode: open_mode(file, create) });
+                self.handles.insert(opened, Handle::Opening(id));
+                self.opening.insert(id, Opening { opened, waiting: vec![waiting], create, jobs: 1 });
+                self.helpers.send(Job::Open { id, file, mode: open_mode(opened, create) });
             }
         }
     }
 
-    /// Drops the handle of a file that is going away. The descriptor is closed by the helper: the last close of
+    /// Drops the handles of a file that is going away. The descriptors are closed by the helper: the last close of
     /// a removed file frees its blocks, which takes long.
     fn forget(&mut self, file: FileId) -> Vec<OwnedFd> {
-        match self.handles.remove(&file) {
-            Some(Handle::Open { fd, .. }) => Rc::into_inner(fd).into_iter().collect(),
-            _ => Vec::new(),
-        }
+        let both = [false, true].map(|direct_read| self.handles.remove(&Opened { file, direct_read }));
+        let open = both.into_iter().flatten().filter_map(|handle| match handle {
+            Handle::Open { fd, .. } => Rc::into_inner(fd),
+            Handle::Opening(_) => None,
+        });
+        open.collect()
     }
 
     fn enqueue<T: From<Box<FileIo>>>(
@@ -222,7 +261,27 @@ impl Files {
         let Waiting { token, offset, started_us, kind } = waiting;
         self.in_ring += 1;
         let uncached = self.uncached && matches!((file, &kind), (FileId::Segment(..), Kind::Write { .. }));
-        self.submit(ring, Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind, uncached }));
+        let io = Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind, uncached });
+        match io.kind {
+            Kind::DirectRead { .. } => self.reads.push(io),
+            Kind::Journal { .. } => {
+                self.reads.journal_begun(self.now_us);
+                self.submit(ring, io);
+            }
+            _ => self.submit(ring, io),
+        }
+        self.read_on(ring);
+    }
+
+    /// Gives the disk the pieces of reads whose turn it is.
+    fn read_on<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>) {
+        while let Some((mut io, most)) = self.reads.next(self.now_us) {
+            let rest = io.total().saturating_sub(io.done);
+            if let Kind::DirectRead { piece, .. } = &mut io.kind {
+                *piece = rest.min(most);
+            }
+            self.submit(ring, io);
+        }
     }
 
     fn submit<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, mut io: Box<FileIo>) {
@@ -240,6 +299,7 @@ impl Files {
         result: i32,
         now_us: u64,
     ) {
+        self.now_us = now_us;
         if result == -libc::EINTR || result == -libc::EAGAIN {
             return self.submit(ring, io);
         }
@@ -247,7 +307,15 @@ impl Files {
             self.uncached = false;
             return self.submit(ring, io);
         }
+        let is_piece = matches!(io.kind, Kind::DirectRead { .. });
+        if is_piece {
+            self.reads.piece_ended();
+        }
         let outcome = match io.advance(result) {
+            Step::More if is_piece => {
+                self.reads.push(io);
+                return self.read_on(ring);
+            }
             Step::More => return self.submit(ring, io),
             Step::Done => Ok(()),
             Step::Failed(error) => Err(io_error(&self.paths.file(io.file), io.verb(), &error)),
@@ -256,11 +324,13 @@ impl Files {
         match io.kind {
             Kind::Journal { .. } => {
                 let _ = self.journal_latency_us.record(now_us.saturating_sub(io.started_us).max(1));
+                self.reads.journal_ended(now_us);
             }
             Kind::Sync => {
                 self.syncs -= 1;
                 if outcome.is_ok()
-                    && let Some(Handle::Open { unsynced, .. }) = self.handles.get_mut(&io.file)
+                    && let Some(Handle::Open { unsynced, .. }) =
+                        self.handles.get_mut(&Opened { file: io.file, direct_read: false })
                 {
                     *unsynced = false;
                 }
@@ -273,9 +343,15 @@ impl Files {
                 chunk.set_filled(done);
                 Some(chunk)
             }
+            Kind::DirectRead { chunk, len, before, .. } => {
+                // Behind what is wanted may lie what is just being written.
+                chunk.set_read(before, done.saturating_sub(before).min(len));
+                Some(chunk)
+            }
             _ => None,
         });
         self.finished.push((token, result));
+        self.read_on(ring);
     }
 
     /// Takes what the helpers have done.
@@ -302,10 +378,10 @@ impl Files {
         if result.is_err() && entry.get().jobs > 0 {
             return; // a second open, which may create, is on its way
         }
-        let Opening { file, waiting, .. } = entry.remove();
-        let kept = matches!(self.handles.get(&file), Some(Handle::Opening(current)) if *current == id);
+        let Opening { opened, waiting, .. } = entry.remove();
+        let kept = matches!(self.handles.get(&opened), Some(Handle::Opening(current)) if *current == id);
         if kept {
-            self.handles.remove(&file);
+            self.handles.remove(&opened);
         }
         match result {
             Ok(fd) => {
@@ -314,10 +390,10 @@ impl Files {
                     self.make_room();
                     let unsynced = waiting.iter().any(|waiting| matches!(waiting.kind, Kind::Write { .. }));
                     let handle = Handle::Open { fd: Rc::clone(&fd), used: self.use_counter, unsynced };
-                    self.handles.insert(file, handle);
+                    self.handles.insert(opened, handle);
                 }
                 for waiting in waiting {
-                    self.enqueue(ring, file, Rc::clone(&fd), waiting);
+                    self.enqueue(ring, opened.file, Rc::clone(&fd), waiting);
                 }
             }
             Err(error) => {
@@ -337,19 +413,19 @@ impl Files {
         if self.handles.len() < self.max_handles {
             return;
         }
-        let mut candidates: Vec<(bool, u64, FileId)> = self
+        let mut candidates: Vec<(bool, u64, Opened)> = self
             .handles
             .iter()
-            .filter_map(|(file, handle)| match handle {
-                Handle::Open { used, unsynced, .. } if !matches!(file, FileId::Journal(_)) => {
-                    Some((*unsynced, *used, *file))
+            .filter_map(|(opened, handle)| match handle {
+                Handle::Open { used, unsynced, .. } if !matches!(opened.file, FileId::Journal(_)) => {
+                    Some((*unsynced, *used, *opened))
                 }
                 _ => None,
             })
             .collect();
         candidates.sort_unstable();
-        for (_, _, file) in candidates.into_iter().take(self.max_handles / 8 + 1) {
-            self.handles.remove(&file);
+        for (_, _, opened) in candidates.into_iter().take(self.max_handles / 8 + 1) {
+            self.handles.remove(&opened);
         }
     }
 
@@ -390,8 +466,22 @@ impl Files {
     }
 }
 
-fn open_mode(file: FileId, create: bool) -> OpenMode {
-    match (file, create) {
+/// How a read is carried out, and from where on. A segment's goes past the kernel's cache into a chunk that has room for
+/// its ragged ends.
+fn reading(file: FileId, offset: u64, len: usize, chunk: Rc<Chunk>) -> (u64, Kind) {
+    let before = (offset % JOURNAL_ALIGN as u64) as usize;
+    let span = (before + len).next_multiple_of(JOURNAL_ALIGN);
+    match (file, chunk.direct_room()) {
+        (FileId::Segment(..), Some((_, room))) if span <= room => {
+            (offset - before as u64, Kind::DirectRead { chunk, len, before, span, piece: 0 })
+        }
+        _ => (offset, Kind::Read { chunk, len }),
+    }
+}
+
+fn open_mode(opened: Opened, create: bool) -> OpenMode {
+    match (opened.file, create) {
+        _ if opened.direct_read => OpenMode::DirectRead,
         (FileId::Journal(_), _) => OpenMode::Direct,
         (_, true) => OpenMode::Create,
         (_, false) => OpenMode::Existing,
@@ -432,6 +522,13 @@ impl FileIo {
                 let start = unsafe { chunk.as_ptr().cast_mut().add(self.done) };
                 opcode::Read::new(fd, start, rest as u32).offset(offset).build()
             }
+            Kind::DirectRead { chunk, piece, .. } => {
+                let start = chunk.direct_room().map_or(std::ptr::null_mut(), |(start, _)| start);
+                // SAFETY: `done` and the piece behind it end within the span, which is at most the chunk's room. Where there
+                // were none, which is never, the kernel would refuse the address.
+                let start = start.wrapping_add(self.done);
+                opcode::Read::new(fd, start, *piece as u32).offset(offset).build()
+            }
             Kind::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
         }
     }
@@ -440,26 +537,36 @@ impl FileIo {
         if result < 0 {
             return Step::Failed(io::Error::from_raw_os_error(-result));
         }
-        let count = result as usize;
-        let total = match &self.kind {
-            Kind::Journal { data, .. } => data.len(),
-            Kind::Write { total, .. } => *total,
-            Kind::Read { len, .. } => *len,
-            Kind::Sync => return Step::Done,
-        };
+        if matches!(self.kind, Kind::Sync) {
+            return Step::Done;
+        }
+        let (count, total) = (result as usize, self.total());
         self.done = (self.done + count).min(total);
         match (self.done == total, count, &self.kind) {
-            (true, ..) | (false, 0, Kind::Read { .. }) => Step::Done,
+            (true, ..) | (false, 0, Kind::Read { .. } | Kind::DirectRead { .. }) => Step::Done,
+            // Only the end of the file is not aligned.
+            (false, count, Kind::DirectRead { .. }) if !count.is_multiple_of(JOURNAL_ALIGN) => Step::Done,
             // A rest that is not aligned can't be written directly: nothing good makes a disk do that.
             (false, 0, _) => Step::Failed(io::Error::other("the system wrote nothing and told no error")),
             (false, ..) => Step::More,
         }
     }
 
+    /// Bytes that it moves in all, at most.
+    fn total(&self) -> usize {
+        match &self.kind {
+            Kind::Journal { data, .. } => data.len(),
+            Kind::Write { total, .. } => *total,
+            Kind::Read { len, .. } => *len,
+            Kind::DirectRead { span, .. } => *span,
+            Kind::Sync => 0,
+        }
+    }
+
     fn verb(&self) -> &'static str {
         match self.kind {
             Kind::Journal { .. } | Kind::Write { .. } => "write",
-            Kind::Read { .. } => "read",
+            Kind::Read { .. } | Kind::DirectRead { .. } => "read",
             Kind::Sync => "flush",
         }
     }

@@ -36,6 +36,8 @@ static ZEROS: Zeros = Zeros([0; ZERO_STEP_BYTES]);
 pub(super) enum OpenMode {
     /// O_DIRECT and locked, existing only.
     Direct,
+    /// O_DIRECT where the file system knows it, existing only.
+    DirectRead,
     /// Buffered, existing only.
     Existing,
     /// Buffered, created durably when it is not there.
@@ -173,6 +175,7 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> Result<File, IoError> {
             lock_journal(path, &file, JOURNAL_LOCK_BOUND)?;
             Ok(file)
         }
+        OpenMode::DirectRead => open_direct(path).map_err(|error| fail(&error)),
         OpenMode::Existing => options.open(path).map_err(|error| fail(&error)),
         OpenMode::Create => match options.open(path) {
             Ok(file) => Ok(file),

@@ -117,6 +117,71 @@ fn gathered_writes_create_the_file_and_read_back() {
 }
 
 #[test]
+fn a_segment_is_read_directly_from_anywhere() {
+    for folder in [env!("CARGO_MANIFEST_DIR"), "/dev/shm"] {
+        let mut rig = Rig::below(Path::new(folder), 64);
+        let file = FileId::Segment(GroupId::new(1, 0), 0);
+        let bytes: Vec<u8> = (0..3_000_001u32).map(|at| (at % 251) as u8).collect();
+        let chunk = rig.chunk(&bytes);
+        rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, bytes.len())] }).unwrap();
+        let at_most =
+            |from: usize, len: usize| bytes.get(from..(from + len).min(bytes.len())).unwrap_or_default();
+        // Nothing is flushed yet: what is only in the kernel's cache must be read, too.
+        for (from, len) in [
+            (0, 4096),
+            (1, 1),
+            (4095, 2),
+            (5000, 2 << 20),
+            (2_999_000, 4096),
+            (3_000_000, 9),
+            (3_000_001, 9),
+            (3_100_000, 9),
+        ] {
+            let into = rig.pool.chunk_for_read(len).unwrap();
+            let read = rig.one(IoOp::Read { file, offset: from as u64, len, into }).unwrap().unwrap();
+            assert!(
+                read.bytes(0, read.filled()) == at_most(from, len),
+                "{len} bytes from {from} in {folder}"
+            );
+        }
+        let kept: Vec<bool> = rig.files.handles.keys().map(|opened| opened.direct_read).collect();
+        assert!(kept.contains(&true) && kept.contains(&false));
+        rig.one(IoOp::Delete { file }).unwrap();
+        assert_eq!(rig.files.open_files(), 0);
+        let into = rig.pool.chunk_for_read(1).unwrap();
+        let gone = rig.one(IoOp::Read { file, offset: 0, len: 1, into });
+        assert_eq!(gone.unwrap_err().kind, IoErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn reads_and_journal_writes_side_by_side_all_end() {
+    let mut rig = Rig::new(64);
+    let (segment, journal) = (FileId::Segment(GroupId::new(1, 0), 0), FileId::Journal(0));
+    let bytes: Vec<u8> = (0..(4u32 << 20)).map(|at| (at % 241) as u8).collect();
+    let chunk = rig.chunk(&bytes);
+    let data = vec![ChunkSlice::new(chunk, 0, bytes.len())];
+    rig.one(IoOp::Write { file: segment, offset: 0, data }).unwrap();
+    rig.one(IoOp::CreateZeroed { file: journal, len: 1 << 20 }).unwrap();
+    let write = rig.chunk(&[7; 4096]);
+    let mut reads = Vec::new();
+    for round in 0..8usize {
+        let data = ChunkSlice::new(Rc::clone(&write), 0, 4096);
+        rig.start(IoOp::JournalWrite { file: journal, offset: 4096 * round as u64, data, durable: true });
+        let (from, len) = (round * 300_007, 1 << 20);
+        let into = rig.pool.chunk_for_read(len).unwrap();
+        reads.push((from, len, rig.start(IoOp::Read { file: segment, offset: from as u64, len, into })));
+    }
+    let mut ended = rig.finish();
+    for (from, len, token) in reads {
+        let read = ended.remove(&token).unwrap().unwrap().unwrap();
+        assert!(read.bytes(0, read.filled()) == &bytes[from..from + len], "from {from}");
+    }
+    assert!(ended.len() == 8 && ended.values().all(Result::is_ok));
+    assert_eq!(rig.files.in_flight(), 0);
+}
+
+#[test]
 fn segments_are_written_where_the_file_system_can_not_leave_them_out_of_its_cache() {
     // tmpfs is nothing but cache, and says so.
     let mut rig = Rig::below(Path::new("/dev/shm"), 64);

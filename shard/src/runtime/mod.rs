@@ -5,7 +5,8 @@
 //! - `driver`: one pass of a shard: completions to events, actions to operations, one system call.
 //! - `connections`, `connection`, `receive`, `send`: client sockets.
 //! - [`peers`]: links to the shards of other nodes.
-//! - [`files`], [`paths`], [`recovery_disk`]: the disk while serving, its layout, the disk during recovery.
+//! - [`files`], `segment_reads`, [`paths`], [`recovery_disk`]: the disk while serving, the pace of its reads, its layout, the disk during
+//!   recovery.
 //! - [`ring`], [`recv_buffers`], `park`, [`wake`]: io_uring, its receive buffers, how a shard sleeps and is woken.
 
 mod accept;
@@ -27,6 +28,7 @@ pub mod recovery_disk;
 pub mod recv_buffers;
 pub mod report;
 pub mod ring;
+mod segment_reads;
 mod send;
 mod shard;
 mod stages;
