@@ -29,6 +29,10 @@ const MAX_QUEUED: usize = 8_192;
 /// Bytes that one read asks for at least, so that a run of small fetches costs few reads. With one batch more, which may
 /// be cut, and room to read directly it takes memory that is kept for the next one.
 const READ_BYTES: usize = READ_MEMORY_BYTES - READ_SLACK - MAX_BATCH_BYTES;
+/// One reply from segments while the journal is written, bytes: what is checked and sent at once holds up producers.
+const BESIDE_WRITES_BYTES: usize = 256 << 10;
+/// The journal counts as being written for so long after it was, microseconds.
+const WRITTEN_FOR_US: u64 = 20_000;
 /// Memory of read-ahead that no reply refers to yet.
 const AHEAD_BYTES: usize = COLD_READ_BYTES_PER_SHARD / 2;
 /// Pause before a read that found no memory is tried again, microseconds.
@@ -103,6 +107,8 @@ pub(super) struct ColdReads {
     index_bytes: usize,
     /// When to try again the reads that found no memory.
     retry_due_us: Option<u64>,
+    /// When the journal had something to write last.
+    written_us: Option<u64>,
 }
 
 impl Default for ColdReads {
@@ -115,11 +121,25 @@ impl Default for ColdReads {
             indexes: VecDeque::new(),
             index_bytes: 0,
             retry_due_us: None,
+            written_us: None,
         }
     }
 }
 
 impl ColdReads {
+    /// The journal has something to write.
+    pub(super) fn note_write(&mut self, now_us: u64) {
+        self.written_us = Some(now_us);
+    }
+
+    /// Of `max_bytes` that a client asks for, what it gets at once.
+    fn reply_bytes(&self, max_bytes: usize, now_us: u64) -> usize {
+        match self.written_us {
+            Some(at) if now_us.saturating_sub(at) < WRITTEN_FOR_US => max_bytes.min(BESIDE_WRITES_BYTES),
+            _ => max_bytes,
+        }
+    }
+
     pub(super) fn owns(&self, token: IoToken) -> bool {
         self.active.contains_key(&token)
     }
@@ -231,6 +251,7 @@ impl Engine {
         let Some(partition) = self.at(index) else { return };
         let group = partition.group;
         let client = Client { conn, correlation_id };
+        let max_bytes = self.cold.reply_bytes(max_bytes, self.now.monotonic_us);
         if let Some(ahead) = self.cold.take_ahead(group, offset) {
             let job = Job {
                 client: Some(client),

@@ -249,6 +249,9 @@ impl Engine {
         self.planted_ack_before_flush(actions);
         self.pump(actions);
         self.hand_over_step();
+        if !self.journal.idle() {
+            self.cold.note_write(now.monotonic_us);
+        }
         self.journal.submit(depth, durable, &mut self.tokens, actions);
         self.plan_marker();
         self.flush_step(actions);

@@ -239,6 +239,7 @@ impl Driver {
         self.begin_links(now);
         self.take_completions(now);
         self.files.take_helpers(&mut self.ring);
+        self.files.go_on(&mut self.ring, now.monotonic_us);
         self.take_messages(now);
         self.recover_when_quiet(now);
         let Self { engine, actions, connections, files, ring, .. } = self;
@@ -506,7 +507,10 @@ impl Driver {
         };
         let engine = self.engine.as_ref().and_then(Engine::next_deadline_us);
         let links = self.links.as_ref().and_then(|links| links.next_deadline_us());
-        let due = [life, engine, self.connections.next_deadline_us(), links].into_iter().flatten().min();
+        let due = [life, engine, self.connections.next_deadline_us(), links, self.files.next_deadline_us()]
+            .into_iter()
+            .flatten()
+            .min();
         let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(now_us)));
         match timeout {
             Some(Duration::ZERO) => (None, now_us),

@@ -273,6 +273,17 @@ impl Files {
         self.read_on(ring);
     }
 
+    /// When reads want to go on, unless something ends before, µs.
+    pub fn next_deadline_us(&self) -> Option<u64> {
+        self.reads.due_us()
+    }
+
+    /// Goes on with reads whose time has come.
+    pub fn go_on<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, now_us: u64) {
+        self.now_us = now_us;
+        self.read_on(ring);
+    }
+
     /// Gives the disk the pieces of reads whose turn it is.
     fn read_on<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>) {
         while let Some((mut io, most)) = self.reads.next(self.now_us) {

@@ -16,6 +16,7 @@ struct Rig {
     files: Files,
     pool: ChunkPool,
     tokens: u64,
+    now_us: u64,
 }
 
 impl Rig {
@@ -27,7 +28,14 @@ impl Rig {
         let dir = tempfile::tempdir_in(folder).unwrap();
         let paths = Paths::new(dir.path(), dir.path(), ShardId(0));
         let files = Files::new(paths, max_handles, Waker::new().unwrap()).unwrap();
-        Self { _dir: dir, ring: Ring::new().unwrap(), files, pool: ChunkPool::new(64 << 20), tokens: 0 }
+        Self {
+            _dir: dir,
+            ring: Ring::new().unwrap(),
+            files,
+            pool: ChunkPool::new(64 << 20),
+            tokens: 0,
+            now_us: 0,
+        }
     }
 
     fn chunk(&self, bytes: &[u8]) -> Rc<Chunk> {
@@ -39,7 +47,7 @@ impl Rig {
     fn start(&mut self, op: IoOp) -> IoToken {
         self.tokens += 1;
         let token = IoToken(self.tokens);
-        self.files.start(&mut self.ring, token, op, 0);
+        self.files.start(&mut self.ring, token, op, self.now_us);
         token
     }
 
@@ -48,9 +56,11 @@ impl Rig {
         let mut ended = HashMap::new();
         for _ in 0..100_000 {
             while let Some(done) = self.ring.next_completion() {
-                self.files.completed(&mut self.ring, done.owner, done.result, 5);
+                self.files.completed(&mut self.ring, done.owner, done.result, self.now_us);
             }
+            self.now_us += 100;
             self.files.take_helpers(&mut self.ring);
+            self.files.go_on(&mut self.ring, self.now_us);
             for (token, result) in self.files.take_finished() {
                 assert!(ended.insert(token, result).is_none(), "ended twice");
             }

@@ -1,8 +1,8 @@
-//! The pace of reads from segments: whole while nobody writes, and in small pieces between the journal's writes while
-//! somebody does.
+//! The pace of reads from segments: as fast as the disk can while nobody writes, and in small pieces between the journal's
+//! writes, at a bounded rate, while somebody does.
 //!
 //! A disk with one queue serves what it was given one after the other, so an append waits for all of a read that was
-//! there before it. Owner: the shard's thread.
+//! there before it. And what is read is checked and sent by the thread that appends. Owner: the shard's thread.
 
 use std::collections::VecDeque;
 
@@ -14,8 +14,12 @@ const LARGE_BYTES: usize = 1 << 20;
 const LARGE_AT_ONCE: usize = 4;
 /// One piece while somebody writes, bytes: about the time of an append.
 const SMALL_BYTES: usize = 128 << 10;
-/// Reads that find the journal always busy get a piece once in this time, µs.
-const PATIENCE_US: u64 = 1_000;
+/// How fast reads may go on while somebody writes, bytes/µs (MB/s).
+const RATE_BYTES_PER_US: u64 = 128;
+/// What may be read at once after a while without reads, bytes: one fetch with what is read ahead of it.
+const BURST_BYTES: u64 = 2 << 20;
+/// A piece that finds the journal always busy begins after this time all the same, µs.
+const PATIENCE_US: u64 = 2_000;
 
 /// Reads that wait for their next piece, and what decides when it comes.
 #[derive(Debug)]
@@ -27,11 +31,22 @@ pub(super) struct SegmentReads<T> {
     written_us: Option<u64>,
     /// When the last piece was begun, µs.
     begun_us: u64,
+    /// What may be read while somebody writes, bytes, as of `counted_us`.
+    allowed_bytes: u64,
+    counted_us: u64,
 }
 
 impl<T> Default for SegmentReads<T> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), pieces: 0, journal_writes: 0, written_us: None, begun_us: 0 }
+        Self {
+            waiting: VecDeque::new(),
+            pieces: 0,
+            journal_writes: 0,
+            written_us: None,
+            begun_us: 0,
+            allowed_bytes: BURST_BYTES,
+            counted_us: 0,
+        }
     }
 }
 
@@ -43,18 +58,26 @@ impl<T> SegmentReads<T> {
 
     /// The read whose turn it is, and how much it may read at most, bytes; a multiple of the unit of direct I/O.
     pub(super) fn next(&mut self, now_us: u64) -> Option<(T, usize)> {
-        let busy =
-            self.journal_writes > 0 || self.written_us.is_some_and(|at| now_us.saturating_sub(at) < QUIET_US);
-        let may = if busy {
-            let patient = now_us.saturating_sub(self.begun_us) < PATIENCE_US;
-            self.pieces == 0 && (self.journal_writes == 0 || !patient)
-        } else {
-            self.pieces < LARGE_AT_ONCE
-        };
-        let read = if may { self.waiting.pop_front()? } else { return None };
+        if self.waiting.is_empty() || !self.may_begin(now_us) {
+            return None;
+        }
+        let read = self.waiting.pop_front()?;
+        self.count(now_us);
+        let most = if self.is_written(now_us) { SMALL_BYTES } else { LARGE_BYTES };
+        self.allowed_bytes = self.allowed_bytes.saturating_sub(most as u64);
         self.pieces += 1;
         self.begun_us = now_us;
-        Some((read, if busy { SMALL_BYTES } else { LARGE_BYTES }))
+        Some((read, most))
+    }
+
+    /// When [`Self::next`] is to be asked again, unless a piece or a journal write ends before, µs.
+    pub(super) fn due_us(&self) -> Option<u64> {
+        if self.waiting.is_empty() || self.pieces > 0 {
+            return None;
+        }
+        let missing = (SMALL_BYTES as u64).saturating_sub(self.allowed_bytes);
+        let allowed_us = self.counted_us + missing.div_ceil(RATE_BYTES_PER_US);
+        Some(if self.journal_writes == 0 { allowed_us } else { allowed_us.max(self.begun_us + PATIENCE_US) })
     }
 
     /// A piece has been read, or has failed.
@@ -73,11 +96,31 @@ impl<T> SegmentReads<T> {
         self.journal_writes -= 1;
         self.written_us = Some(now_us);
     }
+
+    fn may_begin(&self, now_us: u64) -> bool {
+        if self.is_written(now_us) {
+            self.due_us().is_some_and(|due| due <= now_us)
+        } else {
+            self.pieces < LARGE_AT_ONCE
+        }
+    }
+
+    fn is_written(&self, now_us: u64) -> bool {
+        self.journal_writes > 0 || self.written_us.is_some_and(|at| now_us.saturating_sub(at) < QUIET_US)
+    }
+
+    fn count(&mut self, now_us: u64) {
+        let more = now_us.saturating_sub(self.counted_us).saturating_mul(RATE_BYTES_PER_US);
+        self.allowed_bytes = self.allowed_bytes.saturating_add(more).min(BURST_BYTES);
+        self.counted_us = self.counted_us.max(now_us);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BURST: usize = BURST_BYTES as usize / SMALL_BYTES;
 
     #[test]
     fn reads_take_turns_in_large_pieces_while_nobody_writes() {
@@ -86,6 +129,7 @@ mod tests {
         let begun: Vec<_> = std::iter::from_fn(|| reads.next(1)).collect();
         assert_eq!(begun, [0, 1, 2, 3].map(|read| (read, LARGE_BYTES)));
         reads.push(0);
+        assert_eq!(reads.due_us(), None, "the end of a piece is waited for");
         reads.piece_ended();
         assert_eq!(reads.next(2), Some((4, LARGE_BYTES)));
         assert_eq!(reads.next(2), None);
@@ -98,6 +142,7 @@ mod tests {
         reads.push('b');
         reads.journal_begun(0);
         assert_eq!(reads.next(PATIENCE_US - 1), None, "the disk has an append to do");
+        assert_eq!(reads.due_us(), Some(PATIENCE_US));
         reads.journal_ended(PATIENCE_US - 1);
         let now_us = PATIENCE_US - 1;
         assert_eq!(reads.next(now_us), Some(('a', SMALL_BYTES)));
@@ -107,6 +152,33 @@ mod tests {
         reads.piece_ended();
         reads.push('a');
         assert_eq!(reads.next(now_us + QUIET_US), Some(('a', LARGE_BYTES)), "nobody has written for a while");
+    }
+
+    #[test]
+    fn beside_writes_reads_go_at_a_bounded_rate_after_a_first_burst() {
+        let mut reads = SegmentReads::default();
+        reads.journal_begun(0);
+        reads.journal_ended(0);
+        reads.push(());
+        let mut read_bytes = 0;
+        let mut now_us = 0;
+        let mut begun_us = Vec::new();
+        while now_us < QUIET_US - 1 {
+            while let Some((read, bytes)) = reads.next(now_us) {
+                assert_eq!(bytes, SMALL_BYTES);
+                read_bytes += bytes as u64;
+                begun_us.push(now_us);
+                reads.piece_ended();
+                reads.push(read);
+            }
+            let due_us = reads.due_us().unwrap();
+            assert!(due_us > now_us, "or it would be asked again and again");
+            now_us = due_us;
+        }
+        assert!(begun_us.iter().take(BURST).all(|at| *at == 0));
+        assert_eq!(begun_us.get(BURST), Some(&(SMALL_BYTES as u64 / RATE_BYTES_PER_US)));
+        assert!(read_bytes <= BURST_BYTES + RATE_BYTES_PER_US * QUIET_US, "{read_bytes}");
+        assert!(read_bytes >= RATE_BYTES_PER_US * QUIET_US, "{read_bytes}");
     }
 
     #[test]
