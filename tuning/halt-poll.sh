@@ -28,7 +28,7 @@ if [[ $# -gt 2 || ($# -eq 2 && $1 != --apply) ]]; then usage; fi
 mode=${1:---check}
 wanted=${2:-$default_ns}
 if ! [[ $mode =~ ^--(check|apply|revert)$ ]]; then usage; fi
-if ! [[ $wanted =~ ^[0-9]{1,9}$ ]]; then
+if ! [[ $wanted =~ ^(0|[1-9][0-9]{0,8})$ ]]; then
     echo "$wanted: give nanoseconds, below 1000000000" >&2
     exit 2
 fi
@@ -62,8 +62,10 @@ case $mode in
     fi
     # What was there before the first change is what to go back to.
     if [[ ! -e $kept ]]; then
-        mkdir -p "$(dirname "$kept")"
-        printf '%s\n' "$now" >"$kept"
+        if ! { mkdir -p "$(dirname "$kept")" && printf '%s\n' "$now" >"$kept"; } 2>/dev/null; then
+            echo "can't write $kept; run this as root" >&2
+            exit 1
+        fi
     fi
     put "$wanted"
     echo "changed: $now ns -> $wanted ns; undo: $0 --revert"

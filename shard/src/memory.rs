@@ -149,7 +149,7 @@ impl Chunk {
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: `set_read` has checked that the origin and all that is filled lie inside the memory.
+        // SAFETY: `set_read` has checked that the origin and the capacity behind it lie inside the memory.
         unsafe { self.pages().as_ptr().add(self.origin.get()) }
     }
 
@@ -164,7 +164,7 @@ impl Chunk {
     /// Declares `filled` bytes written (after a read into [`Self::direct_room`]), the first of them at `origin`.
     pub fn set_read(&self, origin: usize, filled: usize) {
         let bytes = self.memory.get().map_or(0, Pages::len);
-        assert!(filled <= self.capacity && origin + filled <= bytes, "a read ends inside its memory");
+        assert!(filled <= self.capacity && origin + self.capacity <= bytes, "a read ends inside its memory");
         self.origin.set(origin);
         self.filled.set(filled);
     }
@@ -243,21 +243,15 @@ impl Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         self.books.live.set(self.books.live.get() - self.counted_bytes);
-        let mut spare = self.books.spare.borrow_mut();
-        if self.capacity == CHUNK_BYTES
-            && spare.len() < SPARE_CHUNKS_PER_SHARD
-            && let Some(memory) = self.memory.take()
-        {
+        let Some(memory) = self.memory.take() else { return };
+        let (spare, most) = match memory.len() {
+            CHUNK_BYTES => (&self.books.spare, SPARE_CHUNKS_PER_SHARD),
+            READ_MEMORY_BYTES => (&self.books.spare_reads, SPARE_READS_PER_SHARD),
+            _ => return,
+        };
+        let mut spare = spare.borrow_mut();
+        if spare.len() < most {
             spare.push(memory);
-        }
-        drop(spare);
-        if self.counted_bytes == READ_MEMORY_BYTES && self.capacity + READ_SLACK == READ_MEMORY_BYTES {
-            let mut spare = self.books.spare_reads.borrow_mut();
-            if spare.len() < SPARE_READS_PER_SHARD
-                && let Some(memory) = self.memory.take()
-            {
-                spare.push(memory);
-            }
         }
     }
 }

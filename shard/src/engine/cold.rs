@@ -209,12 +209,19 @@ impl ColdReads {
     fn keep_ahead(&mut self, ahead: Ahead) {
         self.ahead_bytes += ahead.chunk.capacity();
         self.ahead.push_back(ahead);
-        while self.ahead_bytes > AHEAD_BYTES {
-            match self.ahead.pop_front() {
-                Some(oldest) => self.ahead_bytes -= oldest.chunk.capacity(),
-                None => break,
-            }
-        }
+        while self.ahead_bytes > AHEAD_BYTES && self.drop_oldest_ahead() {}
+    }
+
+    /// Whether there was one.
+    fn drop_oldest_ahead(&mut self) -> bool {
+        let Some(oldest) = self.ahead.pop_front() else { return false };
+        self.ahead_bytes -= oldest.chunk.capacity();
+        true
+    }
+
+    /// Memory that no client holds, bytes; about, since a read may be of another size.
+    fn own_bytes(&self) -> usize {
+        self.ahead_bytes + self.active.len() * READ_MEMORY_BYTES
     }
 
     /// A read ahead that will bring `offset`: it becomes the client's.
@@ -328,7 +335,9 @@ impl Engine {
             let Some(job) = self.cold.queue.pop_front() else { return };
             if let Err(job) = self.start_read(job, actions) {
                 self.cold.retry_due_us = due_us.or(Some(now_us + RETRY_US));
-                if self.now.monotonic_us.saturating_sub(job.queued_us) > SHED_AFTER_US {
+                // What waits for the disk, or is kept for who comes next, is nobody's slowness.
+                let by_readers = self.cold.own_bytes() < COLD_READ_BYTES_PER_SHARD / 2;
+                if by_readers && now_us.saturating_sub(job.queued_us) > SHED_AFTER_US {
                     self.shed_slow_readers(READ_BYTES + MAX_BATCH_BYTES, actions);
                 }
                 self.cold.queue.push_front(job);
@@ -383,7 +392,12 @@ impl Engine {
             self.corrupt(&job, "the segment ends before the offset", actions);
             return Ok(());
         }
-        let Some(into) = self.misc_pool.chunk_for_read(len as usize) else { return Err(job) };
+        let mut into = self.misc_pool.chunk_for_read(len as usize);
+        // A client that waits comes before what nobody has asked for yet.
+        while into.is_none() && job.client.is_some() && self.cold.drop_oldest_ahead() {
+            into = self.misc_pool.chunk_for_read(len as usize);
+        }
+        let Some(into) = into else { return Err(job) };
         let token = self.next_token();
         self.cold.active.insert(token, job);
         actions.push(Action::Io { token, op: IoOp::Read { file, offset, len: len as usize, into } });

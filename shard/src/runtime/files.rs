@@ -263,7 +263,7 @@ impl Files {
         let uncached = self.uncached && matches!((file, &kind), (FileId::Segment(..), Kind::Write { .. }));
         let io = Box::new(FileIo { token, file, fd, offset, done: 0, started_us, kind, uncached });
         match io.kind {
-            Kind::DirectRead { .. } => self.reads.push(io),
+            Kind::DirectRead { .. } => self.reads.push(io, self.now_us),
             Kind::Journal { .. } => {
                 self.reads.journal_begun(self.now_us);
                 self.submit(ring, io);
@@ -324,7 +324,7 @@ impl Files {
         }
         let outcome = match io.advance(result) {
             Step::More if is_piece => {
-                self.reads.push(io);
+                self.reads.push_on(io);
                 return self.read_on(ring);
             }
             Step::More => return self.submit(ring, io),

@@ -29,8 +29,8 @@ pub(super) struct SegmentReads<T> {
     journal_writes: usize,
     /// When the journal was written last, µs; `None` = never.
     written_us: Option<u64>,
-    /// When the last piece was begun, µs.
-    begun_us: u64,
+    /// When the last piece was begun, or a read came that found none waiting, µs.
+    since_us: u64,
     /// What may be read while somebody writes, bytes, as of `counted_us`.
     allowed_bytes: u64,
     counted_us: u64,
@@ -43,7 +43,7 @@ impl<T> Default for SegmentReads<T> {
             pieces: 0,
             journal_writes: 0,
             written_us: None,
-            begun_us: 0,
+            since_us: 0,
             allowed_bytes: BURST_BYTES,
             counted_us: 0,
         }
@@ -52,8 +52,16 @@ impl<T> Default for SegmentReads<T> {
 
 impl<T> SegmentReads<T> {
     /// A read wants its first or next piece.
-    pub(super) fn push(&mut self, read: T) {
+    pub(super) fn push(&mut self, read: T, now_us: u64) {
+        if self.waiting.is_empty() {
+            self.since_us = now_us;
+        }
         self.waiting.push_back(read);
+    }
+
+    /// A read wants to go on. It comes first: what is read whole is served, and its memory free, the soonest so.
+    pub(super) fn push_on(&mut self, read: T) {
+        self.waiting.push_front(read);
     }
 
     /// The read whose turn it is, and how much it may read at most, bytes; a multiple of the unit of direct I/O.
@@ -66,7 +74,7 @@ impl<T> SegmentReads<T> {
         let most = if self.is_written(now_us) { SMALL_BYTES } else { LARGE_BYTES };
         self.allowed_bytes = self.allowed_bytes.saturating_sub(most as u64);
         self.pieces += 1;
-        self.begun_us = now_us;
+        self.since_us = now_us;
         Some((read, most))
     }
 
@@ -77,7 +85,7 @@ impl<T> SegmentReads<T> {
         }
         let missing = (SMALL_BYTES as u64).saturating_sub(self.allowed_bytes);
         let allowed_us = self.counted_us + missing.div_ceil(RATE_BYTES_PER_US);
-        Some(if self.journal_writes == 0 { allowed_us } else { allowed_us.max(self.begun_us + PATIENCE_US) })
+        Some(if self.journal_writes == 0 { allowed_us } else { allowed_us.max(self.since_us + PATIENCE_US) })
     }
 
     /// A piece has been read, or has failed.
@@ -123,23 +131,23 @@ mod tests {
     const BURST: usize = BURST_BYTES as usize / SMALL_BYTES;
 
     #[test]
-    fn reads_take_turns_in_large_pieces_while_nobody_writes() {
+    fn reads_go_in_large_pieces_while_nobody_writes() {
         let mut reads = SegmentReads::default();
-        (0..6).for_each(|read| reads.push(read));
+        (0..6).for_each(|read| reads.push(read, 0));
         let begun: Vec<_> = std::iter::from_fn(|| reads.next(1)).collect();
         assert_eq!(begun, [0, 1, 2, 3].map(|read| (read, LARGE_BYTES)));
-        reads.push(0);
+        reads.push_on(0);
         assert_eq!(reads.due_us(), None, "the end of a piece is waited for");
         reads.piece_ended();
-        assert_eq!(reads.next(2), Some((4, LARGE_BYTES)));
+        assert_eq!(reads.next(2), Some((0, LARGE_BYTES)), "what was begun is ended first");
         assert_eq!(reads.next(2), None);
     }
 
     #[test]
     fn a_small_piece_at_a_time_goes_between_the_journals_writes() {
         let mut reads = SegmentReads::default();
-        reads.push('a');
-        reads.push('b');
+        reads.push('a', 0);
+        reads.push('b', 0);
         reads.journal_begun(0);
         assert_eq!(reads.next(PATIENCE_US - 1), None, "the disk has an append to do");
         assert_eq!(reads.due_us(), Some(PATIENCE_US));
@@ -150,7 +158,7 @@ mod tests {
         reads.piece_ended();
         assert_eq!(reads.next(now_us), Some(('b', SMALL_BYTES)));
         reads.piece_ended();
-        reads.push('a');
+        reads.push('a', now_us);
         assert_eq!(reads.next(now_us + QUIET_US), Some(('a', LARGE_BYTES)), "nobody has written for a while");
     }
 
@@ -159,7 +167,7 @@ mod tests {
         let mut reads = SegmentReads::default();
         reads.journal_begun(0);
         reads.journal_ended(0);
-        reads.push(());
+        reads.push((), 0);
         let mut read_bytes = 0;
         let mut now_us = 0;
         let mut begun_us = Vec::new();
@@ -169,7 +177,7 @@ mod tests {
                 read_bytes += bytes as u64;
                 begun_us.push(now_us);
                 reads.piece_ended();
-                reads.push(read);
+                reads.push_on(read);
             }
             let due_us = reads.due_us().unwrap();
             assert!(due_us > now_us, "or it would be asked again and again");
@@ -185,11 +193,13 @@ mod tests {
     fn a_journal_that_is_always_busy_starves_nobody() {
         let mut reads = SegmentReads::default();
         reads.journal_begun(0);
-        reads.push('a');
-        assert_eq!(reads.next(PATIENCE_US), Some(('a', SMALL_BYTES)));
+        // It waits for the journal from when it came on, however long there was nothing to read before.
+        reads.push('a', 7 * PATIENCE_US);
+        assert_eq!(reads.next(8 * PATIENCE_US - 1), None);
+        assert_eq!(reads.next(8 * PATIENCE_US), Some(('a', SMALL_BYTES)));
         reads.piece_ended();
-        reads.push('a');
-        assert_eq!(reads.next(PATIENCE_US + 1), None);
-        assert_eq!(reads.next(2 * PATIENCE_US), Some(('a', SMALL_BYTES)));
+        reads.push_on('a');
+        assert_eq!(reads.next(8 * PATIENCE_US + 1), None);
+        assert_eq!(reads.next(9 * PATIENCE_US), Some(('a', SMALL_BYTES)));
     }
 }
