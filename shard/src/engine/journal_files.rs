@@ -16,15 +16,24 @@ const AHEAD_BYTES_PER_S: u64 = 256 << 20;
 /// What files there may be, and the one that is being made.
 #[derive(Debug)]
 pub(super) struct JournalFiles {
-    creating: Option<(IoToken, JournalFile)>,
+    creating: Option<Creating>,
     /// All files together are never longer, bytes.
     max_bytes: u64,
     /// So long they are made before there is need, bytes.
     ahead_bytes: u64,
     /// The next one that nobody waits for is not begun before, monotonic microseconds.
     ahead_from_us: u64,
-    /// The disk had no space for one that nobody waits for: the rest comes when it is needed.
+    /// One that nobody waits for could not be made: the rest comes when it is needed.
     gave_up: bool,
+}
+
+/// A file that is being made.
+#[derive(Debug)]
+struct Creating {
+    token: IoToken,
+    file: JournalFile,
+    /// Nobody waited for it when it was begun.
+    ahead: bool,
 }
 
 impl JournalFiles {
@@ -67,7 +76,7 @@ impl Engine {
         let number = self.journal.files.iter().map(|file| file.number + 1).max().unwrap_or(0);
         let token = self.next_token();
         let file = JournalFile { number, len, generation: 0, free: true };
-        self.journal_files.creating = Some((token, file));
+        self.journal_files.creating = Some(Creating { token, file, ahead: !needed });
         self.journal_files.ahead_from_us = self.now.monotonic_us + len * 1_000_000 / AHEAD_BYTES_PER_S;
         actions.push(Action::Io { token, op: IoOp::CreateZeroed { file: FileId::Journal(number), len } });
     }
@@ -91,27 +100,35 @@ impl Engine {
         result: &IoResult,
         actions: &mut Vec<Action>,
     ) -> bool {
-        let Some((_, file)) = self.journal_files.creating.take_if(|(creating, _)| *creating == token) else {
+        let Some(Creating { file, ahead, .. }) =
+            self.journal_files.creating.take_if(|creating| creating.token == token)
+        else {
             return false;
         };
+        let free = self.journal.free_files() > 0;
         match result {
             Ok(_) => {
                 self.journal.files.push(file);
                 self.room_again();
             }
-            Err(error) if error.kind == IoErrorKind::NoSpace && self.journal.free_files() > 0 => {
-                self.no_space_ahead(error, actions)
+            // Nothing of the log is in it: what failed is told, and only a file that is needed must not fail. A disk that
+            // is full is full for that one, too.
+            Err(error) if free || (ahead && error.kind != IoErrorKind::NoSpace) => {
+                self.give_up_ahead(error, actions)
             }
             Err(error) => self.flush_failed(error.clone(), actions),
         }
         true
     }
 
-    fn no_space_ahead(&mut self, error: &IoError, actions: &mut Vec<Action>) {
+    fn give_up_ahead(&mut self, error: &IoError, actions: &mut Vec<Action>) {
         self.journal_files.gave_up = true;
+        let remedy = match error.kind {
+            IoErrorKind::NoSpace => "free space, or the first load will find the disk full",
+            _ => "mend what is named here before, or the shard stops taking writes then",
+        };
         let text = format!(
-            "shard {}: {}. It goes on with {} journal files and makes more when they are needed; free space, or the first \
-             load will find the disk full",
+            "shard {}: {}. It goes on with {} journal files and makes more when they are needed; {remedy}",
             self.config.shard,
             error.detail,
             self.journal.files.len()

@@ -131,3 +131,39 @@ fn files_that_nobody_used_are_used_after_a_restart() {
     assert_eq!(files(&shard), AHEAD);
     assert_eq!(shard.read_all(group).len(), 301);
 }
+
+/// Fails the making of the file that is held back, and says what.
+fn fail_the_file(shard: &mut Shard) {
+    let Some(Action::Io { token, .. }) = shard.held.pop() else { panic!("no file is being made") };
+    let detail = "open journal.7: too many open files".into();
+    let error = IoError { kind: IoErrorKind::Other, detail };
+    shard.event(Event::IoDone { token, result: Err(error) });
+}
+
+#[test]
+fn a_file_ahead_that_can_not_be_made_stops_nothing() {
+    for needed_meanwhile in [false, true] {
+        let mut shard = shard();
+        let group = GroupId::new(shard.create("fills", 1), 0);
+        shard.hold_only = Some(|op| matches!(op, IoOp::CreateZeroed { .. }));
+        shard.live(100_000);
+        while needed_meanwhile && shard.engine.status().journal_files_free > 0 {
+            shard.produce(group, &batch(0, None, &[&vec![7; 512 << 10]]));
+        }
+        fail_the_file(&mut shard);
+        let status = shard.engine.status();
+        assert!(status.ready && !status.disk_full && status.fenced.is_none(), "{:?}", status.fenced);
+        let told = |(level, text): &(LogLevel, String)| {
+            *level == LogLevel::Warn && text.contains("too many open files") && !text.contains("free space")
+        };
+        assert_eq!(shard.logs.iter().filter(|log| told(log)).count(), 1);
+        shard.produce(group, &batch(0, None, &[b"goes on"]));
+        // Nobody is to wait for the next one but who needs it; and that one must not fail.
+        shard.live(2_000_000);
+        assert_eq!(!shard.held.is_empty(), needed_meanwhile);
+        if needed_meanwhile {
+            fail_the_file(&mut shard);
+            assert!(shard.recover_wanted.is_some() || shard.engine.status().fenced.is_some());
+        }
+    }
+}
