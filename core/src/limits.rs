@@ -60,6 +60,8 @@ pub const RECV_BUFFER_BYTES: usize = 64 << 10;
 pub const ASSEMBLY_BYTES_PER_SHARD: usize = 64 << 20;
 /// Memory for reads from segments (replies under way and read-ahead), per shard, bytes.
 pub const COLD_READ_BYTES_PER_SHARD: usize = 64 << 20;
+/// A journal counts as being written for so long after it was, microseconds: reads of segments hold back for its writes.
+pub const JOURNAL_QUIET_US: u64 = 20_000;
 /// Memory of one read of a segment as reading ahead does it, bytes: a huge page.
 pub const READ_MEMORY_BYTES: usize = 2 << 20;
 /// Memory of ended reads of that size that a shard keeps for the next ones.

@@ -9,7 +9,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use pyralog_core::GroupId;
+use pyralog_core::limits::JOURNAL_ALIGN;
 use pyralog_shard::engine::{FileId, IoError, IoErrorKind, IoOp, IoResult};
+use pyralog_shard::memory::Chunk;
 
 use crate::damage::{LostTail, Tracker};
 use crate::faults::{FaultCounts, FaultKind, FaultPlan};
@@ -146,6 +148,25 @@ fn target(op: &IoOp) -> Option<FileId> {
 
 fn error(kind: IoErrorKind, what: &str, file: FileId) -> IoError {
     IoError { kind, detail: format!("simulated: {what} of {file:?}") }
+}
+
+/// Where in its memory what is read begins when a disk reads it directly, as it does segments: as far behind the start as the
+/// place in the file lies behind a block's.
+fn origin(file: FileId, offset: u64, into: &Chunk) -> Option<usize> {
+    let direct = matches!(file, FileId::Segment(..)) && into.direct_room().is_some();
+    direct.then_some((offset % JOURNAL_ALIGN as u64) as usize)
+}
+
+/// Around what is wanted a direct read brings whatever is there.
+fn rubbish(memory: &mut [u8], from: usize, len: usize) {
+    let end = (from + len).next_multiple_of(JOURNAL_ALIGN).min(memory.len());
+    if let Some(read) = memory.get_mut(..end) {
+        let (before, rest) = read.split_at_mut(from.min(end));
+        before.fill(0xa5);
+        if let Some(behind) = rest.get_mut(len..) {
+            behind.fill(0xa5);
+        }
+    }
 }
 
 fn in_group(file: FileId, wanted: GroupId) -> bool {
@@ -323,13 +344,19 @@ impl SimDisk {
                 if let Fate::Fails(kind) = fate {
                     return Err(error(kind, "read", file));
                 }
-                let Some(buffer) = into.unfilled_mut().and_then(|memory| memory.get_mut(..len)) else {
+                let origin = origin(file, offset, &into);
+                let Some(buffer) = into.unfilled_mut().and_then(|memory| {
+                    if let Some(origin) = origin {
+                        rubbish(memory, origin, len);
+                    }
+                    memory.get_mut(origin.unwrap_or(0)..)?.get_mut(..len)
+                }) else {
                     self.broken_promise =
                         Some(format!("the chunk of a read of {file:?} is shared or too small"));
                     return Err(error(IoErrorKind::Other, "read", file));
                 };
                 let len = self.read(file, offset, buffer)?;
-                into.set_filled(len);
+                into.set_read(origin.unwrap_or(0), len);
                 return Ok(Some(into));
             }
         }

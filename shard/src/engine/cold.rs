@@ -10,8 +10,8 @@ use std::rc::Rc;
 use ahash::RandomState;
 use pyralog_core::batch::{BatchError, BatchView};
 use pyralog_core::limits::{
-    COLD_READ_BYTES_PER_SHARD, INDEX_CACHE_BYTES_PER_SHARD, INDEX_INTERVAL_BYTES, MAX_BATCH_BYTES,
-    READ_MEMORY_BYTES,
+    COLD_READ_BYTES_PER_SHARD, INDEX_CACHE_BYTES_PER_SHARD, INDEX_INTERVAL_BYTES, JOURNAL_QUIET_US,
+    MAX_BATCH_BYTES, READ_MEMORY_BYTES,
 };
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{ListOffsetsReply, Response};
@@ -31,10 +31,13 @@ const MAX_QUEUED: usize = 8_192;
 const READ_BYTES: usize = READ_MEMORY_BYTES - READ_SLACK - MAX_BATCH_BYTES;
 /// One reply from segments while the journal is written, bytes: what is checked and sent at once holds up producers.
 const BESIDE_WRITES_BYTES: usize = 256 << 10;
-/// The journal counts as being written for so long after it was, microseconds.
-const WRITTEN_FOR_US: u64 = 20_000;
 /// Memory of read-ahead that no reply refers to yet.
 const AHEAD_BYTES: usize = COLD_READ_BYTES_PER_SHARD / 2;
+/// Room for one batch more that a read without reading ahead has; a larger batch costs a second read.
+const BATCH_ROOM_BYTES: usize = 64 << 10;
+/// Nothing is read ahead for so long after what was read ahead was given up unasked for, microseconds: there are more
+/// readers than memory to read ahead for.
+const CROWDED_FOR_US: u64 = 5_000_000;
 /// Pause before a read that found no memory is tried again, microseconds.
 const RETRY_US: u64 = 2_000;
 /// A read that finds no memory for this long has slow readers disconnected, microseconds.
@@ -65,7 +68,23 @@ struct Job {
     stage: Stage,
     /// The index pointed nowhere useful: read from the segment's start.
     distrust_index: bool,
+    /// The read has room for the longest batch. Without, one that is longer than its room costs a second read.
+    long_batch: bool,
     queued_us: u64,
+}
+
+impl Job {
+    /// What to read from where it begins on, bytes.
+    fn read_bytes(&self) -> usize {
+        match self.want {
+            // The index leads to a place up to one interval before what is wanted.
+            Want::Fetch { max_bytes, .. } if !self.long_batch => {
+                INDEX_INTERVAL_BYTES as usize + max_bytes + BATCH_ROOM_BYTES
+            }
+            Want::Fetch { max_bytes, .. } => max_bytes.max(READ_BYTES) + MAX_BATCH_BYTES,
+            Want::Time { .. } => READ_BYTES + MAX_BATCH_BYTES,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +128,8 @@ pub(super) struct ColdReads {
     retry_due_us: Option<u64>,
     /// When the journal had something to write last.
     written_us: Option<u64>,
+    /// When something read ahead was given up last that nobody had asked for.
+    crowded_us: Option<u64>,
 }
 
 impl Default for ColdReads {
@@ -122,6 +143,7 @@ impl Default for ColdReads {
             index_bytes: 0,
             retry_due_us: None,
             written_us: None,
+            crowded_us: None,
         }
     }
 }
@@ -135,9 +157,14 @@ impl ColdReads {
     /// Of `max_bytes` that a client asks for, what it gets at once.
     fn reply_bytes(&self, max_bytes: usize, now_us: u64) -> usize {
         match self.written_us {
-            Some(at) if now_us.saturating_sub(at) < WRITTEN_FOR_US => max_bytes.min(BESIDE_WRITES_BYTES),
+            Some(at) if now_us.saturating_sub(at) < JOURNAL_QUIET_US => max_bytes.min(BESIDE_WRITES_BYTES),
             _ => max_bytes,
         }
+    }
+
+    /// Whether more readers go on in order than there is memory to read ahead for.
+    fn is_crowded(&self, now_us: u64) -> bool {
+        self.crowded_us.is_some_and(|at| now_us.saturating_sub(at) < CROWDED_FOR_US)
     }
 
     pub(super) fn owns(&self, token: IoToken) -> bool {
@@ -206,16 +233,17 @@ impl ColdReads {
         Some(ahead)
     }
 
-    fn keep_ahead(&mut self, ahead: Ahead) {
+    fn keep_ahead(&mut self, ahead: Ahead, now_us: u64) {
         self.ahead_bytes += ahead.chunk.capacity();
         self.ahead.push_back(ahead);
-        while self.ahead_bytes > AHEAD_BYTES && self.drop_oldest_ahead() {}
+        while self.ahead_bytes > AHEAD_BYTES && self.drop_oldest_ahead(now_us) {}
     }
 
     /// Whether there was one.
-    fn drop_oldest_ahead(&mut self) -> bool {
+    fn drop_oldest_ahead(&mut self, now_us: u64) -> bool {
         let Some(oldest) = self.ahead.pop_front() else { return false };
         self.ahead_bytes -= oldest.chunk.capacity();
+        self.crowded_us = Some(now_us);
         true
     }
 
@@ -267,6 +295,7 @@ impl Engine {
                 want: Want::Fetch { offset, max_bytes },
                 stage: Stage::Log { position: ahead.position },
                 distrust_index: false,
+                long_batch: false,
                 queued_us: self.now.monotonic_us,
             };
             return self.serve(job, ahead.chunk, ahead.at, actions);
@@ -321,7 +350,8 @@ impl Engine {
         }
         let stage = Stage::Index;
         let queued_us = self.now.monotonic_us;
-        let job = Job { client, group, segment, want, stage, distrust_index: false, queued_us };
+        let (distrust_index, long_batch) = (false, false);
+        let job = Job { client, group, segment, want, stage, distrust_index, long_batch, queued_us };
         self.cold.queue.push_back(job);
         self.start_reads(actions);
     }
@@ -380,10 +410,9 @@ impl Engine {
                 )
             }
             Stage::Log { position } => {
-                let wanted = match job.want {
-                    Want::Fetch { max_bytes, .. } => max_bytes.max(READ_BYTES) + MAX_BATCH_BYTES,
-                    Want::Time { .. } => READ_BYTES + MAX_BATCH_BYTES,
-                };
+                let now_us = self.now.monotonic_us;
+                job.long_batch |= !self.cold.is_crowded(now_us);
+                let wanted = job.read_bytes();
                 let left = segment.bytes.saturating_sub(position);
                 (FileId::Segment(job.group, job.segment), position, left.min(wanted as u64))
             }
@@ -394,7 +423,8 @@ impl Engine {
         }
         let mut into = self.misc_pool.chunk_for_read(len as usize);
         // A client that waits comes before what nobody has asked for yet.
-        while into.is_none() && job.client.is_some() && self.cold.drop_oldest_ahead() {
+        let now_us = self.now.monotonic_us;
+        while into.is_none() && job.client.is_some() && self.cold.drop_oldest_ahead(now_us) {
             into = self.misc_pool.chunk_for_read(len as usize);
         }
         let Some(into) = into else { return Err(job) };
@@ -483,11 +513,17 @@ impl Engine {
                         );
                     }
                     // Read ahead: keep it from the batch that was asked for on.
-                    (None, _) => self.cold.keep_ahead(Ahead { offset, at: from, ..ahead_at }),
+                    (None, _) => {
+                        self.cold.keep_ahead(Ahead { offset, at: from, ..ahead_at }, self.now.monotonic_us)
+                    }
                 }
             }
             Run::Beyond { to } if to > 0 => {
                 job.stage = Stage::Log { position: position + to as u64 };
+                self.requeue(job, actions);
+            }
+            Run::Beyond { .. } if !job.long_batch => {
+                job.long_batch = true;
                 self.requeue(job, actions);
             }
             Run::Beyond { .. } => self.corrupt(&job, "a batch is cut short", actions),
@@ -569,8 +605,12 @@ impl Engine {
         }
         let bytes = ahead.chunk.bytes(0, ahead.chunk.filled());
         let whole = BatchView::parse(bytes.get(ahead.at..).unwrap_or_default()).is_ok();
+        let now_us = self.now.monotonic_us;
         if whole {
-            return self.cold.keep_ahead(ahead);
+            return self.cold.keep_ahead(ahead, now_us);
+        }
+        if self.cold.is_crowded(now_us) {
+            return;
         }
         let Some(segment) = self.segment_of(index, ahead.offset) else { return };
         let mut job = Job {
@@ -580,7 +620,8 @@ impl Engine {
             want: Want::Fetch { offset: ahead.offset, max_bytes: READ_BYTES },
             stage: Stage::Log { position: 0 },
             distrust_index: false,
-            queued_us: self.now.monotonic_us,
+            long_batch: false,
+            queued_us: now_us,
         };
         if segment == ahead.segment {
             job.stage = Stage::Log { position: ahead.position + ahead.at as u64 };

@@ -24,7 +24,7 @@ use pyralog_core::limits::JOURNAL_ALIGN;
 use super::files_helper::{Helpers, Job, JobDone, OpenMode};
 use super::paths::{Paths, io_error};
 use super::ring::Ring;
-use super::segment_reads::SegmentReads;
+use super::segment_reads::{JournalWritten, SegmentReads};
 use super::wake::Waker;
 use crate::engine::{FileId, IoError, IoOp, IoResult, IoToken};
 use crate::memory::{Chunk, ChunkSlice};
@@ -131,12 +131,22 @@ pub struct Files {
     journal_latency_us: Histogram<u64>,
     /// Segments are written with RWF_DONTCACHE, until the file system says that it doesn't know it.
     uncached: bool,
+    /// Segments are read directly, until the disk says that it can't.
+    direct: bool,
+    /// Descriptors that a helper was given to close.
+    #[cfg(test)]
+    closed: u64,
 }
 
 impl Files {
     /// Files below `paths`, of which at most about `max_handles` are kept open (journal files not counted).
-    /// `waker` is called when a helper is done.
-    pub fn new(paths: Paths, max_handles: usize, waker: Waker) -> io::Result<Self> {
+    /// `waker` is called when a helper is done; `written` is the node's.
+    pub(super) fn new(
+        paths: Paths,
+        max_handles: usize,
+        waker: Waker,
+        written: JournalWritten,
+    ) -> io::Result<Self> {
         let journal_latency_us = Histogram::new_with_bounds(1, 60_000_000, 3).map_err(io::Error::other)?;
         Ok(Self {
             helpers: Helpers::start(paths.clone(), waker)?,
@@ -148,11 +158,14 @@ impl Files {
             jobs: 0,
             in_ring: 0,
             syncs: 0,
-            reads: SegmentReads::default(),
+            reads: SegmentReads::new(written),
             now_us: 0,
             finished: Vec::new(),
             journal_latency_us,
             uncached: true,
+            direct: true,
+            #[cfg(test)]
+            closed: 0,
         })
     }
 
@@ -175,7 +188,11 @@ impl Files {
             }
             IoOp::Read { file, offset, len, into } => {
                 into.set_filled(0);
-                let (offset, kind) = reading(file, offset, len.min(into.capacity()), into);
+                let len = len.min(into.capacity());
+                let (offset, kind) = match self.direct {
+                    true => reading(file, offset, len, into),
+                    false => (offset, Kind::Read { chunk: into, len }),
+                };
                 (file, Waiting { token, offset, started_us, kind }, false)
             }
             IoOp::CreateZeroed { file, len } => {
@@ -240,8 +257,7 @@ impl Files {
         }
     }
 
-    /// Drops the handles of a file that is going away. The descriptors are closed by the helper: the last close of
-    /// a removed file frees its blocks, which takes long.
+    /// Drops the handles of a file that is going away. The descriptors are closed by the helper, as in [`Self::close`].
     fn forget(&mut self, file: FileId) -> Vec<OwnedFd> {
         let both = [false, true].map(|direct_read| self.handles.remove(&Opened { file, direct_read }));
         let open = both.into_iter().flatten().filter_map(|handle| match handle {
@@ -249,6 +265,16 @@ impl Files {
             Handle::Opening(_) => None,
         });
         open.collect()
+    }
+
+    /// Has a descriptor closed by a helper when nothing else refers to it: the last close of a removed file frees its
+    /// blocks, which takes long.
+    fn close(&mut self, fd: Rc<OwnedFd>) {
+        if let Some(fd) = Rc::into_inner(fd) {
+            self.helpers.send(Job::Close { fd });
+            #[cfg(test)]
+            (self.closed += 1);
+        }
     }
 
     fn enqueue<T: From<Box<FileIo>>>(
@@ -321,6 +347,9 @@ impl Files {
         let is_piece = matches!(io.kind, Kind::DirectRead { .. });
         if is_piece {
             self.reads.piece_ended();
+            if result == -libc::EINVAL {
+                return self.read_buffered(ring, *io);
+            }
         }
         let outcome = match io.advance(result) {
             Step::More if is_piece => {
@@ -348,7 +377,8 @@ impl Files {
             }
             _ => {}
         }
-        let FileIo { token, done, kind, .. } = *io;
+        let FileIo { token, done, kind, fd, .. } = *io;
+        self.close(fd);
         let result = outcome.map(|()| match kind {
             Kind::Read { chunk, .. } => {
                 chunk.set_filled(done);
@@ -362,6 +392,21 @@ impl Files {
             _ => None,
         });
         self.finished.push((token, result));
+        self.read_on(ring);
+    }
+
+    /// A disk whose unit is larger than ours refuses direct reads, and the system tells it by the first one: that one and
+    /// all that follow go through the kernel's cache.
+    fn read_buffered<T: From<Box<FileIo>>>(&mut self, ring: &mut Ring<T>, io: FileIo) {
+        self.direct = false;
+        self.in_ring -= 1;
+        let FileIo { token, file, offset, started_us, kind, fd, .. } = io;
+        self.close(fd);
+        if let Kind::DirectRead { chunk, len, before, .. } = kind {
+            let kind = Kind::Read { chunk, len };
+            let waiting = Waiting { token, offset: offset + before as u64, started_us, kind };
+            self.with_handle(ring, file, waiting, false);
+        }
         self.read_on(ring);
     }
 
@@ -436,7 +481,9 @@ impl Files {
             .collect();
         candidates.sort_unstable();
         for (_, _, opened) in candidates.into_iter().take(self.max_handles / 8 + 1) {
-            self.handles.remove(&opened);
+            if let Some(Handle::Open { fd, .. }) = self.handles.remove(&opened) {
+                self.close(fd);
+            }
         }
     }
 
@@ -600,15 +647,20 @@ fn gather(data: &[ChunkSlice], mut skip: usize, iovecs: &mut Vec<libc::iovec>) {
     }
 }
 
-/// Opens a journal file for direct writes; buffered where the file system knows no O_DIRECT (tmpfs).
+/// Opens a file for direct I/O; buffered where the file system knows no O_DIRECT.
 pub(super) fn open_direct(path: &std::path::Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = File::options();
     options.read(true).write(true);
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path),
+        Err(error) if knows_no_direct(&error) => options.open(path),
         result => result,
     }
+}
+
+/// Whether an open failed because the file system has no direct I/O, which each says in its own way.
+pub(super) fn knows_no_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 #[cfg(test)]

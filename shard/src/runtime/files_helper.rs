@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use pyralog_core::GroupId;
 
-use super::files::open_direct;
+use super::files::{knows_no_direct, open_direct};
 use super::paths::{Paths, create_folder, io_error, sync_folder};
 use super::threads;
 use super::wake::Waker;
@@ -48,6 +48,7 @@ pub(super) enum OpenMode {
 #[derive(Debug)]
 pub(super) enum Job {
     Open { id: u64, file: FileId, mode: OpenMode },
+    Close { fd: OwnedFd },
     CreateZeroed { token: IoToken, file: FileId, len: u64, close: Vec<OwnedFd> },
     Truncate { token: IoToken, file: FileId, len: u64 },
     Delete { token: IoToken, file: FileId, close: Vec<OwnedFd> },
@@ -79,7 +80,8 @@ impl Helpers {
             let (paths, done, waker) = (paths.clone(), done_sender.clone(), waker.clone());
             let body = move || {
                 for job in jobs {
-                    if done.send(run(&paths, job)).is_err() {
+                    let Some(end) = run(&paths, job) else { continue };
+                    if done.send(end).is_err() {
                         return;
                     }
                     waker.wake();
@@ -116,8 +118,13 @@ impl Drop for Helpers {
     }
 }
 
-fn run(paths: &Paths, job: Job) -> JobDone {
-    match job {
+/// Does it; `None` when nobody wants to know of its end.
+fn run(paths: &Paths, job: Job) -> Option<JobDone> {
+    Some(match job {
+        Job::Close { fd } => {
+            drop(fd);
+            return None;
+        }
         Job::Open { id, file, mode } => {
             JobDone::Opened { id, result: open(&paths.file(file), mode).map(OwnedFd::from) }
         }
@@ -138,7 +145,7 @@ fn run(paths: &Paths, job: Job) -> JobDone {
             drop(close);
             JobDone::Ended { token, result }
         }
-    }
+    })
 }
 
 /// Locks a journal file (flock), waiting for who has it for at most `bound`.
@@ -205,7 +212,7 @@ pub(super) fn create_zeroed(path: &Path, len: u64) -> Result<(), IoError> {
         let direct = len.is_multiple_of(ZEROS.0.len() as u64);
         let flags = if direct { libc::O_DIRECT } else { 0 };
         let file = match options.clone().custom_flags(flags).open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => options.open(path)?,
+            Err(error) if knows_no_direct(&error) => options.open(path)?,
             result => result?,
         };
         // SAFETY: plain system call on a live descriptor. Only a reservation: a full disk shows at once.

@@ -27,7 +27,7 @@ impl Rig {
     fn below(folder: &Path, max_handles: usize) -> Self {
         let dir = tempfile::tempdir_in(folder).unwrap();
         let paths = Paths::new(dir.path(), dir.path(), ShardId(0));
-        let files = Files::new(paths, max_handles, Waker::new().unwrap()).unwrap();
+        let files = Files::new(paths, max_handles, Waker::new().unwrap(), JournalWritten::default()).unwrap();
         Self {
             _dir: dir,
             ring: Ring::new().unwrap(),
@@ -162,6 +162,62 @@ fn a_segment_is_read_directly_from_anywhere() {
         let gone = rig.one(IoOp::Read { file, offset: 0, len: 1, into });
         assert_eq!(gone.unwrap_err().kind, IoErrorKind::NotFound);
     }
+}
+
+#[test]
+fn a_disk_that_refuses_direct_reads_is_read_through_the_cache() {
+    let mut rig = Rig::new(64);
+    let file = FileId::Segment(GroupId::new(1, 0), 0);
+    let bytes: Vec<u8> = (0..300_000u32).map(|at| (at % 251) as u8).collect();
+    let chunk = rig.chunk(&bytes);
+    rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, bytes.len())] }).unwrap();
+    let op = |rig: &Rig, offset| {
+        let into = rig.pool.chunk_for_read(100_000).unwrap();
+        IoOp::Read { file, offset, len: 100_000, into }
+    };
+    let reads = [5u64, 50_001, 250_000].map(|from| {
+        let op = op(&rig, from);
+        (from, rig.start(op))
+    });
+    // What was read is thrown away for what such a disk says.
+    let mut refused = 0;
+    while refused < reads.len() {
+        rig.files.take_helpers(&mut rig.ring);
+        while let Some(done) = rig.ring.next_completion() {
+            let direct = matches!(done.owner.kind, Kind::DirectRead { .. });
+            let result = if direct { -libc::EINVAL } else { done.result };
+            refused += usize::from(direct);
+            rig.files.completed(&mut rig.ring, done.owner, result, rig.now_us);
+        }
+        rig.ring.enter(Some(Some(Duration::from_millis(1)))).unwrap();
+    }
+    let mut ended = rig.finish();
+    for (from, token) in reads {
+        let read = ended.remove(&token).unwrap().unwrap().unwrap();
+        let expected = &bytes[from as usize..bytes.len().min(from as usize + 100_000)];
+        assert!(read.bytes(0, read.filled()) == expected, "from {from}");
+    }
+    let op = op(&rig, 7);
+    assert!(!rig.files.direct, "it was told, and is not asked again");
+    let read = rig.one(op).unwrap().unwrap();
+    assert!(read.bytes(0, read.filled()) == &bytes[7..100_007]);
+}
+
+#[test]
+fn a_file_that_is_removed_under_a_read_is_closed_by_the_helper() {
+    let mut rig = Rig::new(64);
+    let file = FileId::Segment(GroupId::new(1, 0), 0);
+    let chunk = rig.chunk(&[3; 8192]);
+    rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 8192)] }).unwrap();
+    let into = rig.pool.chunk_for_read(8192).unwrap();
+    rig.one(IoOp::Read { file, offset: 0, len: 8192, into }).unwrap();
+    let into = rig.pool.chunk_for_read(8192).unwrap();
+    let read = rig.start(IoOp::Read { file, offset: 0, len: 8192, into });
+    let delete = rig.start(IoOp::Delete { file });
+    let closed = rig.files.closed;
+    let mut ended = rig.finish();
+    assert!(ended.remove(&read).unwrap().is_ok() && ended.remove(&delete).unwrap().is_ok());
+    assert_eq!(rig.files.closed - closed, 1, "the read had it last");
 }
 
 #[test]

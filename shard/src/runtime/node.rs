@@ -21,6 +21,7 @@ use super::driver::{Clock, Mailbox, ShardMessage};
 use super::paths::Paths;
 use super::peers::{LinkTiming, LinksConfig, new_session, resolve};
 use super::report::{PartitionsWanted, ShardReport};
+use super::segment_reads::JournalWritten;
 use super::shard::{self, LinksStart, ShardStart};
 use super::wake::Waker;
 use crate::engine::{EngineConfig, LogLevel};
@@ -191,6 +192,7 @@ impl Node {
         }
         let connections = Arc::new(AtomicUsize::new(0));
         let clock = Clock(Instant::now());
+        let journal_written = JournalWritten::default();
         let (started, all_started) = flume::bounded(usize::from(count));
         let identity = data.node.clone();
         let internal_address = internal.as_ref().map(|internal| internal.port.address());
@@ -228,6 +230,7 @@ impl Node {
                 mailboxes: mailboxes.clone(),
                 control: control.clone(),
                 node_connections: Arc::clone(&connections),
+                journal_written: journal_written.clone(),
                 clock,
                 started: started.clone(),
                 _alive: alive,

@@ -5,9 +5,14 @@
 //! there before it. And what is read is checked and sent by the thread that appends. Owner: the shard's thread.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Somebody writes when the journal was written within this time, µs.
-const QUIET_US: u64 = 20_000;
+use pyralog_core::limits::JOURNAL_QUIET_US;
+
+/// The shards tell each other that they write no more often than this, µs: what they tell it by is a cache line that all of
+/// them read.
+const TELL_EVERY_US: u64 = 1_000;
 /// One piece while nobody writes, bytes.
 const LARGE_BYTES: usize = 1 << 20;
 /// Pieces with the disk at once while nobody writes.
@@ -21,14 +26,35 @@ const BURST_BYTES: u64 = 2 << 20;
 /// A piece that finds the journal always busy begins after this time all the same, µs.
 const PATIENCE_US: u64 = 2_000;
 
+/// When any shard of the node wrote its journal last, on the node's clock: their disk is one, as far as anybody knows here.
+/// Shared by all shards' threads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct JournalWritten {
+    /// 1 more than the time, µs; 0 = never.
+    told: Arc<AtomicU64>,
+}
+
+impl JournalWritten {
+    fn tell(&self, now_us: u64) {
+        let told = self.told.load(Ordering::Relaxed);
+        if told == 0 || told.saturating_add(TELL_EVERY_US) <= now_us + 1 {
+            self.told.store(now_us + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn is_recent(&self, now_us: u64) -> bool {
+        let told = self.told.load(Ordering::Relaxed);
+        told > 0 && (now_us + 1).saturating_sub(told) < JOURNAL_QUIET_US
+    }
+}
+
 /// Reads that wait for their next piece, and what decides when it comes.
 #[derive(Debug)]
 pub(super) struct SegmentReads<T> {
     waiting: VecDeque<T>,
     pieces: usize,
     journal_writes: usize,
-    /// When the journal was written last, µs; `None` = never.
-    written_us: Option<u64>,
+    written: JournalWritten,
     /// When the last piece was begun, or a read came that found none waiting, µs.
     since_us: u64,
     /// What may be read while somebody writes, bytes, as of `counted_us`.
@@ -36,21 +62,19 @@ pub(super) struct SegmentReads<T> {
     counted_us: u64,
 }
 
-impl<T> Default for SegmentReads<T> {
-    fn default() -> Self {
+impl<T> SegmentReads<T> {
+    pub(super) fn new(written: JournalWritten) -> Self {
         Self {
             waiting: VecDeque::new(),
             pieces: 0,
             journal_writes: 0,
-            written_us: None,
+            written,
             since_us: 0,
             allowed_bytes: BURST_BYTES,
             counted_us: 0,
         }
     }
-}
 
-impl<T> SegmentReads<T> {
     /// A read wants its first or next piece.
     pub(super) fn push(&mut self, read: T, now_us: u64) {
         if self.waiting.is_empty() {
@@ -96,13 +120,13 @@ impl<T> SegmentReads<T> {
     /// A journal write is given to the disk.
     pub(super) fn journal_begun(&mut self, now_us: u64) {
         self.journal_writes += 1;
-        self.written_us = Some(now_us);
+        self.written.tell(now_us);
     }
 
     /// A journal write has ended.
     pub(super) fn journal_ended(&mut self, now_us: u64) {
         self.journal_writes -= 1;
-        self.written_us = Some(now_us);
+        self.written.tell(now_us);
     }
 
     fn may_begin(&self, now_us: u64) -> bool {
@@ -114,7 +138,7 @@ impl<T> SegmentReads<T> {
     }
 
     fn is_written(&self, now_us: u64) -> bool {
-        self.journal_writes > 0 || self.written_us.is_some_and(|at| now_us.saturating_sub(at) < QUIET_US)
+        self.journal_writes > 0 || self.written.is_recent(now_us)
     }
 
     fn count(&mut self, now_us: u64) {
@@ -132,7 +156,7 @@ mod tests {
 
     #[test]
     fn reads_go_in_large_pieces_while_nobody_writes() {
-        let mut reads = SegmentReads::default();
+        let mut reads = SegmentReads::new(JournalWritten::default());
         (0..6).for_each(|read| reads.push(read, 0));
         let begun: Vec<_> = std::iter::from_fn(|| reads.next(1)).collect();
         assert_eq!(begun, [0, 1, 2, 3].map(|read| (read, LARGE_BYTES)));
@@ -145,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_small_piece_at_a_time_goes_between_the_journals_writes() {
-        let mut reads = SegmentReads::default();
+        let mut reads = SegmentReads::new(JournalWritten::default());
         reads.push('a', 0);
         reads.push('b', 0);
         reads.journal_begun(0);
@@ -159,19 +183,23 @@ mod tests {
         assert_eq!(reads.next(now_us), Some(('b', SMALL_BYTES)));
         reads.piece_ended();
         reads.push('a', now_us);
-        assert_eq!(reads.next(now_us + QUIET_US), Some(('a', LARGE_BYTES)), "nobody has written for a while");
+        assert_eq!(
+            reads.next(now_us + JOURNAL_QUIET_US),
+            Some(('a', LARGE_BYTES)),
+            "nobody has written for a while"
+        );
     }
 
     #[test]
     fn beside_writes_reads_go_at_a_bounded_rate_after_a_first_burst() {
-        let mut reads = SegmentReads::default();
+        let mut reads = SegmentReads::new(JournalWritten::default());
         reads.journal_begun(0);
         reads.journal_ended(0);
         reads.push((), 0);
         let mut read_bytes = 0;
         let mut now_us = 0;
         let mut begun_us = Vec::new();
-        while now_us < QUIET_US - 1 {
+        while now_us < JOURNAL_QUIET_US - 1 {
             while let Some((read, bytes)) = reads.next(now_us) {
                 assert_eq!(bytes, SMALL_BYTES);
                 read_bytes += bytes as u64;
@@ -185,13 +213,30 @@ mod tests {
         }
         assert!(begun_us.iter().take(BURST).all(|at| *at == 0));
         assert_eq!(begun_us.get(BURST), Some(&(SMALL_BYTES as u64 / RATE_BYTES_PER_US)));
-        assert!(read_bytes <= BURST_BYTES + RATE_BYTES_PER_US * QUIET_US, "{read_bytes}");
-        assert!(read_bytes >= RATE_BYTES_PER_US * QUIET_US, "{read_bytes}");
+        assert!(read_bytes <= BURST_BYTES + RATE_BYTES_PER_US * JOURNAL_QUIET_US, "{read_bytes}");
+        assert!(read_bytes >= RATE_BYTES_PER_US * JOURNAL_QUIET_US, "{read_bytes}");
+    }
+
+    #[test]
+    fn a_shard_that_only_reads_holds_back_for_one_that_writes() {
+        let written = JournalWritten::default();
+        let (mut reads, mut other) = (SegmentReads::new(written.clone()), SegmentReads::<()>::new(written));
+        reads.push('a', 5);
+        other.journal_begun(5);
+        assert_eq!(reads.next(5), Some(('a', SMALL_BYTES)));
+        reads.piece_ended();
+        other.journal_ended(1_500);
+        let quiet_us = 1_500 + JOURNAL_QUIET_US;
+        reads.push('b', quiet_us - 1);
+        reads.push('c', quiet_us - 1);
+        assert_eq!(reads.next(quiet_us - 1), Some(('b', SMALL_BYTES)));
+        assert_eq!(reads.next(quiet_us - 1), None, "one at a time");
+        assert_eq!(reads.next(quiet_us), Some(('c', LARGE_BYTES)));
     }
 
     #[test]
     fn a_journal_that_is_always_busy_starves_nobody() {
-        let mut reads = SegmentReads::default();
+        let mut reads = SegmentReads::new(JournalWritten::default());
         reads.journal_begun(0);
         // It waits for the journal from when it came on, however long there was nothing to read before.
         reads.push('a', 7 * PATIENCE_US);

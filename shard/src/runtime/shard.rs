@@ -22,6 +22,7 @@ use super::peers::{Links, LinksConfig, resolve::Resolve};
 use super::receive::Identity;
 use super::recovery_disk::RealDisk;
 use super::ring::Ring;
+use super::segment_reads::JournalWritten;
 use crate::engine::{EngineConfig, recover};
 
 /// Memory that glommio registers for its own file I/O; its default needs more locked memory than an ordinary
@@ -52,6 +53,7 @@ pub(super) struct ShardStart {
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) control: flume::Sender<ControlEvent>,
     pub(super) node_connections: Arc<AtomicUsize>,
+    pub(super) journal_written: JournalWritten,
     pub(super) clock: Clock,
     /// Told once, when the executor and the ring are there or can't be.
     pub(super) started: flume::Sender<Result<(), StartError>>,
@@ -127,8 +129,9 @@ async fn serve(start: ShardStart) -> Result<(), String> {
             .map_err(|error| error.to_string())?;
         let waker = start.mailboxes.get(usize::from(start.shard.0)).map(|mailbox| mailbox.waker.clone());
         let waker = waker.ok_or("a shard without a mailbox")?;
-        let files = Files::new(start.paths.clone(), start.max_handles, waker.clone())
-            .map_err(|error| format!("can't start the threads for files: {error}"))?;
+        let files =
+            Files::new(start.paths.clone(), start.max_handles, waker.clone(), start.journal_written.clone())
+                .map_err(|error| format!("can't start the threads for files: {error}"))?;
         Ok((ring, waker, files))
     };
     let (ring, waker, files) = match set_up() {

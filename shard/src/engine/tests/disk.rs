@@ -16,6 +16,8 @@ pub(super) struct MemDisk {
     pub(super) fail_next_journal_write: bool,
     /// The block of a file, by its first byte, that can't be read.
     pub(super) unreadable: Option<(FileId, u64)>,
+    /// Bytes that the engine has read.
+    pub(super) read_bytes: usize,
 }
 
 fn missing(file: FileId) -> IoError {
@@ -84,8 +86,18 @@ impl MemDisk {
                 let content = self.files.get(&file).ok_or_else(|| missing(file))?;
                 let from = (offset as usize).min(content.len());
                 let to = (from + len).min(content.len());
-                into.unfilled_mut().unwrap()[..to - from].copy_from_slice(&content[from..to]);
-                into.set_filled(to - from);
+                // As a direct read leaves it: not at the memory's start, with something else around it.
+                let (origin, whole) = match (file, into.direct_room().is_some()) {
+                    (FileId::Segment(..), true) => (from % 4096, true),
+                    _ => (0, false),
+                };
+                let memory = into.unfilled_mut().unwrap();
+                if whole {
+                    memory.fill(0xa5);
+                }
+                memory[origin..origin + to - from].copy_from_slice(&content[from..to]);
+                into.set_read(origin, to - from);
+                self.read_bytes += to - from;
                 return Ok(Some(into));
             }
             IoOp::Truncate { file, len } => {

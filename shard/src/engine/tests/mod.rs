@@ -2,6 +2,7 @@
 //! written through is durable. Faults and schedules are the simulator's business.
 
 mod cluster;
+mod cold;
 mod deadlines;
 mod disk;
 mod durability;
