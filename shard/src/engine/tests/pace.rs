@@ -71,6 +71,45 @@ fn produce_many(shard: &mut Shard, group: GroupId, count: u64) {
     assert_eq!(answered as u64, count);
 }
 
+/// A write that begins within a page would have the kernel read that page first.
+#[test]
+fn writes_of_a_segment_end_with_pages() {
+    for value_bytes in [1, 301, 70_001] {
+        let mut shard =
+            Shard::start(EngineConfig { segment_max_bytes: 64 << 20, ..config() }, MemDisk::default());
+        let group = GroupId::new(shard.create("pages", 1), 0);
+        let one = batch(0, None, &[&vec![7; value_bytes]]);
+        let count = (1_500_000 / one.len()).min(4_000);
+        shard.hold_only = Some(is_of_a_topic);
+        let mut writes = 0;
+        for run in 0..3 {
+            for _ in 0..count {
+                shard.produce(group, &one);
+            }
+            shard.advance(shard.config.max_buffer_time_us + 1);
+            let (mut end, mut goes_on) = (None, false);
+            while let Some(action) = next_write(&mut shard) {
+                if let Action::Io { op: IoOp::Write { offset, data, .. }, .. } = &action {
+                    assert!(end.is_none_or(|end| end == *offset), "one behind the other");
+                    // Where a run has ended, the next one begins.
+                    assert!(!goes_on || offset.is_multiple_of(4096), "{value_bytes}: {offset}");
+                    assert!(data.len() <= 1_024, "more pieces than the kernel takes");
+                    end = Some(offset + data.iter().map(|piece| piece.len() as u64).sum::<u64>());
+                    writes += usize::from(goes_on);
+                    goes_on = true;
+                } else {
+                    goes_on = false;
+                }
+                shard.run(vec![action]);
+            }
+            assert_eq!(end, Some(((run + 1) * count * one.len()) as u64));
+        }
+        assert!(writes > 6, "{writes}");
+        let records = shard.read_all(group);
+        assert_eq!(records.len(), count * 3);
+    }
+}
+
 /// Small batches that are in segments stay in the cache until there is no room: that calls for no run.
 #[test]
 fn a_cache_full_of_small_batches_is_not_flushed_again_and_again() {
