@@ -132,6 +132,15 @@ struct Stored {
     base: i64,
 }
 
+/// The beginning of a batch's header, of which the rest comes with the next write.
+#[derive(Clone, Debug)]
+struct CutHeader {
+    at: u64,
+    bytes: Vec<u8>,
+    /// The disk lied about it.
+    hit: bool,
+}
+
 /// What a crash may have cost silently: commits from `lsn` on, because no later durable point survived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LostTail {
@@ -149,6 +158,8 @@ pub(crate) struct Tracker {
     /// Where entries lay, on the platter as far as the disk told, when they were laid down again or what lies before them was.
     before: BTreeMap<(GroupId, i64), Place>,
     segments: BTreeMap<(GroupId, i64), BTreeMap<u64, Stored>>,
+    /// The last write of a segment ended within a batch's header.
+    cut_headers: BTreeMap<(GroupId, i64), CutHeader>,
     journal_taint: BTreeSet<(GroupId, i64)>,
     segment_taint: BTreeSet<(GroupId, i64)>,
     /// Segments whose index was hit, or may have been lost with a crash: it is never flushed.
@@ -259,16 +270,37 @@ impl Tracker {
         for at in stale {
             segment.remove(&at);
         }
-        let mut at = 0usize;
+        // Writes end with pages: a batch may begin in the one before, and its header be cut, too.
+        let cut = self.cut_headers.remove(&(group, base));
+        let cut = cut.filter(|cut| cut.at + cut.bytes.len() as u64 == offset);
+        let cut_was_hit = cut.as_ref().is_some_and(|cut| cut.hit);
+        let start = cut.as_ref().map_or(offset, |cut| cut.at);
+        let mut joined = cut.map_or_else(Vec::new, |cut| cut.bytes);
+        let bytes = match joined.is_empty() {
+            true => bytes,
+            false => {
+                joined.extend_from_slice(bytes);
+                &joined
+            }
+        };
+        let before = segment.range(..offset).next_back().map_or(0, |(at, stored)| at + stored.len);
+        let mut at = before.saturating_sub(start) as usize;
         while let Some(head) = bytes.get(at..).and_then(batch::head) {
-            segment.insert(offset + at as u64, Stored { len: head.len as u64, base: head.base_offset });
+            segment.insert(start + at as u64, Stored { len: head.len as u64, base: head.base_offset });
             // Only what is committed goes to segments: an entry of another term was taken back.
             let batch = (group, head.base_offset);
             if self.places.get(&batch).is_some_and(|place| place.epoch != head.epoch) {
                 self.places.remove(&batch);
             }
-            self.segment_taint.remove(&(group, head.base_offset));
+            match cut_was_hit && at == 0 {
+                true => self.segment_taint.insert(batch),
+                false => self.segment_taint.remove(&batch),
+            };
             at += head.len;
+        }
+        if let Some(rest) = bytes.get(at..).filter(|rest| (1..batch::HEADER).contains(&rest.len())) {
+            let cut = CutHeader { at: start + at as u64, bytes: rest.to_vec(), hit: false };
+            self.cut_headers.insert((group, base), cut);
         }
     }
 
@@ -276,6 +308,7 @@ impl Tracker {
     pub(crate) fn deleted(&mut self, file: FileId) {
         if let FileId::Segment(group, base) = file {
             self.segments.remove(&(group, base));
+            self.cut_headers.remove(&(group, base));
         }
     }
 
@@ -322,6 +355,9 @@ impl Tracker {
     }
 
     fn hit_segment(&mut self, group: GroupId, base: i64, range: &Range<u64>) {
+        if let Some(cut) = self.cut_headers.get_mut(&(group, base)) {
+            cut.hit |= overlaps(&(cut.at..cut.at + cut.bytes.len() as u64), range);
+        }
         let Some(segment) = self.segments.get(&(group, base)) else { return };
         for (at, stored) in segment {
             if overlaps(&(*at..at + stored.len), range) {

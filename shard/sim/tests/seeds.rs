@@ -19,6 +19,8 @@ const ONCE_WRONG: &[u64] = &[
     5142, // the simulator took the stop of a fenced shard for one in good order (fsync_policy: interval)
     7296, // the simulator wanted a commit back that a hit had broken together with all that proved it
     2140, // the simulator wanted a shard stopped although it had stopped waiting, as another had fenced itself
+    135,  // the simulator took no notice of batches that two writes of a segment share
+    1006, // the same
     2743, // a checkpoint whose flush had failed was taken for durable
 ];
 

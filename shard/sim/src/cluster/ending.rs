@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
+use pyralog_core::limits::PEER_QUEUE_BYTES;
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, PartitionState,
@@ -93,6 +94,9 @@ impl World {
         let disks = &mut self.config.disks;
         (disks.lying, disks.honest) = (FaultPlan::none(), FaultPlan::none());
         (self.config.troubles.drop, self.config.troubles.disconnect) = (0, 0);
+        // A node's has room for the largest frame behind others (`core::limits`). In a shorter one a large frame finds room only
+        // when nothing waits, and with steady heartbeats that may never be.
+        self.config.network.queue_bytes = PEER_QUEUE_BYTES;
         self.mend_all();
         for node in &mut self.nodes {
             node.paused_until_us = 0;
