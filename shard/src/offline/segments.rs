@@ -49,6 +49,8 @@ struct Check<'f, 'a> {
 
 const LOST: &str = "these offsets have no other copy on this node and are refused to readers; restore the file from a \
                     backup, or live without them";
+const UNFINISHED: &str = "normal when the node died while it wrote its first segments: no checkpoint names this one, the \
+                          journal holds its batches, and the next start removes it";
 const DERIVED: &str =
     "no data is lost: reads walk the segment instead; delete the index while the node is stopped";
 
@@ -214,6 +216,13 @@ impl Check<'_, '_> {
                 next = Some((candidate, head.base_offset));
                 break;
             }
+        }
+        let unfinished = self.expected.meta.is_none() && matches!(error, BatchError::Incomplete(_));
+        if unfinished && next.is_none() {
+            let what = format!("the file ends within the batch at offset {from}");
+            self.find(Severity::Note, self.log(), Some(position), None, what, UNFINISHED);
+            self.index_is_wrong = true;
+            return Ok(self.len);
         }
         let end = self.expected.meta.map_or(i64::MAX, |(_, end, _)| end);
         let (go_on, to) = next.unwrap_or((self.len, end));

@@ -223,6 +223,24 @@ fn a_cut_or_missing_segment_is_damage() {
     assert_eq!(damage(&report), [("00000000000000000000.log", Some(GROUP), Some((0, 300)))]);
 }
 
+/// As a node leaves it that is killed in the first run of its flusher. That this journal does not hold the batches is told of
+/// the journal.
+#[test]
+fn a_segment_that_no_checkpoint_names_may_end_within_a_batch() {
+    let data = Data::new();
+    std::fs::remove_file(data.path("checkpoint.0")).unwrap();
+    let of_the_log =
+        |report: &Report| damage(report).iter().filter(|(file, ..)| file.ends_with(".log")).count();
+    for cut in [data.batches[299] + 500, data.batches[298] + 7] {
+        data.cut(&data.log(), cut);
+        let report = data.verify();
+        assert_eq!(of_the_log(&report), 0, "{report:?}");
+        assert!(report.findings.iter().any(|f| f.what.contains("ends within the batch at offset 29")));
+    }
+    data.flip(&data.log(), data.batches[200] + 100);
+    assert_eq!(of_the_log(&data.verify()), 1, "what is broken within it is none of that");
+}
+
 #[test]
 fn a_broken_index_is_a_warning_and_a_longer_segment_a_note() {
     let data = Data::new();
