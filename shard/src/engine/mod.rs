@@ -287,6 +287,12 @@ impl Engine {
         .min()
     }
 
+    /// The one of these deadlines that users were promised: the interval after which the journal is flushed. The others
+    /// may be met some milliseconds late.
+    pub fn promised_deadline_us(&self) -> Option<u64> {
+        self.interval_sync.due_us
+    }
+
     /// Whether produces should be read from sockets: false while they would find no room. To be asked before each
     /// one; then none is refused for a lack of room that time mends. With a full disk they are read, and refused.
     pub fn accepts_produce(&self) -> bool {

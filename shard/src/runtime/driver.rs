@@ -18,7 +18,7 @@ use super::connections::{Connections, EngineAccess, Leaving};
 use super::files::Files;
 use super::node::ControlEvent;
 use super::op::Op;
-use super::park::Park;
+use super::park::{Park, Timeout};
 use super::peers::{Links, PeerSocket, resolve::Resolved};
 use super::receive::HandOver;
 use super::recovery_disk::RealDisk;
@@ -207,6 +207,7 @@ impl Driver {
         loop {
             let now = self.clock.now();
             let started_us = now.monotonic_us;
+            self.park.woken(started_us, self.ring.has_ready());
             self.pass(now);
             if self.finished(now) {
                 break;
@@ -216,7 +217,7 @@ impl Driver {
             self.longest_pass_us = self.longest_pass_us.max(end_us.saturating_sub(started_us));
             match wait {
                 None => self.ring.enter(None)?,
-                Some(timeout) => self.park.wait(&mut self.ring, timeout, self.files.flushing())?,
+                Some(timeout) => self.park.wait(&mut self.ring, end_us, timeout, self.files.flushing())?,
             }
         }
         self.end();
@@ -486,8 +487,8 @@ impl Driver {
         }
     }
 
-    /// How long to sleep (`None`: not at all, `Some(None)`: until something happens), and the time.
-    fn wait(&self) -> (Option<Option<Duration>>, u64) {
+    /// How long to sleep (`None`: not at all), and the time.
+    fn wait(&self) -> (Option<Timeout>, u64) {
         let now_us = self.clock.monotonic_us();
         let busy = self.ring.has_ready()
             || !self.messages.is_empty()
@@ -507,15 +508,13 @@ impl Driver {
         };
         let engine = self.engine.as_ref().and_then(Engine::next_deadline_us);
         let links = self.links.as_ref().and_then(|links| links.next_deadline_us());
-        let due = [life, engine, self.connections.next_deadline_us(), links, self.files.next_deadline_us()]
-            .into_iter()
-            .flatten()
-            .min();
-        let timeout = due.map(|due| Duration::from_micros(due.saturating_sub(now_us)));
-        match timeout {
-            Some(Duration::ZERO) => (None, now_us),
-            timeout => (Some(timeout), now_us),
-        }
+        let late = [life, engine, self.connections.next_deadline_us(), links].into_iter().flatten().min();
+        let until = |due: u64| Duration::from_micros(due.saturating_sub(now_us));
+        let promised = self.engine.as_ref().and_then(Engine::promised_deadline_us);
+        // Reads of the disk go on by the millisecond.
+        let exact = [promised, self.files.next_deadline_us()].into_iter().flatten().min();
+        let timeout = Timeout { exact: exact.map(until), late: late.map(until) };
+        ((!timeout.has_come()).then_some(timeout), now_us)
     }
 
     // --- fenced ------------------------------------------------------------------------------------------
