@@ -5,7 +5,7 @@
 #     bench/peers/compare-all.sh DIR [RESULTS]
 #
 # DIR is a folder on the disk to be measured, in which the servers' data comes and goes; RESULTS (DIR/results unless given) gets
-# a JSON and a table of every comparison and `all.txt` with all tables. These variables change what is done:
+# a table, a JSON, distributions (.hgrm) and a plot (.svg) of every comparison, and `all.txt` with all tables. These variables change what is done:
 #
 #     SECONDS_EACH   measured time of each turn (10)        WARMUP   time before it, not measured (5)
 #     ROUNDS         rounds, each with a turn of all (3)    PEERS    with whom, by commas (all)
@@ -63,7 +63,7 @@ for nodes in 1 3; do
         # shellcheck disable=SC2086 # the arguments are several words
         if ! "$built/pyralog-bench" compare --server "$built/pyralog" --dir "$dir" --programs "$programs/bin" \
             --nodes "$nodes" --rounds "${ROUNDS:-3}" --seconds "${SECONDS_EACH:-10}" --warmup "${WARMUP:-5}" \
-            --json "$results/$name.json" "${peers[@]}" $arguments >"$results/$name.txt" </dev/null; then
+            --out "$results" --name "$name" "${peers[@]}" $arguments >"$results/$name.txt" </dev/null; then
             failed+=("$name")
         fi
     done <<<"$shapes"

@@ -297,12 +297,12 @@ pub struct CompareArgs {
     /// Rounds; each measures each system once
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=1_000))]
     pub rounds: u64,
-    /// Where to write the figures as JSON, whatever is printed
-    #[arg(long)]
-    pub json: Option<PathBuf>,
     /// The load
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub out: OutArgs,
 }
 
 /// Arguments of `failover`.

@@ -76,13 +76,11 @@ fn run_compare(args: CompareArgs) -> anyhow::Result<()> {
         shape: args.load.shape(),
         connections: args.load.connections as usize,
         batch: args.load.batch(),
+        live: args.out.mode(),
     })?;
-    if let Some(path) = args.json {
-        std::fs::write(&path, format!("{:#}\n", report.to_json()))
-            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
-    }
     show(args.cluster.output, &report.to_table(), &report.to_json());
     let failures = report.failures().len();
+    report.into_run().write_if_asked(args.out.files("compare").as_ref())?;
     anyhow::ensure!(failures == 0, "{failures} of the systems could not be measured to the end");
     Ok(())
 }

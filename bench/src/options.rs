@@ -23,11 +23,17 @@ pub struct OutArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// What these files' names begin with [default: the subcommand]
-    #[arg(long, requires = "out")]
+    #[arg(long, requires = "out", value_parser = parse_name)]
     pub name: Option<String>,
     /// Tell once a second on stderr how it goes; on a terminal it is told anyway
     #[arg(long)]
     pub live: bool,
+}
+
+/// Told before a long run, and not after it.
+fn parse_name(text: &str) -> Result<String, String> {
+    report::ensure_file_name(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 impl OutArgs {
@@ -303,5 +309,6 @@ mod tests {
         assert!(refused(&["floor"]).contains("--dir"));
         assert!(refused(&["report"]).contains("DIR"));
         assert!(refused(&["floor", "--dir", ".", "--name", "x"]).contains("--out"));
+        assert!(refused(&["floor", "--dir", ".", "--out", "o", "--name", "../x"]).contains("letters"));
     }
 }

@@ -20,10 +20,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::device::DiskFacts;
 use crate::host::HostFacts;
+use crate::latency::Latencies;
+use crate::live::{Mode, Monitor};
 use crate::load::{self, LoadShape};
 use crate::pairs::{self, Side};
 use crate::produce::BatchShape;
+use crate::report::LoadFacts;
 use flushes::{Counts, FlushCounter, PerRequest};
 use pyralog::Pyralog;
 use system::{Plan, System};
@@ -57,6 +61,8 @@ pub struct CompareConfig {
     pub batch: BatchShape,
     /// CPUs of Pyralog's nodes, in turns; empty for its own choice. Other systems run where they like.
     pub cpus: Vec<usize>,
+    /// Whether and how each turn tells how it goes.
+    pub live: Mode,
 }
 
 /// One system's turn in a round.
@@ -73,6 +79,8 @@ struct Entrant {
     version: String,
     /// One of each round, until it failed.
     turns: Vec<Turn>,
+    /// Of all its turns.
+    latencies: Latencies,
     failure: Option<String>,
 }
 
@@ -80,11 +88,11 @@ struct Entrant {
 pub fn run(config: &CompareConfig) -> anyhow::Result<CompareReport> {
     anyhow::ensure!(config.rounds > 0, "0 rounds; give at least one");
     anyhow::ensure!(matches!(config.nodes, 1 | 3), "{} nodes; there can be 1 or 3", config.nodes);
-    let mut entrants = vec![Entrant::new(Box::new(Pyralog::find(&config.server)?))];
+    let mut entrants = vec![Entrant::new(Box::new(Pyralog::find(&config.server)?))?];
     let mut left_out = Vec::new();
     for peer in &config.peers {
         match peer.find(&config.programs, config.nodes) {
-            Ok(system) => entrants.push(Entrant::new(system)),
+            Ok(system) => entrants.push(Entrant::new(system)?),
             Err(why) => left_out.push((peer.name().to_owned(), format!("{why:#}"))),
         }
     }
@@ -112,6 +120,8 @@ pub fn run(config: &CompareConfig) -> anyhow::Result<CompareReport> {
         nodes: config.nodes,
         rounds: config.rounds,
         load: describe(config),
+        load_facts: config.load_facts(),
+        disk_facts: DiskFacts::of(&config.dir)?,
         records: config.batch.records,
         most_under_way: config.connections * config.shape.outstanding,
         disk: counter.map(|counter| counter.device).map_err(|why| format!("{why:#}")),
@@ -149,6 +159,10 @@ fn describe(config: &CompareConfig) -> String {
 }
 
 impl CompareConfig {
+    fn load_facts(&self) -> LoadFacts {
+        LoadFacts { connections: self.connections, threads: 1, shape: self.shape, batch: self.batch }
+    }
+
     fn plan(&self) -> Plan {
         Plan {
             nodes: self.nodes,
@@ -161,8 +175,9 @@ impl CompareConfig {
 }
 
 impl Entrant {
-    fn new(system: Box<dyn System>) -> Self {
-        Self { version: system.version(), system, turns: Vec::new(), failure: None }
+    fn new(system: Box<dyn System>) -> anyhow::Result<Self> {
+        let latencies = Latencies::new()?;
+        Ok(Self { version: system.version(), system, turns: Vec::new(), latencies, failure: None })
     }
 
     /// Starts, loads and ends it in `dir`, which is removed. An error is kept unless it must not be.
@@ -180,9 +195,10 @@ impl Entrant {
         let outcome = turn(config, self.system.as_ref(), dir, counter);
         fs::remove_dir_all(dir).with_context(|| format!("{}: can't be removed", dir.display()))?;
         match outcome.with_context(|| format!("{} failed", self.system.name())) {
-            Ok((turn, version)) => {
-                self.turns.push(turn);
-                self.version = version.unwrap_or_else(|| self.system.version());
+            Ok(measured) => {
+                self.turns.push(measured.turn);
+                self.latencies.merge(&measured.latencies)?;
+                self.version = measured.version.unwrap_or_else(|| self.system.version());
             }
             Err(error) if must_succeed => return Err(error),
             Err(error) => {
@@ -199,9 +215,17 @@ impl Entrant {
             version: self.version,
             settings: self.system.settings(plan),
             turns: self.turns,
+            latencies: self.latencies,
             failure: self.failure,
         }
     }
+}
+
+/// What a turn gave.
+struct Measured {
+    turn: Turn,
+    latencies: Latencies,
+    version: Option<String>,
 }
 
 fn turn(
@@ -209,7 +233,7 @@ fn turn(
     system: &dyn System,
     dir: &Path,
     counter: Option<&FlushCounter>,
-) -> anyhow::Result<(Turn, Option<String>)> {
+) -> anyhow::Result<Measured> {
     let plan = config.plan();
     let mut running = system.start(dir, &plan)?;
     let (version, connections) = (running.version(), running.connect(&plan)?);
@@ -217,17 +241,20 @@ fn turn(
     sync_disk(dir)?;
     let count = || counter.map(FlushCounter::read).transpose();
     let before = count()?;
-    let loaded = load::run(connections, 1, None, config.shape);
+    let monitor = Monitor::new(config.live, config.shape.warmup);
+    let board = monitor.board(system.name());
+    let loaded = monitor.during(|| load::run_watched(connections, 1, None, config.shape, board.as_deref()));
     let after = count()?;
     // Its log tells more than the load does.
     running.ensure_running()?;
     let result = loaded?;
     let per_request = |(before, after): (Counts, Counts)| PerRequest::of(before, after, result.replies);
     let disk = before.zip(after).and_then(per_request);
+    let latencies = result.latencies.clone();
     let side = pairs::measured(result)?;
     running.stop()?;
     eprintln!("{:9} {}{:12.0} acks/s", system.name(), side.latency, side.acks_per_second);
-    Ok((Turn { side, disk }, version))
+    Ok(Measured { turn: Turn { side, disk }, latencies, version })
 }
 
 fn sync_disk(dir: &Path) -> anyhow::Result<()> {
@@ -286,11 +313,12 @@ mod tests {
                         connections: 2,
                         batch: BatchShape { records, record_bytes: 256 },
                         cpus: Vec::new(),
+                        live: Mode::Off,
                     };
                     let place = dir.path().join(peer.name());
                     fs::create_dir(&place).unwrap();
-                    let (turn, _) = turn(&config, system.as_ref(), &place, None).unwrap();
-                    assert!(turn.side.acks_per_second > 0.0);
+                    let measured = turn(&config, system.as_ref(), &place, None).unwrap();
+                    assert!(measured.turn.side.acks_per_second > 0.0 && measured.latencies.count() > 0);
                 }
             }
         }

@@ -2,11 +2,16 @@
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Turn;
+use crate::device::DiskFacts;
 use crate::host::HostFacts;
-use crate::latency::{Summary, median};
+use crate::latency::{Latencies, Summary, median};
+use crate::report::{Curve, LoadFacts, Run};
+
+/// What is asked of every system; each one's settings say how.
+const DURABILITY: &str = "acknowledged when durable, on two of three nodes where there are three";
 
 /// What came out.
 pub struct CompareReport {
@@ -14,6 +19,8 @@ pub struct CompareReport {
     pub(super) nodes: usize,
     pub(super) rounds: usize,
     pub(super) load: String,
+    pub(super) load_facts: LoadFacts,
+    pub(super) disk_facts: DiskFacts,
     /// Of each request.
     pub(super) records: usize,
     /// Requests under way at once, at most.
@@ -34,6 +41,8 @@ pub(super) struct SystemReport {
     pub(super) settings: String,
     /// One of each round, until it failed.
     pub(super) turns: Vec<Turn>,
+    /// Of all its turns.
+    pub(super) latencies: Latencies,
     pub(super) failure: Option<String>,
 }
 
@@ -191,6 +200,33 @@ impl CompareReport {
         })
     }
 
+    /// For files: all turns of each system as one curve, Pyralog's first.
+    pub fn into_run(self) -> Run {
+        let mut more = Map::new();
+        more.insert("compare_report".into(), self.to_json());
+        let node_version = self.systems.first().map(|ours| ours.version.clone());
+        let nodes = match self.nodes {
+            1 => "one node each".to_owned(),
+            nodes => format!("{nodes} nodes each"),
+        };
+        let seconds = self.load_facts.shape.measured.as_secs_f64();
+        let curves = self.systems.into_iter().filter(|system| !system.turns.is_empty()).map(|system| {
+            let per_second = system.latencies.count() as f64 / (seconds * system.turns.len() as f64);
+            Curve { name: system.name.to_owned(), latencies: system.latencies, per_second }
+        });
+        Run {
+            command: "compare",
+            curves: curves.collect(),
+            host: self.host,
+            disk: Some(self.disk_facts),
+            node_version,
+            durability: DURABILITY,
+            load_line: format!("{nodes}, {}", self.load),
+            load: self.load_facts.to_json(),
+            more,
+        }
+    }
+
     fn system_to_json(&self, system: &SystemReport, ours: Option<&SystemReport>) -> Value {
         let figures = |of: &dyn Fn(Figure) -> f64| {
             FIGURES.iter().map(|(name, figure)| ((*name).to_owned(), json!(of(*figure)))).collect::<Value>()
@@ -219,10 +255,13 @@ fn flushes_text(flushes: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::flushes::PerRequest;
     use super::*;
-    use crate::latency::Latencies;
+    use crate::load::LoadShape;
     use crate::pairs::Side;
+    use crate::produce::BatchShape;
 
     fn turn(latency_us: u64, acks_per_second: f64, flushes: f64) -> Turn {
         let mut latencies = Latencies::new().unwrap();
@@ -232,7 +271,9 @@ mod tests {
     }
 
     fn system(name: &'static str, turns: Vec<Turn>) -> SystemReport {
-        SystemReport { name, version: "1".into(), settings: "s".into(), turns, failure: None }
+        let mut latencies = Latencies::new().unwrap();
+        turns.iter().for_each(|turn| latencies.record_ns((turn.side.latency.p50_us * 1000.0) as u64));
+        SystemReport { name, version: "1".into(), settings: "s".into(), turns, latencies, failure: None }
     }
 
     fn report() -> CompareReport {
@@ -245,6 +286,18 @@ mod tests {
             nodes: 1,
             rounds: 3,
             load: "little".into(),
+            load_facts: LoadFacts {
+                connections: 1,
+                threads: 1,
+                shape: LoadShape {
+                    outstanding: 1,
+                    rate: None,
+                    warmup: Duration::ZERO,
+                    measured: Duration::from_secs(2),
+                },
+                batch: BatchShape { records: 100, record_bytes: 256 },
+            },
+            disk_facts: DiskFacts::default(),
             records: 100,
             most_under_way: 1,
             disk: Ok("vda".into()),
@@ -282,5 +335,24 @@ mod tests {
         assert_eq!(report.failures().len(), 1);
         let medians = table.lines().find(|line| line.starts_with("etcd") && line.contains('│')).unwrap();
         assert!(medians.contains("300000") && medians.contains("1.100"), "{medians}");
+    }
+
+    #[test]
+    fn a_run_has_a_curve_of_all_turns_of_each_system_that_was_measured() {
+        let mut report = report();
+        let mut never = system("rabbitmq", Vec::new());
+        never.failure = Some("rabbitmq failed: it did not start".into());
+        report.systems.push(never);
+        let run = report.into_run();
+        let curves: Vec<_> =
+            run.curves.iter().map(|curve| (curve.name.as_str(), curve.latencies.count())).collect();
+        assert_eq!(curves, [("pyralog", 3), ("etcd", 3), ("nats", 1)]);
+        // Three in three turns of two seconds; one in one.
+        let per_second: Vec<f64> = run.curves.iter().map(|curve| curve.per_second).collect();
+        assert_eq!(per_second, [0.5, 0.5, 0.5]);
+        let json = run.to_json("x").unwrap();
+        assert_eq!(json["compare_report"]["systems"][1]["name"], "etcd");
+        assert_eq!(json["versions"]["node"], "1");
+        assert!(json["load_line"].as_str().unwrap().starts_with("one node each"), "{json}");
     }
 }

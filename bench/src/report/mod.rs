@@ -140,11 +140,7 @@ impl Run {
     /// # Errors
     /// When the folder or a file can't be written; files of the same name are replaced.
     pub fn write(&self, output: &Output) -> anyhow::Result<Vec<PathBuf>> {
-        anyhow::ensure!(
-            is_file_name(&output.name),
-            "{:?} can't begin a file's name; use letters, digits, dots, dashes and underscores",
-            output.name
-        );
+        ensure_file_name(&output.name)?;
         fs::create_dir_all(&output.dir)
             .with_context(|| format!("{}: can't be made", output.dir.display()))?;
         let mut written = Vec::new();
@@ -205,9 +201,17 @@ impl Curve {
     }
 }
 
-fn is_file_name(name: &str) -> bool {
+/// Refuses a name that files of a run can't begin with.
+///
+/// # Errors
+/// When it is one.
+pub fn ensure_file_name(name: &str) -> anyhow::Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    !name.is_empty() && !name.starts_with(['.', '-']) && name.bytes().all(plain)
+    anyhow::ensure!(
+        !name.is_empty() && !name.starts_with(['.', '-']) && name.bytes().all(plain),
+        "{name:?} can't begin a file's name; use letters, digits, dots, dashes and underscores"
+    );
+    Ok(())
 }
 
 /// The facts of the disk below `dir`; `None` when nobody has said where the data is.
