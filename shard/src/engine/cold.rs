@@ -36,7 +36,7 @@ const AHEAD_BYTES: usize = COLD_READ_BYTES_PER_SHARD / 2;
 /// Room for one batch more that a read without reading ahead has; a larger batch costs a second read.
 const BATCH_ROOM_BYTES: usize = 64 << 10;
 /// Nothing is read ahead for so long after what was read ahead was given up unasked for, microseconds: there are more
-/// readers than memory to read ahead for.
+/// readers than memory to read ahead for. What was kept for longer than that was given up by its reader.
 const CROWDED_FOR_US: u64 = 5_000_000;
 /// Pause before a read that found no memory is tried again, microseconds.
 const RETRY_US: u64 = 2_000;
@@ -68,22 +68,25 @@ struct Job {
     stage: Stage,
     /// The index pointed nowhere useful: read from the segment's start.
     distrust_index: bool,
-    /// The read has room for the longest batch. Without, one that is longer than its room costs a second read.
-    long_batch: bool,
+    /// It reads at least so many bytes: what a batch needs that an earlier read found cut. Once it has begun, what it
+    /// asked for.
+    bytes: usize,
     queued_us: u64,
 }
 
 impl Job {
     /// What to read from where it begins on, bytes.
-    fn read_bytes(&self) -> usize {
-        match self.want {
-            // The index leads to a place up to one interval before what is wanted.
-            Want::Fetch { max_bytes, .. } if !self.long_batch => {
+    fn read_bytes(&self, crowded: bool) -> usize {
+        let bytes = match self.want {
+            // The index leads to a place up to one interval before what is wanted. A batch that is longer than its room
+            // costs a second read.
+            Want::Fetch { max_bytes, .. } if crowded => {
                 INDEX_INTERVAL_BYTES as usize + max_bytes + BATCH_ROOM_BYTES
             }
             Want::Fetch { max_bytes, .. } => max_bytes.max(READ_BYTES) + MAX_BATCH_BYTES,
             Want::Time { .. } => READ_BYTES + MAX_BATCH_BYTES,
-        }
+        };
+        bytes.max(self.bytes)
     }
 }
 
@@ -104,6 +107,8 @@ struct Ahead {
     /// Position of the chunk's start in the file.
     position: u64,
     chunk: Rc<Chunk>,
+    /// Since when it is kept.
+    kept_us: u64,
 }
 
 /// A parsed index kept in memory.
@@ -235,7 +240,7 @@ impl ColdReads {
 
     fn keep_ahead(&mut self, ahead: Ahead, now_us: u64) {
         self.ahead_bytes += ahead.chunk.capacity();
-        self.ahead.push_back(ahead);
+        self.ahead.push_back(Ahead { kept_us: now_us, ..ahead });
         while self.ahead_bytes > AHEAD_BYTES && self.drop_oldest_ahead(now_us) {}
     }
 
@@ -243,13 +248,15 @@ impl ColdReads {
     fn drop_oldest_ahead(&mut self, now_us: u64) -> bool {
         let Some(oldest) = self.ahead.pop_front() else { return false };
         self.ahead_bytes -= oldest.chunk.capacity();
-        self.crowded_us = Some(now_us);
+        if now_us.saturating_sub(oldest.kept_us) < CROWDED_FOR_US {
+            self.crowded_us = Some(now_us);
+        }
         true
     }
 
-    /// Memory that no client holds, bytes; about, since a read may be of another size.
+    /// Memory that no client holds, bytes.
     fn own_bytes(&self) -> usize {
-        self.ahead_bytes + self.active.len() * READ_MEMORY_BYTES
+        self.ahead_bytes + self.active.values().map(|job| job.bytes).sum::<usize>()
     }
 
     /// A read ahead that will bring `offset`: it becomes the client's.
@@ -295,7 +302,7 @@ impl Engine {
                 want: Want::Fetch { offset, max_bytes },
                 stage: Stage::Log { position: ahead.position },
                 distrust_index: false,
-                long_batch: false,
+                bytes: 0,
                 queued_us: self.now.monotonic_us,
             };
             return self.serve(job, ahead.chunk, ahead.at, actions);
@@ -350,8 +357,7 @@ impl Engine {
         }
         let stage = Stage::Index;
         let queued_us = self.now.monotonic_us;
-        let (distrust_index, long_batch) = (false, false);
-        let job = Job { client, group, segment, want, stage, distrust_index, long_batch, queued_us };
+        let job = Job { client, group, segment, want, stage, distrust_index: false, bytes: 0, queued_us };
         self.cold.queue.push_back(job);
         self.start_reads(actions);
     }
@@ -410,11 +416,9 @@ impl Engine {
                 )
             }
             Stage::Log { position } => {
-                let now_us = self.now.monotonic_us;
-                job.long_batch |= !self.cold.is_crowded(now_us);
-                let wanted = job.read_bytes();
+                job.bytes = job.read_bytes(self.cold.is_crowded(self.now.monotonic_us));
                 let left = segment.bytes.saturating_sub(position);
-                (FileId::Segment(job.group, job.segment), position, left.min(wanted as u64))
+                (FileId::Segment(job.group, job.segment), position, left.min(job.bytes as u64))
             }
         };
         if len == 0 {
@@ -498,6 +502,7 @@ impl Engine {
                     at: to,
                     position,
                     chunk,
+                    kept_us: 0,
                 };
                 match (job.client, self.find(job.group)) {
                     (Some(client), Some(index)) => {
@@ -518,12 +523,9 @@ impl Engine {
                     }
                 }
             }
-            Run::Beyond { to } if to > 0 => {
+            Run::Beyond { to, need } if to > 0 || need > job.bytes => {
                 job.stage = Stage::Log { position: position + to as u64 };
-                self.requeue(job, actions);
-            }
-            Run::Beyond { .. } if !job.long_batch => {
-                job.long_batch = true;
+                job.bytes = need;
                 self.requeue(job, actions);
             }
             Run::Beyond { .. } => self.corrupt(&job, "a batch is cut short", actions),
@@ -620,7 +622,7 @@ impl Engine {
             want: Want::Fetch { offset: ahead.offset, max_bytes: READ_BYTES },
             stage: Stage::Log { position: 0 },
             distrust_index: false,
-            long_batch: false,
+            bytes: 0,
             queued_us: now_us,
         };
         if segment == ahead.segment {
@@ -673,8 +675,8 @@ impl Engine {
 enum Run {
     /// Whole, checked batches at `from..to`; the one that follows has `next_offset`.
     Found { from: usize, to: usize, next_offset: i64 },
-    /// The wanted batch lies behind the whole batches, which end at `to`.
-    Beyond { to: usize },
+    /// The wanted batch lies behind the whole batches, which end at `to`; the one there needs so many bytes.
+    Beyond { to: usize, need: usize },
     /// What is there is no batch, or not the wanted one.
     Broken(String),
 }
@@ -725,7 +727,7 @@ fn find_run(bytes: &[u8], mut at: usize, offset: i64, max_bytes: usize) -> Run {
             Err(error) => {
                 return match (from, expected, error) {
                     (Some(from), Some(next_offset), _) => Run::Found { from, to: at, next_offset },
-                    (_, _, BatchError::Truncated { .. }) => Run::Beyond { to: at },
+                    (_, _, BatchError::Truncated { need, .. }) => Run::Beyond { to: at, need },
                     (_, _, error) => Run::Broken(error.to_string()),
                 };
             }

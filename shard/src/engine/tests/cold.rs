@@ -130,3 +130,42 @@ fn readers_that_hold_the_memory_are_disconnected_for_those_who_wait() {
     shard.live(1_000_000);
     assert!(asked.iter().all(|id| shard.replies.contains_key(id)));
 }
+
+#[test]
+fn what_readers_left_behind_keeps_nobody_from_reading_ahead() {
+    let (mut shard, groups) = shard(20, 3 << 20);
+    let (left, groups) = groups.split_at(15);
+    for group in left {
+        assert!(matches!(shard.call(fetch(*group, 0)), Got::Batches(..)));
+    }
+    // Longer than anybody who goes on takes.
+    shard.live(6_000_000);
+    let (writes, readers) = groups.split_first().unwrap();
+    let reads_before = shard.disk.reads;
+    let (got, _) = read_beside_writes(&mut shard, readers, *writes);
+    let reads = shard.disk.reads - reads_before;
+    assert!(reads <= got.div_ceil(512 << 10), "{reads} reads for {got} bytes");
+}
+
+#[test]
+fn a_long_batch_found_cut_is_read_with_what_it_needs() {
+    const LONG: usize = 700_000;
+    let (mut shard, groups) = shard(26, 3 << 20);
+    let (long, groups) = groups.split_first().unwrap();
+    let end = shard.engine.partition(*long).unwrap().log_end;
+    for _ in 0..60 {
+        shard.produce(*long, &batch(0, None, &[&[9; LONG]]));
+        shard.live(10_000);
+    }
+    shard.live(20_000_000);
+    read_beside_writes(&mut shard, groups, *long);
+    let (read_before, reads_before) = (shard.disk.read_bytes, shard.disk.reads);
+    for offset in end..end + 8 {
+        shard.produce(*long, &batch(0, None, &[b"beside"]));
+        let Got::Batches(_, bytes) = shard.call(fetch(*long, offset)) else { panic!("refused at {offset}") };
+        assert!(bytes.len() > LONG);
+    }
+    let (read, reads) = (shard.disk.read_bytes - read_before, shard.disk.reads - reads_before);
+    assert!(reads >= 16, "with too many readers a long batch costs a second read: {reads}");
+    assert!(read < 8 * LONG * 8 / 5, "{read} read for 8 x {LONG}");
+}

@@ -18,6 +18,8 @@ pub(super) struct MemDisk {
     pub(super) unreadable: Option<(FileId, u64)>,
     /// Bytes that the engine has read.
     pub(super) read_bytes: usize,
+    /// Reads of files.
+    pub(super) reads: usize,
 }
 
 fn missing(file: FileId) -> IoError {
@@ -98,6 +100,7 @@ impl MemDisk {
                 memory[origin..origin + to - from].copy_from_slice(&content[from..to]);
                 into.set_read(origin, to - from);
                 self.read_bytes += to - from;
+                self.reads += 1;
                 return Ok(Some(into));
             }
             IoOp::Truncate { file, len } => {
