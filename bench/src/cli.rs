@@ -12,7 +12,7 @@ use pyralog_core::limits::{
 use crate::cluster::failover::How;
 use crate::compare::Peer;
 use crate::load::LoadShape;
-use crate::options::{ConsumeArgs, FloorArgs, MixedArgs, OutArgs, ReportArgs, SweepArgs};
+use crate::options::{ConsumeArgs, FileArgs, FloorArgs, MixedArgs, OutArgs, ReportArgs, SweepArgs};
 use crate::produce::BatchShape;
 
 /// Load generator, latency floors and torture for Pyralog.
@@ -320,6 +320,9 @@ pub struct FailoverArgs {
     /// Producers, each with one record of 256 bytes on its way
     #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..=1_000))]
     pub producers: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub files: FileArgs,
 }
 
 /// Arguments of `stopped-follower`.
@@ -334,6 +337,9 @@ pub struct StoppedArgs {
     /// The load
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub out: OutArgs,
 }
 
 /// Arguments of `idle-groups`.

@@ -95,7 +95,7 @@ fn run_failover(args: FailoverArgs) -> anyhow::Result<()> {
         producers: args.producers as usize,
     })?;
     show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
-    Ok(())
+    report.into_run()?.write_if_asked(args.files.of("failover").as_ref())
 }
 
 fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {
@@ -107,9 +107,10 @@ fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {
         shape: args.load.shape(),
         connections: args.load.connections as usize,
         batch: args.load.batch(),
+        live: args.out.mode(),
     })?;
     show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
-    Ok(())
+    report.into_run().write_if_asked(args.out.files("stopped-follower").as_ref())
 }
 
 fn run_idle(args: IdleArgs) -> anyhow::Result<()> {

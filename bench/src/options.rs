@@ -18,13 +18,21 @@ const MAX_RECORD_BYTES: i64 = MAX_BATCH_BYTES as i64 - 1024;
 
 /// Where results go besides stdout.
 #[derive(Debug, Args)]
-pub struct OutArgs {
+pub struct FileArgs {
     /// Write NAME.json, NAME.hgrm and NAME.svg into this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// What these files' names begin with [default: the subcommand]
     #[arg(long, requires = "out", value_parser = parse_name)]
     pub name: Option<String>,
+}
+
+/// The same, and whether a run tells how it goes.
+#[derive(Debug, Args)]
+pub struct OutArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub files: FileArgs,
     /// Tell once a second on stderr how it goes; on a terminal it is told anyway
     #[arg(long)]
     pub live: bool,
@@ -36,11 +44,18 @@ fn parse_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+impl FileArgs {
+    /// The files of a run of `command`, if they were asked for.
+    pub fn of(&self, command: &str) -> Option<report::Output> {
+        let name = self.name.clone().unwrap_or_else(|| command.to_owned());
+        self.out.clone().map(|dir| report::Output { dir, name })
+    }
+}
+
 impl OutArgs {
     /// The files of a run of `command`, if they were asked for.
     pub fn files(&self, command: &str) -> Option<report::Output> {
-        let name = self.name.clone().unwrap_or_else(|| command.to_owned());
-        self.out.clone().map(|dir| report::Output { dir, name })
+        self.files.of(command)
     }
 
     /// How a run tells how it goes.

@@ -8,9 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pyralog_net::client::{Client, Consumer, ConsumerConfig, IdempotentProducer, ProducerConfig, StartAt};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Cluster;
+use crate::device::DiskFacts;
+use crate::host::HostFacts;
+use crate::latency::Latencies;
+use crate::report::{Curve, DURABILITY, Run};
+use crate::session::Session;
 
 const TOPIC: &str = "bench-failover";
 /// Load before and after each fail-over.
@@ -65,6 +70,11 @@ pub struct FailoverReport {
     /// Records acknowledged, all of them read back once and in order.
     pub acknowledged: u64,
     how: How,
+    producers: usize,
+    /// Measured, all fail-overs together.
+    took: Duration,
+    disk: DiskFacts,
+    node_version: String,
 }
 
 /// When a producer's records were acknowledged.
@@ -78,6 +88,8 @@ pub fn run(config: &FailoverConfig) -> anyhow::Result<FailoverReport> {
     let folder = tempfile::Builder::new().prefix("pyralog-failover-").tempdir_in(&config.dir)?;
     let mut cluster = Cluster::start(&config.server, folder.path(), &config.cpus)?;
     cluster.create_topic(TOPIC, 1)?;
+    let node_version = Session::connect(cluster.address(1)?, None)?.server_version().to_owned();
+    let begin = Instant::now();
     let acks: Vec<Acks> = (0..config.producers).map(|_| Acks::default()).collect();
     let ended = AtomicBool::new(false);
     let (gaps, sent) = std::thread::scope(|scope| {
@@ -96,10 +108,19 @@ pub fn run(config: &FailoverConfig) -> anyhow::Result<FailoverReport> {
         });
         (gaps, sent.collect::<anyhow::Result<Vec<u64>>>())
     });
+    let took = begin.elapsed();
     let (gaps, sent) = (gaps?, sent.context("a producer failed")?);
     read_back(cluster.client(), &sent)?;
     cluster.stop()?;
-    Ok(FailoverReport { gaps, acknowledged: sent.iter().sum(), how: config.how })
+    Ok(FailoverReport {
+        gaps,
+        acknowledged: sent.iter().sum(),
+        how: config.how,
+        producers: config.producers,
+        took,
+        disk: DiskFacts::of(&config.dir)?,
+        node_version,
+    })
 }
 
 /// One record after the other, each acknowledged before the next; returns how many.
@@ -258,6 +279,39 @@ impl FailoverReport {
     }
 }
 
+impl FailoverReport {
+    /// For files: the gaps of all producers as one curve.
+    ///
+    /// # Errors
+    /// When there is no memory for a histogram.
+    pub fn into_run(self) -> anyhow::Result<Run> {
+        let mut more = Map::new();
+        more.insert("failover_report".into(), self.to_json());
+        let mut latencies = Latencies::new()?;
+        self.sorted_ms().iter().for_each(|gap_ms| latencies.record_ns((gap_ms * 1e6) as u64));
+        let per_second = latencies.count() as f64 / self.took.as_secs_f64();
+        let how = match self.how {
+            How::Kill => "killed",
+            How::Stop => "stopped",
+        };
+        Ok(Run {
+            command: "failover",
+            host: HostFacts::collect(),
+            disk: Some(self.disk),
+            node_version: Some(self.node_version),
+            durability: DURABILITY,
+            load_line: format!(
+                "gaps of {} producer(s) with one record under way each, leader of three nodes {how} {} times",
+                self.producers,
+                self.gaps.len()
+            ),
+            load: json!({ "producers": self.producers, "leader": how, "fail_overs": self.gaps.len() }),
+            curves: vec![Curve { name: "gap".into(), latencies, per_second }],
+            more,
+        })
+    }
+}
+
 /// The value that the fraction `quantile` of `sorted` does not exceed.
 fn quantile_of(sorted: &[f64], quantile: f64) -> f64 {
     let rank = (sorted.len() as f64 * quantile).ceil() as usize;
@@ -293,6 +347,29 @@ mod tests {
         assert_eq!(found, Duration::from_millis(12));
         let found = longest_pause_from(&acks(begin, &[-80, -7, 30, 31]), begin).unwrap();
         assert_eq!(found, Duration::from_millis(37));
+    }
+
+    #[test]
+    fn a_run_has_the_gaps_of_all_producers() {
+        let report = FailoverReport {
+            gaps: vec![
+                Gaps { of_producers_ms: vec![30.0, 40.0] },
+                Gaps { of_producers_ms: vec![50.0, 90.0] },
+            ],
+            acknowledged: 7,
+            how: How::Stop,
+            producers: 2,
+            took: Duration::from_secs(2),
+            disk: DiskFacts::default(),
+            node_version: "pyralog 0".into(),
+        };
+        let run = report.into_run().unwrap();
+        let [curve] = run.curves.as_slice() else { panic!("one curve") };
+        assert_eq!((curve.latencies.count(), curve.per_second), (4, 2.0));
+        let max_us = curve.latencies.summary().max_us;
+        assert!((max_us - 90_000.0).abs() < 100.0, "{max_us}");
+        assert!(run.load_line.contains("2 producer(s)") && run.load_line.contains("stopped 2 times"));
+        assert_eq!(run.to_json("x").unwrap()["failover_report"]["worst_ms"], 90.0);
     }
 
     #[test]
