@@ -180,8 +180,10 @@ fn a_disk_that_refuses_direct_reads_is_read_through_the_cache() {
         (from, rig.start(op))
     });
     // What was read is thrown away for what such a disk says.
-    let mut refused = 0;
+    let (mut refused, mut passes) = (0, 0);
     while refused < reads.len() {
+        passes += 1;
+        assert!(passes < 10_000, "{refused} of {} were read directly", reads.len());
         rig.files.take_helpers(&mut rig.ring);
         while let Some(done) = rig.ring.next_completion() {
             let direct = matches!(done.owner.kind, Kind::DirectRead { .. });
