@@ -266,40 +266,29 @@ impl Tracker {
 
     fn segment_write(&mut self, group: GroupId, base: i64, offset: u64, bytes: &[u8]) {
         let segment = self.segments.entry((group, base)).or_default();
-        let stale: Vec<u64> = segment.range(offset..).map(|(at, _)| *at).collect();
-        for at in stale {
-            segment.remove(&at);
-        }
+        segment.split_off(&offset);
+        let whole_to = segment.last_key_value().map_or(0, |(at, stored)| at + stored.len);
         // Writes end with pages: a batch may begin in the one before, and its header be cut, too.
         let cut = self.cut_headers.remove(&(group, base));
         let cut = cut.filter(|cut| cut.at + cut.bytes.len() as u64 == offset);
-        let cut_was_hit = cut.as_ref().is_some_and(|cut| cut.hit);
-        let start = cut.as_ref().map_or(offset, |cut| cut.at);
-        let mut joined = cut.map_or_else(Vec::new, |cut| cut.bytes);
-        let bytes = match joined.is_empty() {
-            true => bytes,
-            false => {
-                joined.extend_from_slice(bytes);
-                &joined
-            }
-        };
-        let before = segment.range(..offset).next_back().map_or(0, |(at, stored)| at + stored.len);
-        let mut at = before.saturating_sub(start) as usize;
-        while let Some(head) = bytes.get(at..).and_then(batch::head) {
-            segment.insert(start + at as u64, Stored { len: head.len as u64, base: head.base_offset });
+        let cut = cut.unwrap_or_else(|| CutHeader { at: offset, bytes: Vec::new(), hit: false });
+        let joined = [&cut.bytes, bytes].concat();
+        let mut at = whole_to.saturating_sub(cut.at) as usize;
+        while let Some(head) = joined.get(at..).and_then(batch::head) {
+            segment.insert(cut.at + at as u64, Stored { len: head.len as u64, base: head.base_offset });
             // Only what is committed goes to segments: an entry of another term was taken back.
             let batch = (group, head.base_offset);
             if self.places.get(&batch).is_some_and(|place| place.epoch != head.epoch) {
                 self.places.remove(&batch);
             }
-            match cut_was_hit && at == 0 {
+            match cut.hit && at == 0 {
                 true => self.segment_taint.insert(batch),
                 false => self.segment_taint.remove(&batch),
             };
             at += head.len;
         }
-        if let Some(rest) = bytes.get(at..).filter(|rest| (1..batch::HEADER).contains(&rest.len())) {
-            let cut = CutHeader { at: start + at as u64, bytes: rest.to_vec(), hit: false };
+        if let Some(rest) = joined.get(at..).filter(|rest| (1..batch::HEADER).contains(&rest.len())) {
+            let cut = CutHeader { at: cut.at + at as u64, bytes: rest.to_vec(), hit: false };
             self.cut_headers.insert((group, base), cut);
         }
     }
@@ -355,8 +344,12 @@ impl Tracker {
     }
 
     fn hit_segment(&mut self, group: GroupId, base: i64, range: &Range<u64>) {
-        if let Some(cut) = self.cut_headers.get_mut(&(group, base)) {
-            cut.hit |= overlaps(&(cut.at..cut.at + cut.bytes.len() as u64), range);
+        if let Some(cut) = self.cut_headers.get_mut(&(group, base))
+            && overlaps(&(cut.at..cut.at + cut.bytes.len() as u64), range)
+        {
+            cut.hit = true;
+            self.segment_hit = true;
+            self.metadata_hit |= group == GroupId::METADATA;
         }
         let Some(segment) = self.segments.get(&(group, base)) else { return };
         for (at, stored) in segment {

@@ -183,28 +183,30 @@ impl Planner<'_> {
     /// that the kernel no longer has would make it read that page first, and the journal's writes wait for it.
     fn end_write_at_a_page(&mut self) {
         let end = self.pieces_at + self.piece_bytes as u64;
-        let mut behind = (end % PAGE_BYTES) as usize;
+        let behind = (end % PAGE_BYTES) as usize;
         if behind >= self.piece_bytes {
             return self.end_write();
         }
+        let next = self.take_last(behind);
         self.piece_bytes -= behind;
-        let mut next = Vec::new();
-        let mut next_bytes = 0;
-        while behind > 0
+        self.end_write();
+        (self.pieces, self.piece_bytes) = (next, behind);
+    }
+
+    /// Takes the last bytes of the pieces away.
+    fn take_last(&mut self, mut bytes: usize) -> Vec<ChunkSlice> {
+        let mut taken = VecDeque::new();
+        while bytes > 0
             && let Some(last) = self.pieces.pop()
         {
-            let cut = behind.min(last.len());
-            if cut < last.len() {
-                self.pieces.push(last.slice(0, last.len() - cut));
+            let kept = last.len().saturating_sub(bytes);
+            if kept > 0 {
+                self.pieces.push(last.slice(0, kept));
             }
-            next.push(last.slice(last.len() - cut, cut));
-            next_bytes += cut;
-            behind -= cut;
+            taken.push_front(last.slice(kept, last.len() - kept));
+            bytes -= last.len() - kept;
         }
-        next.reverse();
-        self.end_write();
-        self.pieces = next;
-        self.piece_bytes = next_bytes;
+        taken.into()
     }
 
     fn begin_segment(&mut self, base: i64) {

@@ -74,37 +74,47 @@ fn produce_many(shard: &mut Shard, group: GroupId, count: u64) {
 /// A write that begins within a page would have the kernel read that page first.
 #[test]
 fn writes_of_a_segment_end_with_pages() {
-    for value_bytes in [1, 301, 70_001] {
-        let mut shard =
-            Shard::start(EngineConfig { segment_max_bytes: 64 << 20, ..config() }, MemDisk::default());
+    // With a flush behind each write, and in stretches.
+    let write_bytes = [(false, 160 << 10), (true, 1 << 20)];
+    for (value_bytes, (each_flushed, write_bytes)) in
+        [1, 301, 70_001].into_iter().flat_map(|bytes| write_bytes.map(|one| (bytes, one)))
+    {
+        let config =
+            EngineConfig { segment_max_bytes: 64 << 20, segment_sync_on_write: each_flushed, ..config() };
+        let mut shard = Shard::start(config, MemDisk::default());
         let group = GroupId::new(shard.create("pages", 1), 0);
         let one = batch(0, None, &[&vec![7; value_bytes]]);
-        let count = (1_500_000 / one.len()).min(4_000);
+        let count = (2_500_000 / one.len()).min(4_000);
         shard.hold_only = Some(is_of_a_topic);
-        let mut writes = 0;
+        let (mut full, mut flushes) = (0, 0);
         for run in 0..3 {
             for _ in 0..count {
                 shard.produce(group, &one);
             }
             shard.advance(shard.config.max_buffer_time_us + 1);
-            let (mut end, mut goes_on) = (None, false);
+            let (mut end, mut last_was_full) = (None, false);
             while let Some(action) = next_write(&mut shard) {
-                if let Action::Io { op: IoOp::Write { offset, data, .. }, .. } = &action {
-                    assert!(end.is_none_or(|end| end == *offset), "one behind the other");
-                    // Where a run has ended, the next one begins.
-                    assert!(!goes_on || offset.is_multiple_of(4096), "{value_bytes}: {offset}");
-                    assert!(data.len() <= 1_024, "more pieces than the kernel takes");
-                    end = Some(offset + data.iter().map(|piece| piece.len() as u64).sum::<u64>());
-                    writes += usize::from(goes_on);
-                    goes_on = true;
-                } else {
-                    goes_on = false;
+                match &action {
+                    Action::Io { op: IoOp::Write { offset, data, .. }, .. } => {
+                        assert!(end.is_none_or(|end| end == *offset), "one behind the other");
+                        // Where a run has ended, the next one begins: its last write is the only one with less.
+                        assert!(!last_was_full || offset.is_multiple_of(4096), "{value_bytes}: {offset}");
+                        assert!(data.len() <= 1_024, "more pieces than the kernel takes");
+                        let bytes = data.iter().map(|piece| piece.len()).sum::<usize>();
+                        assert!(bytes < write_bytes + one.len(), "{bytes} in one write");
+                        let cut_pieces = 4096 / one.len() + 1;
+                        last_was_full = bytes + 4096 > write_bytes || data.len() + cut_pieces >= 1_000;
+                        full += usize::from(last_was_full);
+                        end = Some(offset + bytes as u64);
+                    }
+                    Action::Io { op: IoOp::Sync { .. }, .. } => flushes += 1,
+                    _ => {}
                 }
                 shard.run(vec![action]);
             }
             assert_eq!(end, Some(((run + 1) * count * one.len()) as u64));
         }
-        assert!(writes > 6, "{writes}");
+        assert!(full >= 6 && (!each_flushed || flushes >= full), "{full} full writes, {flushes} flushes");
         let records = shard.read_all(group);
         assert_eq!(records.len(), count * 3);
     }
