@@ -205,21 +205,59 @@ fn a_disk_that_refuses_direct_reads_is_read_through_the_cache() {
     assert!(read.bytes(0, read.filled()) == &bytes[7..100_007]);
 }
 
+/// Descriptors of this process for a file of this name that is removed.
+fn open_and_removed(path: &Path) -> usize {
+    let gone = format!("{} (deleted)", path.display());
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let names = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+    names.filter(|name| name.as_os_str() == gone.as_str()).count()
+}
+
 #[test]
 fn a_file_that_is_removed_under_a_read_is_closed_by_the_helper() {
     let mut rig = Rig::new(64);
-    let file = FileId::Segment(GroupId::new(1, 0), 0);
+    let (segment, journal) = (FileId::Segment(GroupId::new(1, 0), 0), FileId::Journal(0));
+    rig.one(IoOp::CreateZeroed { file: journal, len: 4096 }).unwrap();
     let chunk = rig.chunk(&[3; 8192]);
-    rig.one(IoOp::Write { file, offset: 0, data: vec![ChunkSlice::new(chunk, 0, 8192)] }).unwrap();
-    let into = rig.pool.chunk_for_read(8192).unwrap();
-    rig.one(IoOp::Read { file, offset: 0, len: 8192, into }).unwrap();
-    let into = rig.pool.chunk_for_read(8192).unwrap();
-    let read = rig.start(IoOp::Read { file, offset: 0, len: 8192, into });
-    let delete = rig.start(IoOp::Delete { file });
-    let closed = rig.files.closed;
-    let mut ended = rig.finish();
-    assert!(ended.remove(&read).unwrap().is_ok() && ended.remove(&delete).unwrap().is_ok());
-    assert_eq!(rig.files.closed - closed, 1, "the read had it last");
+    let data = vec![ChunkSlice::new(Rc::clone(&chunk), 0, 8192)];
+    rig.one(IoOp::Write { file: segment, offset: 0, data }).unwrap();
+    let read = |rig: &mut Rig| {
+        let into = rig.pool.chunk_for_read(8192).unwrap();
+        rig.start(IoOp::Read { file: segment, offset: 0, len: 8192, into })
+    };
+    read(&mut rig);
+    rig.finish();
+    let read = read(&mut rig);
+    let delete = rig.start(IoOp::Delete { file: segment });
+    // Behind the removal the helper is kept busy: it waits for the lock of a journal file.
+    let path = rig.files.paths.file(journal);
+    let lock = File::open(&path).unwrap();
+    lock_journal(&path, &lock, Duration::ZERO).unwrap();
+    let data = ChunkSlice::new(chunk, 0, 4096);
+    let write = rig.start(IoOp::JournalWrite { file: journal, offset: 0, data, durable: true });
+    let mut ended = HashMap::new();
+    for _ in 0..1_000 {
+        if ended.len() == 2 {
+            break;
+        }
+        rig.files.take_helpers(&mut rig.ring);
+        // The read has the file last.
+        if ended.contains_key(&delete)
+            && let Some(done) = rig.ring.next_completion()
+        {
+            rig.files.completed(&mut rig.ring, done.owner, done.result, rig.now_us);
+        }
+        ended.extend(rig.files.take_finished());
+        rig.ring.enter(Some(Some(Duration::from_millis(1)))).unwrap();
+    }
+    assert!(ended.remove(&delete).unwrap().is_ok() && ended.remove(&read).unwrap().is_ok());
+    let path = rig.files.paths.file(segment);
+    assert_eq!(open_and_removed(&path), 1, "the shard leaves that to the helper");
+    drop(lock);
+    assert!(rig.finish().remove(&write).unwrap().is_ok());
+    // What the helper was given before the end of this was done before.
+    rig.one(IoOp::Delete { file: segment }).unwrap();
+    assert_eq!(open_and_removed(&path), 0);
 }
 
 #[test]
