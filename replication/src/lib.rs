@@ -3,6 +3,7 @@
 pub mod group;
 #[expect(missing_docs, reason = "the derive of Archive makes resolver types without documentation")]
 pub mod metadata;
+pub mod moves;
 pub mod placement;
 pub mod raft;
 
