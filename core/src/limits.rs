@@ -134,6 +134,8 @@ pub const MAX_PEER_PAYLOAD_BYTES: usize = 8 << 20;
 pub const MAX_PEER_MESSAGES_PER_FRAME: usize = 8_192;
 /// Most entries of all messages in one frame between nodes.
 pub const MAX_PEER_ENTRIES_PER_FRAME: usize = 16_384;
+/// Most configurations of groups in one frame between nodes, in entries and snapshots of all messages together.
+pub const MAX_PEER_CONFIGURATIONS_PER_FRAME: usize = 1_024;
 /// Longest text that says why a link is refused, bytes.
 pub const MAX_PEER_TEXT_BYTES: usize = 512;
 /// Most nodes of one cluster.

@@ -15,8 +15,8 @@ use common::PATIENCE;
 use links::{CLUSTER, End, PATIENT, Raw, Told, hello, peer, port, start};
 use pyralog_core::NodeId;
 use pyralog_core::limits::*;
-use pyralog_net::peer::RefusalCode;
 use pyralog_net::peer::frame::FrameKind;
+use pyralog_net::peer::{PROTOCOL_VERSION, RefusalCode};
 use pyralog_shard::runtime::peers::LinkTiming;
 
 fn addresses<const N: usize>(of: [SocketAddr; N]) -> BTreeMap<NodeId, SocketAddr> {
@@ -221,7 +221,7 @@ fn who_does_not_belong_here_is_refused_and_told_what_to_do() {
             node: NodeId(2),
             shard: peer(2, 0).shard,
             shards: 1,
-            version: 1,
+            version: PROTOCOL_VERSION,
             session: 0,
             refusal: Some(refusal),
         };

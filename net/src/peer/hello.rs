@@ -9,7 +9,7 @@ use super::frame::{self, FrameKind};
 use crate::codec::{DecodeError, Reader, truncated};
 
 /// The version of what is in the frames that this code speaks.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Length of the control part of a `Hello`, bytes.
 pub(super) const HELLO_BYTES: usize = 40;
 /// Length of the control part of a `HelloReply` without its text, bytes.
@@ -226,8 +226,8 @@ mod tests {
 
     fn hello() -> Hello {
         Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
             cluster_id: 9,
             from_node: NodeId(1),
             from_shard: ShardId(0),
@@ -240,11 +240,12 @@ mod tests {
 
     #[test]
     fn nodes_without_a_common_version_are_told_both_sides() {
-        assert_eq!(hello().version(), Ok(1));
-        let refusal = Hello { version_min: 2, version_max: 3, ..hello() }.version().unwrap_err();
+        assert_eq!(hello().version(), Ok(PROTOCOL_VERSION));
+        let refusal = Hello { version_min: 8, version_max: 9, ..hello() }.version().unwrap_err();
         assert_eq!(refusal.code, RefusalCode::UnknownVersion);
         assert!(
-            refusal.text.contains("versions 2 to 3") && refusal.text.contains("speaks 1"),
+            refusal.text.contains("versions 8 to 9")
+                && refusal.text.contains(&format!("speaks {PROTOCOL_VERSION}")),
             "{}",
             refusal.text
         );
@@ -267,7 +268,7 @@ mod tests {
             node: NodeId(1),
             shard: ShardId(0),
             shards: 1,
-            version: 1,
+            version: PROTOCOL_VERSION,
             session: 0,
             refusal: Some(Refusal::new(RefusalCode::WrongCluster, text)),
         };

@@ -5,4 +5,4 @@ pub mod frame;
 pub mod hello;
 
 pub use frame::{FrameError, FrameHeader, FrameKind};
-pub use hello::{Hello, HelloReply, Refusal, RefusalCode};
+pub use hello::{Hello, HelloReply, PROTOCOL_VERSION, Refusal, RefusalCode};

@@ -2,7 +2,7 @@
 
 use super::group::{MAX_INDEX, MAX_TERM, RaftGroup, Refused};
 use super::log::EntryKind;
-use super::message::{Message, MessageKind};
+use super::message::{EntryHead, Message, MessageKind};
 
 impl RaftGroup {
     /// What the core would panic on, and what would break the log.
@@ -16,6 +16,7 @@ impl RaftGroup {
         if message.index.max(message.commit).max(message.reject_hint) > MAX_INDEX {
             return Err(Refused::Impossible("an index beyond all indexes"));
         }
+        check_configurations(message)?;
         match message.kind {
             MessageKind::Append => {
                 if message.index > 0 && message.log_term == 0 {
@@ -54,7 +55,7 @@ impl RaftGroup {
             let records = entry.next_offset.checked_sub(entry.base_offset);
             let fits = match kind {
                 Some(EntryKind::Batch) => entry.bytes > 0 && records.is_some_and(|records| records > 0),
-                Some(EntryKind::NewTerm) => entry.bytes == 0 && records == Some(0),
+                Some(EntryKind::NewTerm | EntryKind::Configuration) => entry.bytes == 0 && records == Some(0),
                 None => false,
             };
             if !fits || entry.base_offset < 0 {
@@ -71,4 +72,18 @@ impl RaftGroup {
         }
         Ok(())
     }
+}
+
+/// As many configurations as there are entries that are one; one in a snapshot.
+fn check_configurations(message: &Message) -> Result<(), Refused> {
+    let is_one = |head: &&EntryHead| head.kind == EntryKind::Configuration as u8;
+    let expected = match message.kind {
+        MessageKind::Append => message.entries.iter().filter(is_one).count(),
+        MessageKind::Snapshot => 1,
+        _ => 0,
+    };
+    if message.configurations.len() != expected {
+        return Err(Refused::Impossible("as many configurations as the entries do not have"));
+    }
+    message.configurations.iter().try_for_each(|said| said.check().map_err(Refused::Impossible))
 }

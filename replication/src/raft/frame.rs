@@ -2,14 +2,15 @@
 //! when decoded (decision D8). The batches of their entries travel behind it, in the order of the messages.
 
 use pyralog_core::limits::{
-    MAX_BATCH_BYTES, MAX_PEER_CONTROL_BYTES, MAX_PEER_ENTRIES_PER_FRAME, MAX_PEER_MESSAGES_PER_FRAME,
-    MAX_PEER_PAYLOAD_BYTES,
+    MAX_BATCH_BYTES, MAX_PEER_CONFIGURATIONS_PER_FRAME, MAX_PEER_CONTROL_BYTES, MAX_PEER_ENTRIES_PER_FRAME,
+    MAX_PEER_MESSAGES_PER_FRAME, MAX_PEER_PAYLOAD_BYTES,
 };
 use rkyv::util::AlignedVec;
 use rkyv::with::InlineAsBox;
 use rkyv::{Archive, Serialize, rancor};
 
 use super::Message;
+use super::configuration::ArchivedConfiguration;
 
 /// Bytes that do not hold messages, or more than a frame may hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,14 @@ pub enum DecodeError {
     /// More entries than a frame may have, all messages together.
     #[error("{count} entries in a frame, {MAX_PEER_ENTRIES_PER_FRAME} is the bound")]
     TooManyEntries {
+        /// How many.
+        count: usize,
+    },
+    /// More configurations than a frame may have, all messages together.
+    #[error(
+        "{count} configurations in a frame, {MAX_PEER_CONFIGURATIONS_PER_FRAME} is the bound; or one of too many replicas"
+    )]
+    TooManyConfigurations {
         /// How many.
         count: usize,
     },
@@ -87,6 +96,11 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Message>, DecodeError> {
     if count > MAX_PEER_ENTRIES_PER_FRAME {
         return Err(DecodeError::TooManyEntries { count });
     }
+    let configurations = || archived.iter().flat_map(|message| message.configurations.iter());
+    let count = archived.iter().map(|message| message.configurations.len()).fold(0, usize::saturating_add);
+    if count > MAX_PEER_CONFIGURATIONS_PER_FRAME || !configurations().all(ArchivedConfiguration::is_bounded) {
+        return Err(DecodeError::TooManyConfigurations { count });
+    }
     let mut payload = 0u64;
     for entry in archived.iter().flat_map(|message| message.entries.iter()) {
         let bytes = entry.bytes.to_native();
@@ -107,9 +121,11 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Message>, DecodeError> {
 mod tests {
     use proptest::prelude::*;
     use pyralog_core::GroupId;
+    use pyralog_core::limits::MAX_REPLICATION_FACTOR;
 
-    use super::super::{EntryHead, MessageKind};
+    use super::super::{Configuration, EntryHead, MessageKind};
     use super::*;
+    use crate::metadata::Replica;
 
     const KINDS: [MessageKind; 16] = [
         MessageKind::Append,
@@ -144,8 +160,10 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message> {
         let place = (0..KINDS.len(), any::<[u32; 6]>(), any::<[u64; 5]>());
-        (place, any::<(bool, bool, u32)>(), proptest::collection::vec(entry(), 0..6)).prop_map(
-            |((kind, small, large), (reject, transfer, commit_term), entries)| {
+        let entries = proptest::collection::vec(entry(), 0..6);
+        let configurations = proptest::collection::vec(configuration(), 0..3);
+        (place, any::<(bool, bool, u32)>(), entries, configurations).prop_map(
+            |((kind, small, large), (reject, transfer, commit_term), entries, configurations)| {
                 let [topic, partition, from, to, term, log_term] = small;
                 let [index, commit, reject_hint, read, offset] = large;
                 Message {
@@ -165,9 +183,22 @@ mod tests {
                     read,
                     offset: offset as i64,
                     entries,
+                    configurations,
                 }
             },
         )
+    }
+
+    fn replicas() -> impl Strategy<Value = Vec<Replica>> {
+        let replica = (any::<u32>(), any::<u16>()).prop_map(|(node, shard)| Replica { node, shard });
+        proptest::collection::vec(replica, 0..usize::from(MAX_REPLICATION_FACTOR))
+    }
+
+    fn configuration() -> impl Strategy<Value = Configuration> {
+        (replicas(), replicas()).prop_map(|(voters, others)| {
+            let joint = Configuration::of(others.clone()).entering(voters.clone());
+            if voters.len() % 2 == 0 { joint } else { joint.left().with_learners(others) }
+        })
     }
 
     fn append(entries: Vec<EntryHead>) -> Message {
@@ -241,6 +272,19 @@ mod tests {
         let count = MAX_PEER_ENTRIES_PER_FRAME + 1;
         assert_eq!(decode(&encode(&full)), Err(DecodeError::TooManyEntries { count }));
 
+        let every = |nodes: std::ops::Range<u32>| nodes.map(|node| Replica { node, shard: u16::MAX });
+        let most = Configuration::of(every(1..6)).entering(every(11..16));
+        full[1].entries.clear();
+        full[2].configurations = vec![most.clone(); MAX_PEER_CONFIGURATIONS_PER_FRAME];
+        let bytes = encode(&full);
+        assert!(bytes.len() <= MAX_PEER_CONTROL_BYTES, "and that of configurations: {}", bytes.len());
+        assert!(decode(&bytes).is_ok());
+        full[3].configurations = vec![most];
+        let count = MAX_PEER_CONFIGURATIONS_PER_FRAME + 1;
+        assert_eq!(decode(&encode(&full)), Err(DecodeError::TooManyConfigurations { count }));
+        full[2].configurations.clear();
+        full[3].configurations = vec![Configuration::of(every(1..7))];
+        assert_eq!(decode(&encode(&full)), Err(DecodeError::TooManyConfigurations { count: 1 }));
         let large = MAX_BATCH_BYTES as u32 + 1;
         assert_eq!(
             decode(&encode(&[append(vec![head(large)])])),

@@ -12,10 +12,11 @@ use pyralog_core::GroupId;
 use raft::eraftpb::{Entry, Message as CoreMessage, MessageType};
 use raft::{Config, ProgressState, RawNode, StateRole};
 
-use super::log::{
-    EntryKind, HardState, Header, HeaderLog, Position, RecoveredLog, core_entry, core_snapshot,
-};
-use super::message::{EntryHead, Message, MessageKind, core_type, message_kind};
+use super::configuration::Configuration;
+
+use super::log::{EntryKind, HardState, Header, HeaderLog, Position, RecoveredLog};
+use super::members::{apply, check_write_quorum, is_among};
+use super::message::{EntryHead, Message, MessageKind, core_type};
 use super::timers::{Timers, Timing};
 
 /// Bytes of batches in one append that the core makes; the sender may split further.
@@ -24,8 +25,6 @@ const APPEND_BYTES: u64 = 1 << 20;
 const APPENDS_IN_FLIGHT: usize = 256;
 /// Ticks of the core are never given; this many would have to be.
 const NEVER_TICKS: usize = 1_000_000;
-/// What the core writes into votes of a hand-over.
-const TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// What a replica is told when it is made.
 #[derive(Clone, Debug)]
@@ -34,9 +33,7 @@ pub struct GroupConfig {
     pub group: GroupId,
     /// This node, not 0.
     pub id: u32,
-    /// The nodes with a replica, this one among them.
-    pub voters: Vec<u32>,
-    /// Durable copies behind an acknowledgement: a majority of the voters up to all of them.
+    /// Durable copies behind an acknowledgement: at least a majority of the voters and at most all of them, whatever it says.
     pub write_quorum: usize,
     /// Its times.
     pub timing: Timing,
@@ -159,27 +156,57 @@ impl Output {
     }
 }
 
+/// The append or snapshot that was just stepped.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    /// Index of the first entry.
+    pub(super) first: u64,
+    pub(super) entries: Vec<EntryHead>,
+    /// What those of them say that are configurations, in their order.
+    pub(super) configurations: Vec<Configuration>,
+}
+
+impl Incoming {
+    fn entry(&self, index: u64) -> Option<&EntryHead> {
+        self.entries.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
+    }
+
+    /// What the entry at `index` says, which is a configuration.
+    fn configuration(&self, index: u64) -> Option<&Configuration> {
+        let before = self.entries.iter().take(usize::try_from(index.checked_sub(self.first)?).ok()?);
+        let at = before.filter(|head| head.kind == EntryKind::Configuration as u8).count();
+        self.configurations.get(at)
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.configurations.clear();
+    }
+}
+
 /// One replica.
 pub struct RaftGroup {
-    group: GroupId,
-    id: u32,
-    voters: Vec<u32>,
-    write_quorum: usize,
-    raw: RawNode<HeaderLog>,
-    timers: Timers,
-    /// Entries of the append that was just stepped, and the index of the first.
-    incoming: (u64, Vec<EntryHead>),
+    pub(super) group: GroupId,
+    pub(super) id: u32,
+    pub(super) write_quorum: usize,
+    pub(super) raw: RawNode<HeaderLog>,
+    pub(super) timers: Timers,
+    pub(super) incoming: Incoming,
     /// The newest term in which it led; 0 = none.
     led_term: u32,
     /// Leader and followers agree on everything and rely on their links being up.
     quiet: bool,
+    /// Whoever it votes for has this entry, term and index.
+    made_after: (u32, u64),
     /// For whom it votes. With less than for all it is not voted for either.
     votes: Votes,
     /// Followers that were told to begin at a snapshot, and when.
-    snapshots: Vec<(u32, u64)>,
+    pub(super) snapshots: Vec<(u32, u64)>,
     /// Elections that it has begun and nobody has asked for yet.
     campaigns: u32,
-    now_us: u64,
+    /// Configurations that have come into force since it was made.
+    pub(super) changes: u64,
+    pub(super) now_us: u64,
     high_watermark: i64,
     broken: bool,
 }
@@ -198,18 +225,15 @@ impl RaftGroup {
     /// # Errors
     /// [`Refused::Impossible`] when the configuration or the log contradict themselves.
     pub fn new(config: GroupConfig, recovered: RecoveredLog, now_us: u64) -> Result<Self, Refused> {
-        let majority = config.voters.len() / 2 + 1;
-        if config.id == 0 || !config.voters.contains(&config.id) {
-            return Err(Refused::Impossible("a replica that is no voter of its group"));
+        if config.id == 0 {
+            return Err(Refused::Impossible("a replica of node 0"));
         }
-        if config.write_quorum < majority || config.write_quorum > config.voters.len() {
-            return Err(Refused::Impossible("a write quorum below a majority or above the replicas"));
-        }
+        check_write_quorum(config.write_quorum)?;
         check_recovered(&recovered)?;
         let high_watermark = recovered.start.offset;
-        let start = recovered.start.index;
-        let log = HeaderLog::new(recovered, &config.voters);
-        let peers = config.voters.iter().copied().filter(|voter| *voter != config.id);
+        let (start, made_after) = (recovered.start.index, recovered.made_after);
+        let log = HeaderLog::new(recovered);
+        let peers = log.applied().members().map(|member| member.node).filter(|node| *node != config.id);
         let timers = Timers::new(config.timing, config.seed, peers, now_us);
         let core = core_config(config.id, start);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
@@ -218,29 +242,31 @@ impl RaftGroup {
         let mut group = Self {
             group: config.group,
             id: config.id,
-            voters: config.voters,
             write_quorum: config.write_quorum,
             raw,
             timers,
-            incoming: (0, Vec::new()),
+            incoming: Incoming::default(),
             led_term: 0,
             quiet: false,
+            made_after,
             votes: Votes::All,
             snapshots: Vec::new(),
             campaigns: 0,
+            changes: 0,
             now_us,
             high_watermark,
             broken: false,
         };
         group.raw.raft.skip_bcast_commit(true);
-        if group.voters.len() == 1 {
+        group.apply_committed()?;
+        if group.is_alone() {
             group.campaign(now_us);
         }
         Ok(group)
     }
 
     /// Runs the core, which knows everything that was proposed before; what it does after a panic is not to be trusted.
-    fn guarded<T>(
+    pub(super) fn guarded<T>(
         &mut self,
         run: impl FnOnce(&mut RawNode<HeaderLog>) -> Result<T, Refused>,
     ) -> Result<T, Refused> {
@@ -260,6 +286,11 @@ impl RaftGroup {
     /// Whether it may vote and be voted for: not as long as it does not know everything that it has promised.
     pub fn set_votes(&mut self, votes: Votes) {
         self.votes = votes;
+    }
+
+    /// See [`RecoveredLog::made_after`].
+    pub fn made_after(&self) -> (u32, u64) {
+        self.made_after
     }
 
     /// Whether the core panicked: the group must be rebuilt from the journal.
@@ -348,32 +379,15 @@ impl RaftGroup {
         self.position(self.last_index()).map_or(0, |position| position.offset)
     }
 
-    /// The entry up to which `write_quorum` replicas are durable (on the leader; elsewhere the commit).
-    pub fn acknowledged(&self) -> u64 {
-        if !self.is_leader() {
-            return self.commit();
-        }
-        let mut matched: Vec<u64> = self.matched().map(|(_, matched)| matched).collect();
-        matched.sort_unstable_by(|a, b| b.cmp(a));
-        matched.get(self.write_quorum - 1).map_or(0, |held| self.commit().min(*held))
-    }
-
     /// Offset after the last record that `write_quorum` replicas are known to hold durably. A majority is as good as the commit,
     /// which everybody learns of; of more only a leader knows, and only of what it still holds.
     pub fn acknowledged_offset(&self) -> Option<i64> {
-        let index = match self.write_quorum == self.voters.len() / 2 + 1 {
+        let index = match self.commits_are_acknowledged() {
             true => self.commit(),
             false if self.is_leader() => self.acknowledged(),
             false => return None,
         };
         self.position(index).map(|position| position.offset)
-    }
-
-    fn matched(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let progress = self.raw.raft.prs();
-        self.voters
-            .iter()
-            .map(move |voter| (*voter, progress.get(u64::from(*voter)).map_or(0, |peer| peer.matched)))
     }
 
     /// Records below this are acknowledged. Never moves back.
@@ -385,7 +399,7 @@ impl RaftGroup {
 
     /// How far a voter's durable log is known to agree with the leader's (0 = not known, or not the leader).
     pub fn matched_of(&self, voter: u32) -> u64 {
-        self.matched().find(|(known, _)| *known == voter).map_or(0, |(_, matched)| matched)
+        self.raw.raft.prs().get(u64::from(voter)).map_or(0, |progress| progress.matched)
     }
 
     /// Whether a voter lacks entries that are not held here any more, and has been told to begin behind them.
@@ -428,7 +442,8 @@ impl RaftGroup {
     /// What was wrong with it; nothing has changed then, except after [`Refused::Broken`].
     pub fn step(&mut self, now_us: u64, message: &Message) -> Result<(), Refused> {
         let (from, to) = (message.from, message.to);
-        if to != self.id || from == self.id || !self.voters.contains(&from) || message.group() != self.group {
+        // A sender that is no member here may have become one by a change that this replica does not know yet.
+        if to != self.id || from == self.id || from == 0 || message.group() != self.group {
             return Err(Refused::NotForUs { from, to });
         }
         let Some(kind) = core_type(message.kind) else {
@@ -437,9 +452,14 @@ impl RaftGroup {
         self.check(message)?;
         self.now_us = now_us;
         let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
-        if asks && !self.votes.in_term(message.term)
+        let lacks = (message.log_term, message.index) < self.made_after;
+        if asks && (lacks || !self.votes.in_term(message.term))
             || message.kind == MessageKind::TimeoutNow && !self.may_campaign()
         {
+            return Ok(());
+        }
+        // An answer of one that has left meanwhile, or joined under another leader.
+        if message.kind.is_answer() && self.raw.raft.prs().get(u64::from(from)).is_none() {
             return Ok(());
         }
         if message.kind == MessageKind::Quiesce {
@@ -459,7 +479,11 @@ impl RaftGroup {
         let core = self.core_message(message, kind);
         self.guarded(|raw| raw.step(core).map_err(|_| Refused::NotForUs { from, to }))?;
         if message.kind == MessageKind::Append {
-            self.incoming = (message.index + 1, message.entries.clone());
+            self.incoming = Incoming {
+                first: message.index + 1,
+                entries: message.entries.clone(),
+                configurations: message.configurations.clone(),
+            };
         }
         let from_leader =
             matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
@@ -491,7 +515,7 @@ impl RaftGroup {
 
     fn lease_holds(&self, now_us: u64) -> bool {
         match self.role() {
-            Role::Leader => self.quiet || self.timers.peers_heard(now_us) + 1 > self.voters.len() / 2,
+            Role::Leader => self.quiet || self.hears_quorum(now_us),
             _ => self.quiet || self.timers.leader_lease_holds(now_us),
         }
     }
@@ -531,7 +555,7 @@ impl RaftGroup {
         let last = self.last_index();
         let peers: Vec<u32> = self.peers().filter(|peer| reachable(*peer)).collect();
         let agreed = self.commit() == last && peers.iter().all(|peer| self.matched_of(*peer) == last);
-        if !agreed || peers.len() < self.voters.len() / 2 {
+        if !agreed || !self.has_quorum(|node| peers.contains(&node)) {
             return false;
         }
         let log_term = self.position(last).map_or(0, |position| position.term);
@@ -550,7 +574,7 @@ impl RaftGroup {
     }
 
     /// Ends the quiet: a link to a replica of the group went down or came up.
-    fn wake(&mut self, now_us: u64) {
+    pub(super) fn wake(&mut self, now_us: u64) {
         if !std::mem::take(&mut self.quiet) {
             return;
         }
@@ -566,8 +590,8 @@ impl RaftGroup {
         self.wake(now_us);
         if self.leader() == Some(peer) {
             // Not in the same order in each group: the leaderships of a node that dies are spread over the others.
-            let others = self.voters.iter().filter(|voter| **voter != peer);
-            let at = others.clone().position(|voter| *voter == self.id).unwrap_or(0);
+            let others = self.configuration().voters().iter().filter(|voter| voter.node != peer);
+            let at = others.clone().position(|voter| voter.node == self.id).unwrap_or(0);
             let turn = (at + self.group.partition as usize) % others.count().max(1);
             self.timers.leader_lost(turn, now_us);
         }
@@ -610,7 +634,7 @@ impl RaftGroup {
     /// Begins to hand the leadership to `peer`; no proposals until it leads or [`Self::abort_transfer`].
     pub fn transfer(&mut self, peer: u32, now_us: u64) {
         self.wake(now_us);
-        if self.is_leader() && self.voters.contains(&peer) {
+        if self.is_leader() && is_among(self.configuration().voters(), peer) {
             let _ = self.guarded(|raw| {
                 raw.transfer_leader(u64::from(peer));
                 Ok(())
@@ -641,14 +665,16 @@ impl RaftGroup {
 
     /// When [`Self::tick`] has something to do; `u64::MAX` = nothing is timed.
     pub fn deadline_us(&self) -> u64 {
-        if self.quiet || self.broken || self.voters.len() == 1 {
+        if self.quiet || self.broken || self.is_leader() && self.is_alone() {
             return u64::MAX;
         }
         if self.is_leader() {
-            let lost_us = self.timers.quorum_lost_us(self.voters.len() / 2);
-            return self.timers.heartbeat_due_us.min(lost_us);
+            return self.timers.heartbeat_due_us.min(self.quorum_lost_us());
         }
-        self.timers.election_due_us
+        match self.configuration().is_voter(self.id) {
+            true => self.timers.election_due_us,
+            false => u64::MAX,
+        }
     }
 
     /// Time has passed.
@@ -661,16 +687,9 @@ impl RaftGroup {
             self.campaign(now_us);
             return;
         }
-        if self.timers.peers_heard(now_us) < self.voters.len() / 2 {
+        if !self.hears_quorum(now_us) {
             // Without a majority behind it, it may have been replaced: it must not say that it leads.
-            let term = self.raw.raft.term;
-            let _ = self.guarded(|raw| {
-                raw.raft.become_follower(term, raft::INVALID_ID);
-                Ok(())
-            });
-            self.timers.rearm_election(now_us);
-            self.note_leading(now_us);
-            return;
+            return self.stop_leading();
         }
         if now_us >= self.timers.heartbeat_due_us {
             self.timers.rearm_heartbeat(now_us);
@@ -679,6 +698,17 @@ impl RaftGroup {
                 Ok(())
             });
         }
+    }
+
+    /// Neither leads nor campaigns in its term any more, and follows nobody yet.
+    pub(super) fn stop_leading(&mut self) {
+        let term = self.raw.raft.term;
+        let _ = self.guarded(|raw| {
+            raw.raft.become_follower(term, raft::INVALID_ID);
+            Ok(())
+        });
+        self.timers.rearm_election(self.now_us);
+        self.note_leading(self.now_us);
     }
 
     /// Whether the next [`Self::tick`] has it campaign.
@@ -699,7 +729,12 @@ impl RaftGroup {
     }
 
     fn may_campaign(&self) -> bool {
-        self.votes == Votes::All && self.raw.raft.raft_log.applied >= self.start().index
+        self.votes == Votes::All
+            && self.raw.raft.raft_log.applied >= self.start().index
+            && self.configuration().is_voter(self.id)
+            && !self.has_change_to_apply()
+            // Alone it is elected at once, by what is durable.
+            && (!self.is_alone() || self.raw.raft.raft_log.persisted == self.raw.raft.raft_log.last_index())
     }
 
     fn note_leading(&mut self, now_us: u64) {
@@ -711,10 +746,6 @@ impl RaftGroup {
         } else if !self.is_leader() {
             self.timers.heartbeat_due_us = u64::MAX;
         }
-    }
-
-    fn peers(&self) -> impl Iterator<Item = u32> + '_ {
-        self.voters.iter().copied().filter(|voter| *voter != self.id)
     }
 
     /// What is to be done now; false when it is nothing.
@@ -740,7 +771,9 @@ impl RaftGroup {
                 term: metadata.term as u32,
                 offset: self.incoming_offset(),
             };
-            self.raw.mut_store().reset(start);
+            let base = self.incoming.configurations.first().cloned().ok_or(Refused::Broken)?;
+            self.raw.mut_store().reset(start, base);
+            self.note_configuration();
             out.snapshot = Some(start);
         }
         let entries = ready.take_entries();
@@ -762,18 +795,20 @@ impl RaftGroup {
         for message in ready.take_persisted_messages() {
             out.after_persist.extend(self.wire_message(&message));
         }
-        self.incoming.1.clear();
-        self.guarded(|raw| {
+        self.incoming.clear();
+        let changed = self.guarded(|raw| {
             raw.advance_append_async(ready);
-            apply_committed(raw);
-            Ok(())
+            Ok(apply(raw))
         })?;
+        if changed {
+            self.note_configuration();
+        }
         Ok(true)
     }
 
     /// The offset of a snapshot that is being taken over.
     fn incoming_offset(&self) -> i64 {
-        self.incoming.1.first().map_or(0, |head| head.base_offset)
+        self.incoming.entries.first().map_or(0, |head| head.base_offset)
     }
 
     /// Holds the header of an entry that the core wants persisted.
@@ -787,8 +822,7 @@ impl RaftGroup {
             let (base_offset, next_offset) = (before.offset, before.offset);
             Header { term, kind: EntryKind::NewTerm, base_offset, next_offset, bytes: 0 }
         } else {
-            let head = index.checked_sub(self.incoming.0).and_then(|at| self.incoming.1.get(at as usize));
-            let head = head.filter(|head| head.term == term).ok_or(Refused::Broken)?;
+            let head = self.incoming.entry(index).filter(|head| head.term == term).ok_or(Refused::Broken)?;
             let kind = EntryKind::from_number(head.kind).ok_or(Refused::Broken)?;
             let EntryHead { base_offset, next_offset, bytes, .. } = *head;
             Header { term, kind, base_offset, next_offset, bytes }
@@ -796,6 +830,10 @@ impl RaftGroup {
         if header.base_offset != before.offset || !self.raw.mut_store().put(index, header) {
             self.broken = true;
             return Err(Refused::Broken);
+        }
+        if header.kind == EntryKind::Configuration {
+            let configuration = self.incoming.configuration(index).cloned().ok_or(Refused::Broken)?;
+            self.raw.mut_store().put_configuration(index, configuration);
         }
         Ok(())
     }
@@ -805,11 +843,14 @@ impl RaftGroup {
     /// # Errors
     /// [`Refused::Broken`].
     pub fn persisted(&mut self, number: u64) -> Result<(), Refused> {
-        self.guarded(|raw| {
+        let changed = self.guarded(|raw| {
             raw.on_persist_ready(number);
-            apply_committed(raw);
-            Ok(())
-        })
+            Ok(apply(raw))
+        })?;
+        if changed {
+            self.note_configuration();
+        }
+        Ok(())
     }
 
     /// The entries up to `index`, committed, durable here and in segments, need not be held any more.
@@ -818,94 +859,6 @@ impl RaftGroup {
         if index > self.start().index {
             self.raw.mut_store().compact(index);
         }
-    }
-
-    fn core_message(&mut self, message: &Message, kind: MessageType) -> CoreMessage {
-        let mut core = CoreMessage::default();
-        core.set_msg_type(kind);
-        core.from = u64::from(message.from);
-        core.to = u64::from(message.to);
-        core.term = u64::from(message.term);
-        core.log_term = u64::from(message.log_term);
-        core.index = message.index;
-        core.commit = message.commit;
-        core.commit_term = u64::from(message.commit_term);
-        core.reject = message.reject;
-        core.reject_hint = message.reject_hint;
-        match message.kind {
-            // A follower that lost its log knows less than the leader thinks.
-            MessageKind::Heartbeat => core.commit = message.commit.min(self.last_index()),
-            MessageKind::Snapshot => {
-                let start = Position { index: message.index, term: message.log_term, offset: message.offset };
-                let voters: Vec<u64> = self.voters.iter().map(|voter| u64::from(*voter)).collect();
-                core.set_snapshot(core_snapshot(start, &voters));
-                let base_offset = message.offset;
-                let head = EntryHead { term: 0, kind: 0, base_offset, next_offset: base_offset, bytes: 0 };
-                self.incoming = (0, vec![head]);
-            }
-            _ => {}
-        }
-        if message.read != 0 {
-            core.context = message.read.to_le_bytes().to_vec().into();
-        }
-        if message.transfer {
-            core.context = TRANSFER.to_vec().into();
-        }
-        let entries = message.entries.iter().zip(message.index + 1..);
-        let entries = entries.map(|(head, index)| {
-            let header = Header {
-                term: head.term,
-                kind: EntryKind::Batch,
-                base_offset: head.base_offset,
-                next_offset: head.next_offset,
-                bytes: head.bytes,
-            };
-            core_entry(index, &header)
-        });
-        core.set_entries(entries.collect::<Vec<_>>().into());
-        core
-    }
-
-    /// A message of the core as it goes over the wire; `None` for what stays inside.
-    fn wire_message(&mut self, core: &CoreMessage) -> Option<Message> {
-        let kind = message_kind(core.get_msg_type())?;
-        let leads = matches!(kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
-        if leads && (!self.is_leader() || core.term != self.raw.raft.term) {
-            // It stopped leading before it came to send this, and may not hold the entries any more.
-            return None;
-        }
-        let mut message = Message::new(
-            kind,
-            self.group,
-            self.id,
-            u32::try_from(core.to).ok()?,
-            u32::try_from(core.term).ok()?,
-        );
-        message.log_term = u32::try_from(core.log_term).ok()?;
-        message.index = core.index;
-        message.commit = core.commit;
-        message.commit_term = u32::try_from(core.commit_term).ok()?;
-        message.reject = core.reject;
-        message.reject_hint = core.reject_hint;
-        message.transfer = core.context.as_ref() == TRANSFER;
-        if let Ok(read) = <[u8; 8]>::try_from(core.context.as_ref()) {
-            message.read = u64::from_le_bytes(read);
-        }
-        if kind == MessageKind::Snapshot {
-            let metadata = core.get_snapshot().get_metadata();
-            let start = self.position(metadata.index)?;
-            let now_us = self.now_us;
-            match self.snapshots.iter_mut().find(|(known, _)| *known == message.to) {
-                Some((_, sent_us)) => *sent_us = now_us,
-                None => self.snapshots.push((message.to, now_us)),
-            }
-            (message.index, message.log_term, message.offset) = (start.index, start.term, start.offset);
-        }
-        message.entries = (core.index + 1..)
-            .zip(core.get_entries())
-            .map_while(|(index, _)| self.header(index).map(EntryHead::of))
-            .collect();
-        Some(message)
     }
 }
 
@@ -925,15 +878,6 @@ fn tell_proposed(raw: &mut RawNode<HeaderLog>) -> Result<(), Refused> {
     Ok(())
 }
 
-/// There is nothing to apply but the configuration, which does not change: what is committed is applied.
-fn apply_committed(raw: &mut RawNode<HeaderLog>) {
-    let log = &raw.raft.raft_log;
-    let applied = log.committed.min(log.persisted);
-    if applied > log.applied {
-        raw.advance_apply_to(applied);
-    }
-}
-
 fn check_recovered(recovered: &RecoveredLog) -> Result<(), Refused> {
     let mut term = recovered.start.term;
     let mut offset = recovered.start.offset;
@@ -942,6 +886,17 @@ fn check_recovered(recovered: &RecoveredLog) -> Result<(), Refused> {
             return Err(Refused::Impossible("a recovered log whose terms or offsets go back"));
         }
         (term, offset) = (header.term, header.next_offset);
+    }
+    recovered.configuration.check().map_err(Refused::Impossible)?;
+    let kinds = recovered.headers.iter().zip(recovered.start.index + 1..);
+    let marked = kinds.filter(|(header, _)| header.kind == EntryKind::Configuration).map(|(_, index)| index);
+    if !marked.eq(recovered.configurations.iter().map(|(index, _)| *index)) {
+        return Err(Refused::Impossible(
+            "a recovered log whose changes of the replicas are not where its entries say",
+        ));
+    }
+    if recovered.configurations.iter().any(|(_, configuration)| configuration.check().is_err()) {
+        return Err(Refused::Impossible("a recovered log with a change to no valid configuration"));
     }
     if recovered.hard.term < term {
         return Err(Refused::Impossible("a recovered term below that of the last entry"));

@@ -1,9 +1,12 @@
 //! What the core reads of the log: headers in memory. Nothing in it ever waits for a disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use raft::eraftpb::{ConfState, Entry, HardState as CoreHardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::configuration::Configuration;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub enum EntryKind {
     Batch = 0,
     /// The first entry of a leader: no records, no offset.
     NewTerm = 1,
+    /// Who the replicas are from here on: no records, no offset.
+    Configuration = 2,
 }
 
 impl EntryKind {
@@ -21,6 +26,7 @@ impl EntryKind {
         match number {
             0 => Some(Self::Batch),
             1 => Some(Self::NewTerm),
+            2 => Some(Self::Configuration),
             _ => None,
         }
     }
@@ -72,6 +78,13 @@ pub struct RecoveredLog {
     pub start: Position,
     /// The entries from there on.
     pub headers: Vec<Header>,
+    /// Who the replicas are at the start.
+    pub configuration: Configuration,
+    /// What the entries of kind [`EntryKind::Configuration`] say, with their indexes, ascending.
+    pub configurations: Vec<(u64, Configuration)>,
+    /// Term and index of an entry that was committed before this replica was made: it votes for nobody who lacks that. A
+    /// predecessor of the same name, whose promises it does not know, may have helped to commit it.
+    pub made_after: (u32, u64),
 }
 
 /// The entries from `start` on, the not yet durable ones included.
@@ -82,21 +95,30 @@ pub(super) struct HeaderLog {
     /// So many of the newest ones the core has not been told of yet.
     untold: usize,
     hard: HardState,
-    voters: Vec<u64>,
+    /// The configuration at the start.
+    base: Configuration,
+    /// Those of the entries, by index.
+    configurations: BTreeMap<u64, Configuration>,
+    /// The one in force: of what is applied.
+    applied: Configuration,
 }
 
 impl HeaderLog {
-    pub(super) fn new(recovered: RecoveredLog, voters: &[u32]) -> Self {
+    pub(super) fn new(recovered: RecoveredLog) -> Self {
         let last = recovered.start.index + recovered.headers.len() as u64;
+        // A change is proposed when the one before it is committed and in force: whoever holds the one knows the other.
+        let known = recovered.configurations.iter().rev().nth(1).map_or(0, |(index, _)| *index);
         // A commit that the entries do not reach, or that lies before them, is stale: it is only a hint.
-        let hard =
-            HardState { commit: recovered.hard.commit.clamp(recovered.start.index, last), ..recovered.hard };
+        let commit = recovered.hard.commit.max(known).clamp(recovered.start.index, last);
+        let hard = HardState { commit, ..recovered.hard };
         Self {
             start: recovered.start,
             headers: recovered.headers.into(),
             untold: 0,
             hard,
-            voters: voters.iter().map(|voter| u64::from(*voter)).collect(),
+            applied: recovered.configuration.clone(),
+            base: recovered.configuration,
+            configurations: recovered.configurations.into_iter().collect(),
         }
     }
 
@@ -129,7 +151,53 @@ impl HeaderLog {
         }
         self.headers.truncate(keep as usize);
         self.headers.push_back(header);
+        self.configurations.split_off(&index);
         true
+    }
+
+    /// What the entry of a configuration at `index`, which was put there, says.
+    pub(super) fn put_configuration(&mut self, index: u64, configuration: Configuration) {
+        self.configurations.insert(index, configuration);
+    }
+
+    /// What the entry at `index` says about the replicas, if it does.
+    pub(super) fn configuration(&self, index: u64) -> Option<&Configuration> {
+        self.configurations.get(&index)
+    }
+
+    /// The first configuration among the entries `indexes`, and where it is.
+    pub(super) fn first_configuration(&self, indexes: RangeInclusive<u64>) -> Option<(u64, &Configuration)> {
+        // A range that ends before it begins would be a panic, not an empty one.
+        let mut found = (!indexes.is_empty()).then(|| self.configurations.range(indexes))?;
+        found.next().map(|(index, configuration)| (*index, configuration))
+    }
+
+    /// All configurations among the entries `indexes`.
+    pub(super) fn configurations(
+        &self,
+        indexes: RangeInclusive<u64>,
+    ) -> impl Iterator<Item = &Configuration> {
+        let found = (!indexes.is_empty()).then(|| self.configurations.range(indexes));
+        found.into_iter().flatten().map(|(_, configuration)| configuration)
+    }
+
+    /// The newest configuration up to the entry `index`, which may be the start's.
+    pub(super) fn newest_configuration(&self, index: u64) -> &Configuration {
+        self.configurations.range(..=index).next_back().map_or(&self.base, |(_, newest)| newest)
+    }
+
+    /// The configuration at the start.
+    pub(super) fn base(&self) -> &Configuration {
+        &self.base
+    }
+
+    /// The one in force.
+    pub(super) fn applied(&self) -> &Configuration {
+        &self.applied
+    }
+
+    pub(super) fn set_applied(&mut self, configuration: Configuration) {
+        self.applied = configuration;
     }
 
     /// Puts `header` behind the last one. The core does not see it before [`Self::told`].
@@ -153,12 +221,19 @@ impl HeaderLog {
         let Some(start) = self.position(index) else { return };
         self.headers.drain(..(index - self.start.index) as usize);
         self.start = start;
+        let kept = self.configurations.split_off(&(index + 1));
+        if let Some((_, newest)) = std::mem::replace(&mut self.configurations, kept).pop_last() {
+            self.base = newest;
+        }
     }
 
     /// Begins anew at `start`, without entries.
-    pub(super) fn reset(&mut self, start: Position) {
+    pub(super) fn reset(&mut self, start: Position, base: Configuration) {
         self.headers.clear();
+        self.configurations.clear();
         self.start = start;
+        self.applied = base.clone();
+        self.base = base;
     }
 }
 
@@ -168,9 +243,7 @@ impl Storage for HeaderLog {
         hard.term = u64::from(self.hard.term);
         hard.vote = u64::from(self.hard.vote);
         hard.commit = self.hard.commit;
-        let mut voters = ConfState::default();
-        voters.voters = self.voters.clone();
-        Ok(RaftState::new(hard, voters))
+        Ok(RaftState::new(hard, self.base.conf_state()))
     }
 
     fn entries(
@@ -221,16 +294,16 @@ impl Storage for HeaderLog {
         if self.start.index == 0 {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        Ok(core_snapshot(self.start, &self.voters))
+        Ok(core_snapshot(self.start, self.base.conf_state()))
     }
 }
 
-pub(super) fn core_snapshot(start: Position, voters: &[u64]) -> Snapshot {
+pub(super) fn core_snapshot(start: Position, members: ConfState) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let metadata = snapshot.mut_metadata();
     metadata.index = start.index;
     metadata.term = u64::from(start.term);
-    metadata.mut_conf_state().voters = voters.to_vec();
+    *metadata.mut_conf_state() = members;
     snapshot
 }
 

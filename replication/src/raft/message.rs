@@ -5,7 +5,8 @@ use pyralog_core::GroupId;
 use raft::eraftpb::MessageType;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::log::Header;
+use super::configuration::Configuration;
+use super::log::{EntryKind, Header};
 
 /// What a message is.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,17 @@ pub enum MessageKind {
 }
 
 impl MessageKind {
+    /// Whether it answers another one, of the core.
+    pub(super) fn is_answer(self) -> bool {
+        matches!(
+            self,
+            Self::AppendResponse
+                | Self::RequestPreVoteResponse
+                | Self::RequestVoteResponse
+                | Self::HeartbeatResponse
+        )
+    }
+
     /// Whether only a leader sends it, to those who follow it.
     pub fn is_from_leader(self) -> bool {
         matches!(self, Self::Append | Self::Heartbeat | Self::Snapshot | Self::Quiesce)
@@ -107,6 +119,8 @@ pub struct Message {
     pub offset: i64,
     /// Of an append.
     pub entries: Vec<EntryHead>,
+    /// What the entries that are configurations say, in their order; of a snapshot the one at its place.
+    pub configurations: Vec<Configuration>,
 }
 
 impl Message {
@@ -129,12 +143,25 @@ impl Message {
             read: 0,
             offset: 0,
             entries: Vec::new(),
+            configurations: Vec::new(),
         }
     }
 
     /// The group.
     pub fn group(&self) -> GroupId {
         GroupId::new(self.topic, self.partition)
+    }
+
+    /// How many of the first `entries` entries are configurations.
+    pub fn configurations_among(&self, entries: usize) -> usize {
+        let first = self.entries.iter().take(entries);
+        first.filter(|entry| entry.kind == EntryKind::Configuration as u8).count()
+    }
+
+    /// An append without the entries behind the first `entries`, which are given back with what they say.
+    pub fn split_off(&mut self, entries: usize) -> (Vec<EntryHead>, Vec<Configuration>) {
+        let configurations = self.configurations_among(entries);
+        (self.entries.split_off(entries), self.configurations.split_off(configurations))
     }
 
     /// Bytes of the batches that belong to it.

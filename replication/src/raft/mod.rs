@@ -13,18 +13,23 @@
 //! given with each call, randomness comes from a seed.
 
 mod check;
+pub mod configuration;
 pub mod frame;
 pub mod group;
 pub mod log;
+mod members;
 pub mod message;
 pub mod rejoin;
 pub mod timers;
+mod wire;
 
 #[cfg(test)]
 mod tests;
 
+pub use configuration::{Configuration, MAX_CONFIGURATION_BYTES, Step};
 pub use group::{GroupConfig, MAX_TERM, NotLeader, Output, Proposed, RaftGroup, Refused, Role, Votes};
 pub use log::{EntryKind, HardState, Header, Position, RecoveredLog};
+pub use members::ChangeRefused;
 pub use message::{EntryHead, Message, MessageKind};
 pub use rejoin::{Answer, Floor, Rejoin, Standing, Verdict};
 pub use timers::Timing;

@@ -98,17 +98,30 @@ impl Timers {
         self.leader_heard_us.is_some_and(|heard| now_us.saturating_sub(heard) < self.timing.election_min_us)
     }
 
-    /// How many peers were heard within the longest time to an election.
-    pub(super) fn peers_heard(&self, now_us: u64) -> usize {
-        let since = now_us.saturating_sub(self.timing.election_max_us);
-        self.peers.iter().filter(|(_, heard)| *heard >= since).count()
+    /// Whether a peer was heard within the longest time to an election.
+    pub(super) fn hears(&self, peer: u32, now_us: u64) -> bool {
+        self.heard_us(peer) >= now_us.saturating_sub(self.timing.election_max_us)
     }
 
-    /// When so few peers will have been heard that less than `needed` are left, if nothing more comes.
-    pub(super) fn quorum_lost_us(&self, needed: usize) -> u64 {
-        let mut heard: Vec<_> = self.peers.iter().map(|(_, heard)| *heard).collect();
+    /// When so many of `peers` will not have been heard that fewer than `needed` are left, if nothing more comes.
+    pub(super) fn quorum_lost_us(&self, peers: impl Iterator<Item = u32>, needed: usize) -> u64 {
+        let mut heard: Vec<_> = peers.map(|peer| self.heard_us(peer)).collect();
         heard.sort_unstable_by(|a, b| b.cmp(a));
         let deciding = needed.checked_sub(1).and_then(|at| heard.get(at));
         deciding.map_or(u64::MAX, |heard| heard.saturating_add(self.timing.election_max_us).saturating_add(1))
+    }
+
+    fn heard_us(&self, peer: u32) -> u64 {
+        self.peers.iter().find(|(known, _)| *known == peer).map_or(0, |(_, heard)| *heard)
+    }
+
+    /// These are the others now. One that is new counts as heard.
+    pub(super) fn set_peers(&mut self, peers: &[u32], now_us: u64) {
+        self.peers.retain(|(known, _)| peers.contains(known));
+        for peer in peers {
+            if !self.peers.iter().any(|(known, _)| known == peer) {
+                self.peers.push((*peer, now_us));
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{Consistency, FetchRequest};
 use pyralog_replication::metadata::Command;
 use pyralog_replication::raft::{
-    EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
+    Configuration, EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
 };
 
 use smallvec::SmallVec;
@@ -48,6 +48,8 @@ pub(super) struct CatchUp {
     refusals: usize,
     /// Where the leader's entries begin.
     target: Position,
+    /// Who the replicas are there.
+    configuration: Configuration,
     /// Offset of the next record to ask for.
     next: i64,
     /// The leader's log begins later than the own segments end: those are dropped.
@@ -158,7 +160,11 @@ impl Engine {
             self.flush.hurry(group);
             return true;
         }
-        if self.go_on(index, from, target) {
+        // Checked before: a snapshot names one.
+        let Some(configuration) = message.configurations.first().filter(|said| said.check().is_ok()) else {
+            return true;
+        };
+        if self.go_on(index, from, target, configuration) {
             return true;
         }
         let Some(partition) = self.at(index) else { return true };
@@ -170,6 +176,7 @@ impl Engine {
             source: from,
             refusals: 0,
             target,
+            configuration: configuration.clone(),
             next: partition.flushed_to,
             log_start: None,
             segments: Vec::new(),
@@ -192,14 +199,14 @@ impl Engine {
 
     /// What a catch-up wanted last was lost: asks again, and nothing that came before is fetched twice. False: there is none,
     /// or the leader's entries do not begin behind what it has fetched.
-    fn go_on(&mut self, index: u32, from: PeerId, target: Position) -> bool {
+    fn go_on(&mut self, index: u32, from: PeerId, target: Position, configuration: &Configuration) -> bool {
         let Some(replica) = self.raft_mut(index) else { return false };
         let Some(catch_up) = &mut replica.catch_up else { return false };
         if target.offset <= catch_up.next {
             return false;
         }
         (catch_up.leader, catch_up.source, catch_up.refusals) = (from, from, 0);
-        catch_up.target = target;
+        (catch_up.target, catch_up.configuration) = (target, configuration.clone());
         self.ask(index);
         true
     }
@@ -435,9 +442,11 @@ impl Engine {
             _ => return,
         }
         let Some(catch_up) = replica.catch_up.take() else { return };
-        let CatchUp { target, log_start, mut segments, producers, commands, .. } = *catch_up;
+        let CatchUp { target, configuration, log_start, mut segments, producers, commands, .. } = *catch_up;
+        let configuration = replica.raft.newer_of(Some(&configuration));
         let hard = HardState { term: replica.raft.term(), vote: replica.raft.vote(), commit: target.index };
-        let log = RecoveredLog { hard, start: target, headers: Vec::new() };
+        let made_after = replica.raft.made_after();
+        let log = RecoveredLog { hard, start: target, configuration, made_after, ..RecoveredLog::default() };
         partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
         partition.entries_from_lsn = next_lsn;
         partition.place_after_seq = after_seq;

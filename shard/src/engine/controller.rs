@@ -13,7 +13,7 @@ use pyralog_net::message::{
 };
 use pyralog_replication::metadata::{Catalog, Command, NodeInfo, TopicSpec};
 use pyralog_replication::placement::place;
-use pyralog_replication::raft::Standing;
+use pyralog_replication::raft::{Configuration, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -539,7 +539,7 @@ impl Engine {
             }
         }
         for (group, opening) in opens {
-            if !self.open_group(group, opening) {
+            if !self.open_group(group, opening, &catalog) {
                 return self.postpone_catalog(catalog);
             }
         }
@@ -651,13 +651,23 @@ impl Engine {
         opens
     }
 
-    fn open_group(&mut self, group: GroupId, opening: Opening) -> bool {
+    fn open_group(&mut self, group: GroupId, opening: Opening, catalog: &Catalog) -> bool {
         let epoch = self.journal.incarnation() as u32;
         let mut frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
         frame.record_count = opening as u32;
+        let replicas = Configuration::of(catalog.replicas(group));
+        let body = if replicas.voters().len() > 1 { replicas.encode() } else { Vec::new() };
         if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
             self.stall(full);
             return false;
+        }
+        if !body.is_empty() {
+            // Who they are is known from now on, whatever the catalogue says when this disk is read again.
+            let frame = FrameHeader::of_configuration(group, 0, 0, 0, &body);
+            if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &body) {
+                self.stall(full);
+                return false;
+            }
         }
         let mut partition = Partition::empty(group, epoch, 0);
         if opening == Opening::Lost {

@@ -37,6 +37,7 @@ mod default;
 mod fetch;
 mod flush;
 mod hand_over;
+mod incoming;
 mod journal;
 mod journal_files;
 mod lag;

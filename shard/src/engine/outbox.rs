@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 
 use pyralog_core::limits::{
-    MAX_BATCH_BYTES, MAX_PEER_ENTRIES_PER_FRAME, MAX_PEER_MESSAGES_PER_FRAME, MAX_PEER_PAYLOAD_BYTES,
-    PEER_PART_BYTES, PEER_QUEUE_BYTES,
+    MAX_BATCH_BYTES, MAX_PEER_CONFIGURATIONS_PER_FRAME, MAX_PEER_ENTRIES_PER_FRAME,
+    MAX_PEER_MESSAGES_PER_FRAME, MAX_PEER_PAYLOAD_BYTES, MAX_REPLICATION_FACTOR, PEER_PART_BYTES,
+    PEER_QUEUE_BYTES,
 };
-use pyralog_replication::raft::{EntryHead, Message, frame};
+use pyralog_replication::metadata::Replica;
+use pyralog_replication::raft::{Configuration, EntryHead, EntryKind, Message, frame};
 use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
@@ -21,12 +23,19 @@ pub(super) const ENTRIES_PER_MESSAGE: usize = MAX_PEER_ENTRIES_PER_FRAME / 2;
 const PAYLOAD_PER_MESSAGE: usize = MAX_PEER_PAYLOAD_BYTES / 4;
 const _: () = assert!(PAYLOAD_PER_MESSAGE >= MAX_BATCH_BYTES);
 
+/// Configurations in one message; more go as several.
+const CONFIGURATIONS_PER_MESSAGE: usize = MAX_PEER_CONFIGURATIONS_PER_FRAME / 2;
+/// What a configuration is charged, bytes: three lists of replicas.
+const CONFIGURATION_BYTES: usize =
+    size_of::<Configuration>() + 3 * MAX_REPLICATION_FACTOR as usize * size_of::<Replica>();
+
 /// A frame being put together.
 #[derive(Debug, Default)]
 struct Frame {
     messages: Vec<Message>,
     batches: SmallVec<[ChunkSlice; 8]>,
     entries: usize,
+    configurations: usize,
     payload_bytes: usize,
 }
 
@@ -59,12 +68,13 @@ impl Outbox {
             if fitting == message.entries.len() {
                 return self.add(to, message, batches);
             }
-            let later = message.entries.split_off(fitting);
+            let (later, configurations) = message.split_off(fitting);
             let Some(last) = message.entries.last() else { return true };
             let next = Message {
                 index: message.index + fitting as u64,
                 log_term: last.term,
                 entries: later,
+                configurations,
                 ..message.clone()
             };
             let with_batch = message.entries.iter().filter(|entry| entry.bytes > 0).count();
@@ -86,6 +96,7 @@ impl Outbox {
         let Queue { frames, bytes } = self.queues.entry(to).or_default();
         let charge = size_of::<Message>()
             + message.entries.len() * size_of::<EntryHead>()
+            + message.configurations.len() * CONFIGURATION_BYTES
             + payload_bytes
             + batches.len() * PEER_PART_BYTES;
         if *bytes + charge > PEER_QUEUE_BYTES {
@@ -95,6 +106,7 @@ impl Outbox {
         let fits = |frame: &Frame| {
             frame.messages.len() < MAX_PEER_MESSAGES_PER_FRAME / 2
                 && frame.entries + message.entries.len() <= MAX_PEER_ENTRIES_PER_FRAME
+                && frame.configurations + message.configurations.len() <= MAX_PEER_CONFIGURATIONS_PER_FRAME
                 && frame.payload_bytes + payload_bytes <= MAX_PEER_PAYLOAD_BYTES
         };
         if !frames.last().is_some_and(fits) {
@@ -102,6 +114,7 @@ impl Outbox {
         }
         let Some(frame) = frames.last_mut() else { return false };
         frame.entries += message.entries.len();
+        frame.configurations += message.configurations.len();
         frame.payload_bytes += payload_bytes;
         frame.batches.append(&mut batches);
         frame.messages.push(message);
@@ -120,10 +133,11 @@ impl Outbox {
 
 /// How many of its entries one message may carry; at least one.
 fn fitting(message: &Message) -> usize {
-    let mut bytes = 0;
+    let (mut bytes, mut configurations) = (0, 0);
     let fits = |entry: &&EntryHead| {
         bytes += entry.bytes as usize;
-        bytes <= PAYLOAD_PER_MESSAGE
+        configurations += usize::from(entry.kind == EntryKind::Configuration as u8);
+        bytes <= PAYLOAD_PER_MESSAGE && configurations <= CONFIGURATIONS_PER_MESSAGE
     };
     let count = message.entries.iter().take(ENTRIES_PER_MESSAGE).take_while(fits).count();
     count.max(1).min(message.entries.len())
@@ -132,7 +146,7 @@ fn fitting(message: &Message) -> usize {
 #[cfg(test)]
 mod tests {
     use pyralog_core::{GroupId, NodeId, ShardId};
-    use pyralog_replication::raft::{EntryKind, MessageKind};
+    use pyralog_replication::raft::MessageKind;
 
     use super::*;
     use crate::memory::ChunkPool;

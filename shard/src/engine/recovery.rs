@@ -839,7 +839,10 @@ impl ScanSink for Replay<'_> {
                     });
                     self.batch(header.lsn, frame, body());
                 }
-                FrameKind::Batch | FrameKind::NewTerm => self.entry(header.lsn, frame, body()),
+                FrameKind::Configuration if frame.index == 0 => self.base_configuration(frame, body()),
+                FrameKind::Batch | FrameKind::NewTerm | FrameKind::Configuration => {
+                    self.entry(header.lsn, frame, body());
+                }
                 FrameKind::Vote => self.vote(frame),
                 FrameKind::OpenGroup => {
                     if !self.by_group.contains_key(&frame.group) {
@@ -896,13 +899,15 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     let mut partition = Partition::empty(state.group, state.epoch, state.log_start);
     partition.standing = state.standing;
     partition.flushed_to = state.flushed_to;
-    if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) = state.replicated {
+    if let Some(replicated) = &state.replicated {
+        let ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn, .. } = *replicated;
         partition.entries_from_lsn = entries_from_lsn;
         // The older checkpoint may not know it.
         partition.told = if entries_from_lsn > 0 { Told::No } else { Told::Durable };
         let start = Position { index: start_index, term: start_term, offset: state.flushed_to };
         let hard = HardState { term: state.epoch, vote, commit: start_index };
-        let log = RecoveredLog { hard, start, headers: Vec::new() };
+        let (configuration, made_after) = replicated.replicas.clone().unwrap_or_default();
+        let log = RecoveredLog { hard, start, configuration, made_after, ..RecoveredLog::default() };
         partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
     }
     partition.end_unknown = state.end_unknown;

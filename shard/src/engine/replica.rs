@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use pyralog_core::ErrorCode;
 use pyralog_core::limits::WAITING_MESSAGES_PER_REPLICA;
-use pyralog_replication::raft::{Header, Message, Position, RaftGroup, RecoveredLog};
+use pyralog_replication::raft::{Configuration, Header, Message, Position, RaftGroup, RecoveredLog};
 use pyralog_replication::{Group, SingleVoter};
 
 use crate::format::checkpoint::ReplicatedCheckpoint;
@@ -129,6 +129,7 @@ impl Unplaced {
     pub(super) fn cut(&mut self, index: u64) {
         let keep = index.saturating_sub(self.log.start.index + 1) as usize;
         self.log.headers.truncate(keep);
+        self.log.configurations.retain(|(known, _)| *known < index);
         self.lsns.truncate(keep);
     }
 
@@ -156,6 +157,10 @@ impl Unplaced {
             self.log.start = start;
             self.log.headers.drain(..count);
             self.lsns.drain(..count);
+            let before = self.log.configurations.partition_point(|(index, _)| *index <= start.index);
+            if let Some((_, newest)) = self.log.configurations.drain(..before).next_back() {
+                self.log.configuration = newest;
+            }
         }
     }
 }
@@ -347,6 +352,18 @@ impl Replica {
         }
     }
 
+    /// Of several replicas: who they are from the entry `index` on, if it says that.
+    pub(super) fn configuration_at(&self, index: u64) -> Option<&Configuration> {
+        match self {
+            Self::Single(_) => None,
+            Self::Unplaced(unplaced) => {
+                let mut said = unplaced.log.configurations.iter();
+                said.find(|(at, _)| *at == index).map(|(_, configuration)| configuration)
+            }
+            Self::Raft(replica) => replica.raft.configuration_at(index),
+        }
+    }
+
     /// The entry `index` is laid into the commit `lsn` once more.
     pub(super) fn note_laid_again(&mut self, index: u64, lsn: u64) {
         let (start, lsns) = match self {
@@ -361,13 +378,21 @@ impl Replica {
 
     /// What a checkpoint holds of one of several.
     pub(super) fn checkpoint(&self, entries_from_lsn: u64) -> Option<ReplicatedCheckpoint> {
-        let (vote, start) = match self {
+        let (vote, start, configuration, made_after) = match self {
             Self::Single(_) => return None,
-            Self::Unplaced(unplaced) => (unplaced.log.hard.vote, unplaced.log.start),
-            Self::Raft(replica) => (replica.raft.vote(), replica.flushed),
+            Self::Unplaced(unplaced) => {
+                let log = &unplaced.log;
+                (log.hard.vote, log.start, &log.configuration, log.made_after)
+            }
+            Self::Raft(replica) => {
+                let start = replica.flushed;
+                let raft = &replica.raft;
+                (raft.vote(), start, raft.configuration_behind(start.index), raft.made_after())
+            }
         };
         let (start_index, start_term) = (start.index, start.term);
-        Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn })
+        let replicas = (!configuration.is_unknown()).then(|| (configuration.clone(), made_after));
+        Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn, replicas })
     }
 
     /// As the disk has it; a group that was opened and never written to is empty.

@@ -14,7 +14,8 @@ use pyralog_core::limits::CHUNK_BYTES;
 use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{
-    EntryHead, EntryKind, GroupConfig, Header, Message, MessageKind, Output, RaftGroup, Refused,
+    Configuration, EntryKind, GroupConfig, Header, MAX_CONFIGURATION_BYTES, Message, MessageKind, Output,
+    RaftGroup, Refused,
 };
 
 use crate::format::journal::{FrameHeader, FrameKind};
@@ -22,6 +23,7 @@ use crate::memory::ChunkSlice;
 
 use super::api::{IoToken, Leadership, PeerId};
 use super::campaigns::Campaigns;
+use super::incoming::{Incoming, check_batches};
 use super::lag::Progress;
 use super::links::LinkTable;
 use super::outbox::Outbox;
@@ -199,13 +201,15 @@ impl Engine {
         let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
         log.hard = begin.hard_state(log.hard, id);
         let flushed = log.start;
-        let voters = members.iter().map(|member| member.node.0).collect();
+        if log.configuration.is_unknown() {
+            log.configuration = Configuration::of(members.iter().copied().map(PeerId::replica));
+        }
         let seed = u64::from(group.topic.0) << 32
             ^ u64::from(group.partition)
             ^ life
             ^ u64::from(id).rotate_left(48);
         let write_quorum = usize::from(quorums.write_quorum);
-        let config = GroupConfig { group, id, voters, write_quorum, timing, seed };
+        let config = GroupConfig { group, id, write_quorum, timing, seed };
         let raft = RaftGroup::new(config, log, now_us);
         // Its log is gone with that: it must not be taken for an empty one.
         let mut raft = raft.inspect_err(|_| partition.end_unknown = true)?;
@@ -335,8 +339,9 @@ impl Engine {
             all if all == message.entries.len() => (message, batches),
             // The leader sends the rest again.
             bare => {
-                let entries = message.entries.iter().take(bare).copied().collect();
-                cut = Message { entries, ..message.clone() };
+                let mut first = message.clone();
+                first.split_off(bare);
+                cut = first;
                 (&cut, &[][..])
             }
         };
@@ -372,7 +377,8 @@ impl Engine {
     /// of that is committed.
     fn entries_taken(&mut self, message: &Message, batches: &[u8]) -> usize {
         let all = message.entries.len();
-        let frames = |entries: usize| entries * FRAME_BYTES + SMALL_FRAMES_BYTES;
+        let configurations = message.configurations.len() * MAX_CONFIGURATION_BYTES;
+        let frames = |entries: usize| entries * FRAME_BYTES + configurations + SMALL_FRAMES_BYTES;
         if all == 0
             || !batches.is_empty()
                 && self.may_follow(batches.len())
@@ -604,13 +610,14 @@ impl Engine {
         if let Some(hard) = out.hard_state.filter(|_| out.must_sync) {
             let mut frame = FrameHeader::bodyless(FrameKind::Vote, group, 0, hard.term);
             (frame.record_count, frame.index) = (hard.vote, hard.commit);
-            self.lay_small(&frame)?;
+            self.lay_small(&frame, &[])?;
             laid_any = true;
         }
         for entry in out.first_entry..out.first_entry + out.entries {
             laid_any = true;
             let header = self.raft_mut(index).and_then(|replica| replica.raft.header(entry).copied());
             let header = header.ok_or("a group wants an entry persisted that it does not hold")?;
+            let came = incoming.as_ref().is_some_and(|incoming| incoming.has(entry, header.term));
             let sent = incoming.as_mut().and_then(|incoming| incoming.batch(entry, header.term));
             match (header.kind, sent) {
                 (EntryKind::NewTerm, _) => {
@@ -618,11 +625,17 @@ impl Engine {
                     let mut frame =
                         FrameHeader::bodyless(FrameKind::NewTerm, group, header.base_offset, header.term);
                     frame.index = entry;
-                    let lsn = self.lay_small(&frame)?;
+                    let lsn = self.lay_small(&frame, &[])?;
                     if let Some(replica) = self.raft_mut(index) {
                         replica.note_laid(entry, lsn);
                     }
                 }
+                (EntryKind::Configuration, _) if came => {
+                    self.cut_entries(index, entry);
+                    self.lay_configuration(index, group, entry, &header)?;
+                }
+                // Its own proposal: laid down when it was made.
+                (EntryKind::Configuration, _) => {}
                 (EntryKind::Batch, Some(batch)) => {
                     self.cut_entries(index, entry);
                     self.lay_batch(index, group, entry, &header, batch)?;
@@ -647,9 +660,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Lays down a frame without a body. Returns its commit.
-    fn lay_small(&mut self, frame: &FrameHeader) -> Result<u64, String> {
-        let laid = self.journal.lay(&self.pool, frame, &[], &[]);
+    /// Lays down who the replicas are from an entry on.
+    fn lay_configuration(
+        &mut self,
+        index: u32,
+        group: GroupId,
+        entry: u64,
+        header: &Header,
+    ) -> Result<(), String> {
+        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        let said = replica.raft.configuration_at(entry).map(Configuration::encode);
+        let body = said.ok_or("a group wants a configuration persisted that it does not hold")?;
+        let frame = FrameHeader::of_configuration(group, header.base_offset, header.term, entry, &body);
+        let lsn = self.lay_small(&frame, &body)?;
+        if let Some(replica) = self.raft_mut(index) {
+            replica.note_laid(entry, lsn);
+        }
+        Ok(())
+    }
+
+    /// Lays down a frame with a small body or none. Returns its commit.
+    fn lay_small(&mut self, frame: &FrameHeader, body: &[u8]) -> Result<u64, String> {
+        let laid = self.journal.lay(&self.pool, frame, &[], body);
         laid.map(|laid| laid.lsn)
             .map_err(|full| format!("the journal has no room for a small frame: {full:?}"))
     }
@@ -721,7 +753,10 @@ impl Engine {
         let bytes: u64 = entries
             .clone()
             .filter_map(|entry| partition.replica.header(entry))
-            .map(|header| u64::from(header.bytes))
+            .map(|header| match header.kind {
+                EntryKind::Configuration => MAX_CONFIGURATION_BYTES as u64,
+                _ => u64::from(header.bytes),
+            })
             .sum();
         let count = entries.clone().count();
         if !self.journal.has_room_for_all(&self.pool, bytes as usize + count * FRAME_BYTES) {
@@ -733,6 +768,15 @@ impl Engine {
             let Some(header) = partition.replica.header(entry) else { break };
             let mut frame = FrameHeader::bodyless(FrameKind::NewTerm, group, header.base_offset, header.term);
             frame.index = entry;
+            if header.kind == EntryKind::Configuration {
+                let Some(said) = partition.replica.configuration_at(entry) else { break };
+                let body = said.encode();
+                let frame =
+                    FrameHeader::of_configuration(group, header.base_offset, header.term, entry, &body);
+                let Ok(laid) = self.journal.lay(&self.pool, &frame, &[], &body) else { break };
+                laid_again.push((entry, header.kind, laid));
+                continue;
+            }
             let data = partition.tail_entry(entry).map(|batch| batch.data.clone());
             let bytes = data.as_ref().map_or(&[][..], |data| data.bytes());
             if header.kind == EntryKind::Batch {
@@ -914,61 +958,4 @@ impl Engine {
 fn members_of(catalog: &Catalog, group: GroupId) -> Vec<PeerId> {
     let replicas = catalog.replicas(group);
     replicas.map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) }).collect()
-}
-
-/// The batches of an append that just came, which are wanted in the order of their entries.
-struct Incoming<'a> {
-    message: &'a Message,
-    batches: &'a [u8],
-    /// The next entry, counted within the message, and where its batch begins.
-    next: (usize, usize),
-}
-
-impl<'a> Incoming<'a> {
-    fn new(message: &'a Message, batches: &'a [u8]) -> Self {
-        Self { message, batches, next: (0, 0) }
-    }
-
-    /// The batch of an entry, if it is one that came: of what an older leader sent, a leader takes nothing in place of its own.
-    fn batch(&mut self, entry: u64, term: u32) -> Option<&'a [u8]> {
-        let nth = usize::try_from(entry.checked_sub(self.message.index + 1)?).ok()?;
-        if self.message.entries.get(nth)?.term != term {
-            return None;
-        }
-        if nth < self.next.0 {
-            self.next = (0, 0);
-        }
-        let (from, at) = self.next;
-        let skipped = self.message.entries.get(from..nth)?.iter().map(|head| head.bytes as usize);
-        let at = at + skipped.sum::<usize>();
-        let bytes = self.message.entries.get(nth)?.bytes as usize;
-        self.next = (nth + 1, at + bytes);
-        (bytes > 0).then(|| self.batches.get(at..at + bytes)).flatten()
-    }
-}
-
-/// Every batch of an append is whole, undamaged, and what its entry says.
-fn check_batches(message: &Message, batches: &[u8]) -> Result<(), String> {
-    let mut rest = batches;
-    for EntryHead { term, base_offset, next_offset, bytes, .. } in &message.entries {
-        let Some((bytes, later)) = rest.split_at_checked(*bytes as usize) else {
-            return Err("an append with less batches than entries".into());
-        };
-        rest = later;
-        if bytes.is_empty() {
-            continue;
-        }
-        let batch = BatchView::parse_exact(bytes).map_err(|error| error.to_string())?;
-        let told = next_offset.checked_sub(*base_offset);
-        if batch.base_offset() != *base_offset
-            || told != Some(i64::from(batch.record_count()))
-            || batch.leader_epoch() != *term
-        {
-            return Err("a batch that is not the one its entry names".into());
-        }
-        if !batch.verify_crc() {
-            return Err("a batch whose checksum does not match its bytes".into());
-        }
-    }
-    Ok(())
 }

@@ -4,14 +4,16 @@
 
 use pyralog_core::GroupId;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_CHECKPOINT_BYTES};
-use pyralog_replication::raft::Standing;
+use pyralog_replication::raft::{Configuration, Standing};
 
 use super::bytes::{Reader, array_at, put, u16_le, u32_le, u64_le};
 
 /// First bytes of a checkpoint.
 pub const CHECKPOINT_MAGIC: [u8; 4] = [0xB7, b'P', b'C', b'K'];
 /// Version of the checkpoint's format.
-pub const CHECKPOINT_VERSION: u16 = 3;
+pub const CHECKPOINT_VERSION: u16 = 4;
+/// The oldest version that is read: in it no replica knows who the others are, as nothing could change them.
+pub const OLDEST_CHECKPOINT_VERSION: u16 = 3;
 /// Bytes of the checkpoint's header.
 pub const CHECKPOINT_HEADER_BYTES: usize = 40;
 /// Most batches that a checkpoint holds of one producer.
@@ -80,7 +82,7 @@ pub struct ProducerCheckpoint {
 }
 
 /// What a replica of several needs besides its segments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicatedCheckpoint {
     /// The node voted for in the group's epoch; 0 = none.
     pub vote: u32,
@@ -90,6 +92,9 @@ pub struct ReplicatedCheckpoint {
     pub start_term: u32,
     /// What commits below this one hold of the group's entries is no part of its log.
     pub entries_from_lsn: u64,
+    /// Who the replicas are behind that entry, and term and index of an entry that was committed before this one was made;
+    /// `None`: as the catalogue says, nothing has changed it.
+    pub replicas: Option<(Configuration, (u32, u64))>,
 }
 
 /// One group at the checkpoint.
@@ -151,7 +156,7 @@ pub enum CheckpointError {
     Magic,
     /// A version that this program does not know.
     #[error(
-        "the checkpoint has version {0}; this program reads version {CHECKPOINT_VERSION}: use the program that wrote it"
+        "the checkpoint has version {0}; this program reads versions {OLDEST_CHECKPOINT_VERSION} to {CHECKPOINT_VERSION}: use the program that wrote it"
     )]
     Version(u16),
     /// The bytes are not those that were written.
@@ -235,7 +240,7 @@ impl Checkpoint {
             return Err(Checksum);
         }
         let version = u16_le(header, 4).ok_or(Incomplete)?;
-        if version != CHECKPOINT_VERSION {
+        if !(OLDEST_CHECKPOINT_VERSION..=CHECKPOINT_VERSION).contains(&version) {
             return Err(Version(version));
         }
         let payload_len = u32_le(header, 24).ok_or(Incomplete)? as usize;
@@ -250,14 +255,14 @@ impl Checkpoint {
         let seq = u64_le(header, 8).ok_or(Incomplete)?;
         let journal_id = u64_le(header, 16).ok_or(Incomplete)?;
         let mut reader = Reader::new(payload);
-        let decoded = Self::decode_payload(&mut reader, seq, journal_id).ok_or(Field("payload"))?;
+        let decoded = Self::decode_payload(&mut reader, version, seq, journal_id).ok_or(Field("payload"))?;
         match reader.remaining() {
             0 => Ok(decoded),
             _ => Err(Field("payload length")),
         }
     }
 
-    fn decode_payload(reader: &mut Reader<'_>, seq: u64, journal_id: u64) -> Option<Self> {
+    fn decode_payload(reader: &mut Reader<'_>, version: u16, seq: u64, journal_id: u64) -> Option<Self> {
         let incarnation = reader.u64()?;
         let replay_from = ReplayPoint {
             lsn: reader.u64()?,
@@ -270,7 +275,7 @@ impl Checkpoint {
         let count = reader.count(GROUP_BYTES)?;
         let mut groups: Vec<GroupCheckpoint> = Vec::with_capacity(count);
         for _ in 0..count {
-            let group = GroupCheckpoint::decode(reader)?;
+            let group = GroupCheckpoint::decode(reader, version)?;
             if groups.last().is_some_and(|last| last.group >= group.group) {
                 return None;
             }
@@ -309,13 +314,17 @@ impl GroupCheckpoint {
         out.extend(self.epoch.to_le_bytes());
         out.push(self.standing as u8);
         out.push(u8::from(self.replicated.is_some()));
-        if let Some(ReplicatedCheckpoint { vote, start_index, start_term, entries_from_lsn }) =
-            self.replicated
-        {
-            out.extend(vote.to_le_bytes());
-            out.extend(start_index.to_le_bytes());
-            out.extend(start_term.to_le_bytes());
-            out.extend(entries_from_lsn.to_le_bytes());
+        if let Some(replicated) = &self.replicated {
+            out.extend(replicated.vote.to_le_bytes());
+            out.extend(replicated.start_index.to_le_bytes());
+            out.extend(replicated.start_term.to_le_bytes());
+            out.extend(replicated.entries_from_lsn.to_le_bytes());
+            out.push(u8::from(replicated.replicas.is_some()));
+            if let Some((configuration, (term, index))) = &replicated.replicas {
+                out.extend(term.to_le_bytes());
+                out.extend(index.to_le_bytes());
+                out.extend(configuration.encode());
+            }
         }
         out.push(u8::from(self.end_unknown));
         put_count(out, self.damaged.len())?;
@@ -334,7 +343,7 @@ impl GroupCheckpoint {
         self.producers.iter().try_for_each(|producer| producer.encode(out))
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Option<Self> {
+    fn decode(reader: &mut Reader<'_>, version: u16) -> Option<Self> {
         let group = GroupId::new(reader.u32()?, reader.u32()?);
         let log_start = reader.i64()?;
         let flushed_to = reader.i64()?;
@@ -346,6 +355,13 @@ impl GroupCheckpoint {
                 start_index: reader.u64()?,
                 start_term: reader.u32()?,
                 entries_from_lsn: reader.u64()?,
+                replicas: match version > OLDEST_CHECKPOINT_VERSION && flag(reader)? {
+                    true => {
+                        let made_after = (reader.u32()?, reader.u64()?);
+                        Some((configuration(reader)?, made_after))
+                    }
+                    false => None,
+                },
             }),
             false => None,
         };
@@ -412,6 +428,12 @@ impl ProducerCheckpoint {
     }
 }
 
+fn configuration(reader: &mut Reader<'_>) -> Option<Configuration> {
+    let (configuration, behind) = Configuration::decode(reader.rest())?;
+    reader.bytes(reader.remaining() - behind.len())?;
+    Some(configuration)
+}
+
 fn put_count(out: &mut Vec<u8>, count: usize) -> Result<(), CheckpointError> {
     let count = u32::try_from(count).map_err(|_| CheckpointError::TooLarge(count))?;
     out.extend(count.to_le_bytes());
@@ -444,6 +466,7 @@ fn list<'a, T>(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use pyralog_replication::metadata::Replica;
 
     fn sample() -> Checkpoint {
         let group = |partition| GroupCheckpoint {
@@ -452,7 +475,8 @@ mod tests {
             flushed_to: 100,
             epoch: 1,
             standing: Standing::Undecided,
-            replicated: (partition == 1).then_some(ReplicatedCheckpoint {
+            replicated: (partition == 1).then(|| ReplicatedCheckpoint {
+                replicas: Some((Configuration::of((1..4).map(|node| Replica { node, shard: 2 })), (2, 9))),
                 vote: 3,
                 start_index: 7,
                 start_term: 1,

@@ -13,13 +13,17 @@ use pyralog_core::limits::{
     BATCH_HEADER_BYTES, CHUNK_BYTES, JOURNAL_ALIGN, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
 };
 
+use pyralog_replication::raft::{Configuration, MAX_CONFIGURATION_BYTES};
+
 use super::batch::{BatchError, BatchHead};
 use super::bytes::{array_at, i64_le, put, u16_le, u32_le, u64_le};
 
 /// First bytes of a commit header.
 pub const COMMIT_MAGIC: [u8; 4] = [0xB7, b'P', b'J', b'C'];
 /// Version of the journal's format.
-pub const JOURNAL_VERSION: u16 = 3;
+pub const JOURNAL_VERSION: u16 = 4;
+/// The oldest version that is read: it has no frames of [`FrameKind::Configuration`].
+pub const OLDEST_JOURNAL_VERSION: u16 = 3;
 /// Bytes of a commit header.
 pub const COMMIT_HEADER_BYTES: usize = 96;
 /// Bytes of a frame header.
@@ -83,7 +87,7 @@ pub enum CommitError {
     Magic,
     /// A version that this program does not know.
     #[error(
-        "the journal has version {0}; this program reads version {JOURNAL_VERSION}: use the program that wrote it"
+        "the journal has version {0}; this program reads versions {OLDEST_JOURNAL_VERSION} to {JOURNAL_VERSION}: use the program that wrote it"
     )]
     Version(u16),
     /// The header's bytes are not those that were written.
@@ -143,7 +147,7 @@ impl CommitHeader {
             return Err(CommitError::Checksum);
         }
         let version = u16_le(header, 4).ok_or(CommitError::Incomplete)?;
-        if version != JOURNAL_VERSION {
+        if !(OLDEST_JOURNAL_VERSION..=JOURNAL_VERSION).contains(&version) {
             return Err(CommitError::Version(version));
         }
         let decoded = Self::fields(header, header_crc).ok_or(CommitError::Incomplete)?;
@@ -267,6 +271,10 @@ pub enum FrameKind {
     Joined = 8,
     /// A node (`record_count`) with which the metadata group began, and the number of its disk (`index`).
     Founder = 9,
+    /// Who the replicas are from entry `index` on; the body is a `Configuration`. With `index` 0 it is no entry: it says
+    /// who they are where the log begins, and `epoch` and `base_offset` are term and index of an entry that was committed
+    /// before the replica was made.
+    Configuration = 10,
 }
 
 impl FrameKind {
@@ -282,6 +290,7 @@ impl FrameKind {
             7 => Some(Self::Rejoin),
             8 => Some(Self::Joined),
             9 => Some(Self::Founder),
+            10 => Some(Self::Configuration),
             _ => None,
         }
     }
@@ -305,7 +314,7 @@ pub struct FrameHeader {
     /// Index of the entry in the log of a group with several replicas; 0 in a group of one. A frame with an index
     /// takes the place of the entries of its group from that index on.
     pub index: u64,
-    /// The batch's own CRC.
+    /// The batch's own CRC; of another body its CRC32C.
     pub body_crc: u32,
 }
 
@@ -327,6 +336,9 @@ pub enum FrameError {
     /// The body is no intact batch.
     #[error("its batch is broken: {0}")]
     Batch(BatchError),
+    /// The body has its checksum and is no configuration.
+    #[error("its body is no configuration")]
+    Configuration,
 }
 
 /// Start value of the CRC of every frame header in one commit. It binds the frame to its commit: in a recycled
@@ -356,6 +368,33 @@ impl FrameHeader {
             record_count: head.record_count,
             index,
             body_crc: head.crc,
+        }
+    }
+
+    /// The header of a configuration, whose bytes are `body`, of entry `index`; 0 = of the place where the log begins.
+    pub fn of_configuration(group: GroupId, base_offset: i64, epoch: u32, index: u64, body: &[u8]) -> Self {
+        Self {
+            body_len: body.len() as u32,
+            body_crc: crc32c::crc32c(body),
+            index,
+            ..Self::bodyless(FrameKind::Configuration, group, base_offset, epoch)
+        }
+    }
+
+    /// What the body of a frame of [`FrameKind::Configuration`] says.
+    ///
+    /// # Errors
+    /// It is not what was written.
+    pub fn configuration(&self, body: &[u8]) -> Result<Configuration, FrameError> {
+        if body.len() != self.body_len as usize {
+            return Err(FrameError::Disagrees("length"));
+        }
+        if crc32c::crc32c(body) != self.body_crc {
+            return Err(FrameError::Disagrees("checksum"));
+        }
+        match Configuration::decode(body) {
+            Some((configuration, [])) => Ok(configuration),
+            _ => Err(FrameError::Configuration),
         }
     }
 
@@ -404,13 +443,15 @@ impl FrameHeader {
 
     fn check(&self, header: &[u8]) -> Result<(), FrameError> {
         let body = self.body_len as usize;
-        let is_batch = self.kind == FrameKind::Batch;
+        let bodies = match self.kind {
+            FrameKind::Batch => BATCH_HEADER_BYTES..=MAX_BATCH_BYTES,
+            FrameKind::Configuration => 1..=MAX_CONFIGURATION_BYTES,
+            _ => 0..=0,
+        };
         let records = self.record_count;
         let wrong = if header.get(1..4) != Some(&[0; 3]) {
             "flags"
-        } else if is_batch && !(BATCH_HEADER_BYTES..=MAX_BATCH_BYTES).contains(&body)
-            || !is_batch && body != 0
-        {
+        } else if !bodies.contains(&body) {
             "body length"
         } else if match self.kind {
             FrameKind::Batch => !(1..=MAX_BATCH_RECORDS).contains(&records),
@@ -427,7 +468,8 @@ impl FrameHeader {
             | FrameKind::Vote
             | FrameKind::Rejoin
             | FrameKind::Joined
-            | FrameKind::Founder => false,
+            | FrameKind::Founder
+            | FrameKind::Configuration => false,
         } || self.index == u64::MAX
         {
             "index"
@@ -449,6 +491,7 @@ impl FrameHeader {
     pub fn verify_body(&self, body: &[u8]) -> Result<(), FrameError> {
         match self.kind {
             FrameKind::Batch => verify_batch_frame(self, body),
+            FrameKind::Configuration => self.configuration(body).map(drop),
             _ if body.is_empty() => Ok(()),
             _ => Err(FrameError::Disagrees("length")),
         }

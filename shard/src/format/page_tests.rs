@@ -7,7 +7,8 @@ use super::index::*;
 use super::journal::*;
 use pyralog_core::GroupId;
 use pyralog_core::limits::{CHUNK_BYTES, INDEX_INTERVAL_BYTES, JOURNAL_ALIGN, MAX_CHECKPOINT_BYTES};
-use pyralog_replication::raft::Standing;
+use pyralog_replication::metadata::Replica;
+use pyralog_replication::raft::{Configuration, Standing};
 
 const PAGE: &str = include_str!("../../../docs/storage-format.md");
 const JOURNAL_ID: u64 = 0x1122_3344_5566_7788;
@@ -15,8 +16,13 @@ const JOURNAL_ID: u64 = 0x1122_3344_5566_7788;
 /// The bytes of the example with this name: the hex columns of a block that begins with "```hex NAME".
 fn example(name: &str) -> Vec<u8> {
     let block = PAGE.split("```").find_map(|block| block.strip_prefix(&format!("hex {name}\n")));
-    let lines = block.unwrap_or_else(|| panic!("the page has no example {name}")).lines();
-    let bytes = lines.flat_map(|line| line.split_whitespace().skip(1).take_while(|word| *word != "|"));
+    hex(block.unwrap_or_else(|| panic!("the page has no example {name}")))
+}
+
+/// The bytes in the hex columns.
+fn hex(block: &str) -> Vec<u8> {
+    let bytes =
+        block.lines().flat_map(|line| line.split_whitespace().skip(1).take_while(|word| *word != "|"));
     bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
 }
 
@@ -95,6 +101,7 @@ fn the_example_of_a_checkpoint() {
             epoch: 2,
             standing: Standing::Rejoining,
             replicated: Some(ReplicatedCheckpoint {
+                replicas: Some((Configuration::of((1..4).map(|node| Replica { node, shard: 2 })), (1, 5))),
                 vote: 3,
                 start_index: 8,
                 start_term: 1,
@@ -122,6 +129,24 @@ fn the_example_of_a_checkpoint() {
     };
     check("checkpoint", &checkpoint.encode().unwrap());
     assert_eq!(Checkpoint::decode(&example("checkpoint")).unwrap(), checkpoint);
+}
+
+/// What earlier versions have written is read for ever: the same values, of which those know less.
+#[test]
+fn version_3_is_read() {
+    let written = hex(include_str!("fixtures/checkpoint-3.hex"));
+    let mut checkpoint = Checkpoint::decode(&example("checkpoint")).unwrap();
+    for group in &mut checkpoint.groups {
+        group.replicated.iter_mut().for_each(|replicated| replicated.replicas = None);
+    }
+    assert_eq!(Checkpoint::decode(&written).unwrap(), checkpoint);
+    let (written, now) = (hex(include_str!("fixtures/commit-3.hex")), example("commit"));
+    let header = |bytes: &[u8]| CommitHeader { header_crc: 0, ..CommitHeader::decode(bytes).unwrap() };
+    assert_eq!(header(&written), header(&now));
+    let (mut frames, mut frames_now) = (Vec::new(), Vec::new());
+    header(&written).verify_frames(&written[COMMIT_HEADER_BYTES..], &mut frames).unwrap();
+    header(&now).verify_frames(&now[COMMIT_HEADER_BYTES..], &mut frames_now).unwrap();
+    assert_eq!(frames, frames_now);
 }
 
 #[test]

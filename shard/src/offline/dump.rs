@@ -187,6 +187,12 @@ fn frame_line(frame: &FrameHeader, body: &[u8], out: &mut dyn Write) -> Result<(
         FrameKind::Founder => {
             line!(out, "    founder node {} disk {:#018x}", frame.record_count, frame.index)
         }
+        FrameKind::Configuration => {
+            let said = frame.configuration(body);
+            let said =
+                said.map_or_else(|e| format!("BROKEN: {e}"), |said| format!("replicas on nodes {said}"));
+            line!(out, "    configuration {group} entry {} epoch {}: {said}", frame.index, frame.epoch)
+        }
         FrameKind::DropGroup => line!(out, "    drop {group}"),
         FrameKind::NewLife => line!(out, "    new life {}", frame.epoch),
         FrameKind::NewTerm => line!(out, "    new term {group} entry {} epoch {}", frame.index, frame.epoch),

@@ -398,7 +398,8 @@ impl ScanSink for JournalCheck {
                 FrameKind::DropGroup => {
                     self.ends.remove(&frame.group);
                 }
-                FrameKind::NewTerm => {
+                FrameKind::Configuration if frame.index == 0 => {}
+                FrameKind::NewTerm | FrameKind::Configuration => {
                     let end = self.ends.entry(frame.group).or_insert(0);
                     *end = frame.base_offset.min(*end);
                 }

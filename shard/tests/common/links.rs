@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pyralog_core::{NodeId, ShardId};
 use pyralog_net::peer::frame::{self, FrameHeader, FrameKind};
-use pyralog_net::peer::{Hello, HelloReply};
+use pyralog_net::peer::{Hello, HelloReply, PROTOCOL_VERSION};
 use pyralog_net::socket::SharedPort;
 use pyralog_shard::engine::{Event, PeerId};
 use pyralog_shard::memory::{ChunkPool, ChunkSlice};
@@ -321,7 +321,7 @@ impl Raw {
             node: hello.to_node,
             shard: hello.to_shard,
             shards: 1,
-            version: 1,
+            version: PROTOCOL_VERSION,
             session,
             refusal: None,
         };
@@ -342,8 +342,8 @@ impl Raw {
 /// From shard 0 of node `from`, which has one shard.
 pub(crate) fn hello(from: u32, to: PeerId, session: u64) -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: PROTOCOL_VERSION,
+        version_max: PROTOCOL_VERSION,
         cluster_id: CLUSTER,
         from_node: NodeId(from),
         from_shard: ShardId(0),

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use pyralog_core::GroupId;
 
+use crate::metadata::Replica;
 use crate::raft::{
-    EntryKind, GroupConfig, HardState, Header, Message, MessageKind, NotLeader, Output, Position, RaftGroup,
-    RecoveredLog, Timing,
+    ChangeRefused, Configuration, EntryKind, GroupConfig, HardState, Header, Message, MessageKind, NotLeader,
+    Output, Position, RaftGroup, RecoveredLog, Step, Timing,
 };
 
 pub(super) const GROUP: GroupId = GroupId::new(7, 3);
@@ -23,6 +24,16 @@ pub(super) enum Bug {
     ForgetVote,
     /// A replica comes back blank and is not told apart from itself.
     BlankDisk,
+    /// The voters change from one moment to the next, without a joint configuration.
+    NoJoint,
+    /// A change begins before the last one is in force.
+    TwoChanges,
+    /// Who is no voter any more goes before the others know for good that nobody has to ask it.
+    EarlyDeparture,
+    /// A replica that is made anew follows changes from before that.
+    OldChanges,
+    /// A restart takes what is known of changes along.
+    ForgetChange,
 }
 
 pub(super) struct Rng(pub(super) u64);
@@ -50,9 +61,9 @@ struct Write {
     number: u64,
     hard: Option<HardState>,
     /// A new start, with the values before it.
-    snapshot: Option<(Position, BTreeMap<u64, u64>)>,
+    snapshot: Option<(Position, Configuration, BTreeMap<u64, u64>)>,
     first: u64,
-    entries: Vec<(Header, u64)>,
+    entries: Vec<(Header, u64, Option<Configuration>)>,
     after: Vec<Message>,
 }
 
@@ -72,6 +83,8 @@ struct Node {
     writes: VecDeque<Write>,
     /// Batches fetched for a snapshot that the replica may take.
     fetched: BTreeMap<u64, u64>,
+    /// It has no replica of the group, and is to have none.
+    absent: bool,
 }
 
 struct Packet {
@@ -83,6 +96,8 @@ pub(super) struct World {
     pub(super) rng: Rng,
     pub(super) now_us: u64,
     nodes: Vec<Node>,
+    /// With how many the group began.
+    replicas: usize,
     write_quorum: usize,
     network: Vec<Packet>,
     /// Links that are cut, sender and receiver.
@@ -98,40 +113,158 @@ pub(super) struct World {
     pub(super) bug: Option<Bug>,
     pub(super) snapshots: u64,
     pub(super) quiets: u64,
+    /// Which nodes the voters should be, if they are to change.
+    pub(super) wanted: Option<Vec<u32>>,
+    /// Changes that have come to their end.
+    pub(super) moves: u64,
+    /// When a leader that leaves began to hand over: it gives that up after a while.
+    handing_over_us: Option<u64>,
+    /// What the last change has ended with; a node that is told to hold a replica begins with that.
+    settled: Configuration,
+    /// An entry that was committed then, term and index.
+    settled_after: (u32, u64),
 }
 
 impl World {
-    pub(super) fn new(seed: u64, replicas: usize, write_quorum: usize) -> Self {
+    /// `replicas` nodes with a replica and `others` without.
+    pub(super) fn new(seed: u64, replicas: usize, others: usize, write_quorum: usize) -> Self {
         let mut world = Self {
             rng: Rng(seed),
             now_us: 1_000_000,
             nodes: Vec::new(),
+            replicas,
             write_quorum,
             network: Vec::new(),
             cut: Vec::new(),
             loss_percent: 0,
             committed: BTreeMap::new(),
-            checked: vec![0; replicas],
+            checked: vec![0; replicas + others],
             acknowledged: BTreeMap::new(),
             leaders: BTreeMap::new(),
             next_value: 1,
             bug: None,
             snapshots: 0,
             quiets: 0,
+            wanted: None,
+            moves: 0,
+            handing_over_us: None,
+            settled_after: (0, 0),
+            settled: Configuration::of((1..=replicas as u32).map(|node| Replica { node, shard: 0 })),
         };
-        for _ in 0..replicas {
+        for id in 1..=replicas + others {
             world.nodes.push(Node {
                 replica: None,
                 disk: Disk::default(),
                 values: BTreeMap::new(),
                 writes: VecDeque::new(),
                 fetched: BTreeMap::new(),
+                absent: id > replicas,
             });
         }
         for id in 1..=replicas as u32 {
-            world.restart(id);
+            world.open(id);
         }
         world
+    }
+
+    /// Has a node hold an empty replica, which knows who the others are and waits to be sent everything, or is one of the first.
+    fn open(&mut self, id: u32) {
+        let voters = match self.bug {
+            Some(Bug::OldChanges) => Configuration::of(self.settled.voters().iter().copied()),
+            _ => self.settled.clone(),
+        };
+        let joins = !voters.is_voter(id);
+        let configuration = if joins { voters.joined_by(Replica { node: id, shard: 0 }) } else { voters };
+        let made_after = if self.bug == Some(Bug::OldChanges) { (0, 0) } else { self.settled_after };
+        let node = self.node(id);
+        node.absent = false;
+        node.writes.clear();
+        let log = RecoveredLog { configuration, made_after, ..RecoveredLog::default() };
+        node.disk = Disk { log, ..Disk::default() };
+        self.restart(id);
+    }
+
+    /// Goes on with the change to the voters that are wanted, as far as its leader can: what the owner of a group does.
+    pub(super) fn drive(&mut self) {
+        let Some((wanted, leader)) = self.wanted.clone().zip(self.leader()) else { return };
+        for id in wanted.clone() {
+            if self.nodes[id as usize - 1].absent {
+                self.open(id);
+            }
+        }
+        let (now_us, bug) = (self.now_us, self.bug);
+        let gives_up =
+            self.handing_over_us.take_if(|begun| now_us > *begun + TIMING.election_min_us).is_some();
+        let Some(replica) = self.replica(leader) else { return };
+        if gives_up {
+            replica.abort_transfer();
+        }
+        if !replica.leads_surely() {
+            return;
+        }
+        let commit = replica.commit();
+        let has_all = |node| replica.matched_of(node) >= commit;
+        match replica.configuration().step_to(&at(&wanted), has_all) {
+            Step::Wait(_) => {}
+            Step::Propose(next) if bug == Some(Bug::NoJoint) && next.is_joint() => {
+                let proposed = replica.append_change(now_us, next.left());
+                self.node(leader).values.insert(proposed.index, 0);
+                self.drain(leader, &[], 0);
+            }
+            Step::Propose(next)
+                if bug == Some(Bug::EarlyDeparture) && next.is_confirmed() && next.learners().is_empty() =>
+            {
+                self.settle_on(next);
+            }
+            Step::Propose(next) if bug == Some(Bug::TwoChanges) => {
+                let proposed = replica.append_change(now_us, next);
+                self.node(leader).values.insert(proposed.index, 0);
+                self.drain(leader, &[], 0);
+            }
+            Step::Propose(next) => match replica.propose_change(now_us, next) {
+                Ok(proposed) => {
+                    self.node(leader).values.insert(proposed.index, 0);
+                    self.drain(leader, &[], 0);
+                }
+                Err(ChangeRefused::LeaderLeaves) => {
+                    let to = replica.configuration().voters()[0].node;
+                    replica.transfer(to, now_us);
+                    self.handing_over_us.get_or_insert(now_us);
+                    self.drain(leader, &[], 0);
+                }
+                Err(ChangeRefused::NotYet | ChangeRefused::NotLeader(_)) => {}
+                Err(error @ ChangeRefused::Impossible(_)) => panic!("{error}"),
+            },
+            Step::Done => {
+                let settled = replica.configuration().clone();
+                let committed = replica.position(replica.commit());
+                self.settled_after = committed.map_or((0, 0), |last| (last.term, last.index));
+                self.settle_on(settled);
+            }
+        }
+    }
+
+    /// The change is through: who is no voter any more deletes what it has. What it has sent may still arrive.
+    fn settle_on(&mut self, settled: Configuration) {
+        self.moves += 1;
+        self.wanted = None;
+        for id in self.ids().filter(|id| !settled.is_voter(*id)) {
+            let node = self.node(id);
+            (node.replica, node.absent, node.disk) = (None, true, Disk::default());
+            node.values.clear();
+            node.writes.clear();
+            self.network.retain(|packet| packet.message.to != id);
+        }
+        self.settled = settled;
+    }
+
+    /// Who is to have the same in the end.
+    pub(super) fn settled(&self) -> Vec<u32> {
+        self.settled.voters().iter().map(|voter| voter.node).collect()
+    }
+
+    pub(super) fn is_absent(&self, id: u32) -> bool {
+        self.nodes[id as usize - 1].absent
     }
 
     pub(super) fn ids(&self) -> std::ops::RangeInclusive<u32> {
@@ -166,7 +299,9 @@ impl World {
             node.disk.log.hard.vote = 0;
         }
         if bug == Some(Bug::BlankDisk) {
-            node.disk = Disk::default();
+            let configuration = node.disk.log.configuration.clone();
+            node.disk =
+                Disk { log: RecoveredLog { configuration, ..RecoveredLog::default() }, ..Disk::default() };
         }
         let now_us = self.now_us;
         for peer in self.ids() {
@@ -178,12 +313,20 @@ impl World {
 
     pub(super) fn restart(&mut self, id: u32) {
         let (now_us, write_quorum) = (self.now_us, self.write_quorum);
-        let voters: Vec<u32> = self.ids().collect();
         let seed = self.rng.next();
+        let forgets = self.bug == Some(Bug::ForgetChange);
+        let first: Vec<u32> = (1..=self.replicas as u32).collect();
         let node = self.node(id);
+        if forgets {
+            let log = &mut node.disk.log;
+            log.configuration = Configuration::of(at(&first));
+            log.configurations.clear();
+            let changes = log.headers.iter_mut().filter(|header| header.kind == EntryKind::Configuration);
+            changes.for_each(|header| header.kind = EntryKind::NewTerm);
+        }
         node.fetched.clear();
         node.values = node.disk.values.clone();
-        let config = GroupConfig { group: GROUP, id, voters, write_quorum, timing: TIMING, seed };
+        let config = GroupConfig { group: GROUP, id, write_quorum, timing: TIMING, seed };
         let replica = RaftGroup::new(config, node.disk.log.clone(), now_us).unwrap();
         node.replica = Some(replica);
         self.checked[id as usize - 1] = 0;
@@ -241,14 +384,14 @@ impl World {
             let snapshot = out.snapshot.map(|start| {
                 node.values = std::mem::take(&mut node.fetched);
                 node.values.retain(|index, _| *index <= start.index);
-                (start, node.values.clone())
+                (start, replica.base_configuration().clone(), node.values.clone())
             });
             let mut entries = Vec::new();
             for index in out.first_entry..out.first_entry + out.entries {
                 let header = *replica.header(index).unwrap();
                 let incoming = index.checked_sub(incoming_first).and_then(|at| incoming.get(at as usize));
                 let value = match (header.kind, incoming) {
-                    (EntryKind::NewTerm, _) => 0,
+                    (EntryKind::NewTerm | EntryKind::Configuration, _) => 0,
                     (EntryKind::Batch, Some(value)) => *value,
                     // Its own proposal, which it may have stopped leading after.
                     (EntryKind::Batch, None) => node.values[&index],
@@ -257,7 +400,7 @@ impl World {
                     node.values.retain(|known, _| *known < index);
                     node.values.insert(index, value);
                 }
-                entries.push((header, value));
+                entries.push((header, value, replica.configuration_at(index).cloned()));
             }
             let write = Write {
                 number: out.number,
@@ -306,14 +449,18 @@ impl World {
         if let Some(hard) = write.hard {
             disk.log.hard = hard;
         }
-        if let Some((start, values)) = write.snapshot {
+        if let Some((start, configuration, values)) = write.snapshot {
             disk.log.start = start;
             disk.log.headers.clear();
+            disk.log.configuration = configuration;
+            disk.log.configurations.clear();
             disk.values = values;
         }
-        for (index, (header, value)) in (write.first..).zip(write.entries) {
+        for (index, (header, value, configuration)) in (write.first..).zip(write.entries) {
             disk.log.headers.truncate((index - disk.log.start.index - 1) as usize);
             disk.log.headers.push(header);
+            disk.log.configurations.retain(|(known, _)| *known < index);
+            disk.log.configurations.extend(configuration.map(|configuration| (index, configuration)));
             disk.values.retain(|known, _| *known < index);
             disk.values.insert(index, value);
         }
@@ -346,6 +493,8 @@ impl World {
         if start.index > disk.start.index {
             disk.headers.drain(..(start.index - disk.start.index) as usize);
             disk.start = start;
+            disk.configurations.retain(|(index, _)| *index > start.index);
+            disk.configuration = replica.base_configuration().clone();
         }
     }
 
@@ -433,17 +582,31 @@ impl World {
             let from = self.acknowledged.last_key_value().map_or(0, |(index, _)| *index) + 1;
             for index in from..=acknowledged {
                 let value = self.nodes[at].values[&index];
-                let copies = self.nodes.iter().filter(|n| n.disk.values.get(&index) == Some(&value)).count();
-                assert!(copies >= self.write_quorum, "entry {index} is acknowledged with {copies} copies");
+                let replicas = self.nodes[at].replica.as_ref().unwrap().configuration();
+                for half in replicas.halves() {
+                    let wanted = self.write_quorum.clamp(half.len() / 2 + 1, half.len());
+                    let copies =
+                        half.iter().filter(|voter| self.has_durably(voter.node, index, value)).count();
+                    assert!(
+                        copies >= wanted,
+                        "entry {index} is acknowledged with {copies} copies of {half:?}"
+                    );
+                }
                 self.acknowledged.insert(index, value);
             }
         }
     }
 
+    fn has_durably(&self, id: u32, index: u64, value: u64) -> bool {
+        self.nodes[id as usize - 1].disk.values.get(&index) == Some(&value)
+    }
+
     /// All replicas hold the same, and everything that was acknowledged.
     pub(super) fn check_converged(&self) {
-        let first = &self.nodes[0];
-        for node in &self.nodes {
+        let settled = self.settled();
+        let replicas = || settled.iter().map(|id| &self.nodes[*id as usize - 1]);
+        let Some(first) = replicas().next() else { panic!("a group without replicas") };
+        for node in replicas() {
             assert!(node.values == first.values, "replicas differ");
             assert!(node.disk.values == first.disk.values, "disks differ");
         }
@@ -451,4 +614,8 @@ impl World {
             assert_eq!(first.disk.values.get(index), Some(value), "acknowledged entry {index} is lost");
         }
     }
+}
+
+pub(super) fn at(nodes: &[u32]) -> Vec<Replica> {
+    nodes.iter().map(|node| Replica { node: *node, shard: 0 }).collect()
 }

@@ -44,13 +44,22 @@ impl Replay<'_> {
             }
         } else {
             unplaced.cut(frame.index);
-            let is_batch = frame.kind == FrameKind::Batch;
+            let kind = match frame.kind {
+                FrameKind::Batch => EntryKind::Batch,
+                FrameKind::Configuration => EntryKind::Configuration,
+                _ => EntryKind::NewTerm,
+            };
+            if kind == EntryKind::Configuration {
+                // The body was verified with its frame.
+                let Ok(said) = frame.configuration(body.bytes) else { return };
+                unplaced.log.configurations.push((frame.index, said));
+            }
             unplaced.log.headers.push(Header {
                 term: frame.epoch,
-                kind: if is_batch { EntryKind::Batch } else { EntryKind::NewTerm },
+                kind,
                 base_offset: frame.base_offset,
                 next_offset: frame.end_offset(),
-                bytes: frame.body_len,
+                bytes: if kind == EntryKind::Batch { frame.body_len } else { 0 },
             });
             unplaced.lsns.push_back(lsn);
             partition.cut_entries(frame.index);
@@ -77,6 +86,16 @@ impl Replay<'_> {
             bytes_before: 0,
             data: body.data,
         });
+    }
+
+    /// Who the replicas of a group are where its log begins, unless a checkpoint knows better.
+    pub(super) fn base_configuration(&mut self, frame: &FrameHeader, body: Body<'_>) {
+        let Some(partition) = self.partition_of(frame) else { return };
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return };
+        if unplaced.log.start.index == 0 && unplaced.log.configuration.is_unknown() {
+            unplaced.log.configuration = frame.configuration(body.bytes).unwrap_or_default();
+            unplaced.log.made_after = (frame.epoch, frame.base_offset.unsigned_abs());
+        }
     }
 
     /// Where the group of a frame is. One that neither the checkpoint names nor a frame opened has had its opening in damage, or it was
