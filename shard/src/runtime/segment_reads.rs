@@ -23,6 +23,13 @@ const SMALL_BYTES: usize = 128 << 10;
 const RATE_BYTES_PER_US: u64 = 128;
 /// What may be read at once after a while without reads, bytes: one fetch with what is read ahead of it.
 const BURST_BYTES: u64 = 2 << 20;
+/// A journal write that takes so many times as long as they usually do tells that the disk is slow at present: a read
+/// would make the next one slower still.
+const SLOW_TIMES: u64 = 2;
+/// Reads wait then until a journal write is not slow, and for this time after the last slow one at most, µs.
+const SLOW_FOR_US: u64 = 10_000;
+/// The usual time of a journal write is the mean of about so many.
+const USUAL_OF: u64 = 64;
 /// A piece that finds the journal always busy begins after this time all the same, µs.
 const PATIENCE_US: u64 = 2_000;
 
@@ -53,7 +60,12 @@ impl JournalWritten {
 pub(super) struct SegmentReads<T> {
     waiting: VecDeque<T>,
     pieces: usize,
-    journal_writes: usize,
+    /// When the journal writes that are with the disk were begun, µs.
+    journal_begun_us: VecDeque<u64>,
+    /// The usual time of one, µs, times [`USUAL_OF`]; 0 = none has ended.
+    usual_us_times: u64,
+    /// The disk is slow until then, µs.
+    slow_until_us: u64,
     written: JournalWritten,
     /// When the last piece was begun, or a read came that found none waiting, µs.
     since_us: u64,
@@ -67,7 +79,9 @@ impl<T> SegmentReads<T> {
         Self {
             waiting: VecDeque::new(),
             pieces: 0,
-            journal_writes: 0,
+            journal_begun_us: VecDeque::with_capacity(16),
+            usual_us_times: 0,
+            slow_until_us: 0,
             written,
             since_us: 0,
             allowed_bytes: BURST_BYTES,
@@ -108,8 +122,12 @@ impl<T> SegmentReads<T> {
             return None;
         }
         let missing = (SMALL_BYTES as u64).saturating_sub(self.allowed_bytes);
-        let allowed_us = self.counted_us + missing.div_ceil(RATE_BYTES_PER_US);
-        Some(if self.journal_writes == 0 { allowed_us } else { allowed_us.max(self.since_us + PATIENCE_US) })
+        let allowed_us = (self.counted_us + missing.div_ceil(RATE_BYTES_PER_US)).max(self.slow_until_us);
+        Some(if self.journal_begun_us.is_empty() {
+            allowed_us
+        } else {
+            allowed_us.max(self.since_us + PATIENCE_US)
+        })
     }
 
     /// A piece has been read, or has failed.
@@ -119,14 +137,24 @@ impl<T> SegmentReads<T> {
 
     /// A journal write is given to the disk.
     pub(super) fn journal_begun(&mut self, now_us: u64) {
-        self.journal_writes += 1;
+        self.journal_begun_us.push_back(now_us);
         self.written.tell(now_us);
     }
 
     /// A journal write has ended.
     pub(super) fn journal_ended(&mut self, now_us: u64) {
-        self.journal_writes -= 1;
         self.written.tell(now_us);
+        // They end in their order but for a few.
+        let Some(begun_us) = self.journal_begun_us.pop_front() else { return };
+        let took_us = now_us.saturating_sub(begun_us);
+        let usual_us = self.usual_us_times / USUAL_OF;
+        let slow = usual_us > 0 && took_us > SLOW_TIMES * usual_us;
+        self.slow_until_us = if slow { now_us + SLOW_FOR_US } else { now_us };
+        self.usual_us_times = match usual_us {
+            0 => took_us * USUAL_OF,
+            // One that took very long counts for a few, so that they become usual only if they go on.
+            _ => self.usual_us_times - usual_us + took_us.min(2 * SLOW_TIMES * usual_us),
+        };
     }
 
     fn may_begin(&self, now_us: u64) -> bool {
@@ -138,7 +166,7 @@ impl<T> SegmentReads<T> {
     }
 
     fn is_written(&self, now_us: u64) -> bool {
-        self.journal_writes > 0 || self.written.is_recent(now_us)
+        !self.journal_begun_us.is_empty() || self.written.is_recent(now_us)
     }
 
     fn count(&mut self, now_us: u64) {
@@ -232,6 +260,44 @@ mod tests {
         assert_eq!(reads.next(quiet_us - 1), Some(('b', SMALL_BYTES)));
         assert_eq!(reads.next(quiet_us - 1), None, "one at a time");
         assert_eq!(reads.next(quiet_us), Some(('c', LARGE_BYTES)));
+    }
+
+    /// A journal write of this time.
+    fn write<T>(reads: &mut SegmentReads<T>, now_us: &mut u64, took_us: u64) {
+        reads.journal_begun(*now_us);
+        *now_us += took_us;
+        reads.journal_ended(*now_us);
+    }
+
+    #[test]
+    fn reads_wait_while_the_disk_is_slow() {
+        let mut reads = SegmentReads::new(JournalWritten::default());
+        let mut now_us = 1_000;
+        (0..100).for_each(|_| write(&mut reads, &mut now_us, 100));
+        reads.push('a', now_us);
+        write(&mut reads, &mut now_us, 2 * 100 + 1);
+        assert_eq!(reads.next(now_us), None, "it would make the next write slower still");
+        assert_eq!(reads.due_us(), Some(now_us + SLOW_FOR_US));
+        write(&mut reads, &mut now_us, 100);
+        assert_eq!(reads.next(now_us), Some(('a', SMALL_BYTES)), "it is not slow any more");
+        reads.piece_ended();
+        reads.push_on('a');
+        write(&mut reads, &mut now_us, 20_000);
+        assert_eq!(reads.next(now_us + SLOW_FOR_US - 1), None);
+        assert_eq!(reads.next(now_us + SLOW_FOR_US), Some(('a', SMALL_BYTES)), "nobody writes");
+    }
+
+    #[test]
+    fn what_goes_on_is_not_slow_but_usual() {
+        let mut reads = SegmentReads::new(JournalWritten::default());
+        let mut now_us = 1_000;
+        (0..100).for_each(|_| write(&mut reads, &mut now_us, 100));
+        reads.push('a', now_us);
+        let waited = (0..).take_while(|_| {
+            write(&mut reads, &mut now_us, 5_000);
+            reads.next(now_us).is_none()
+        });
+        assert!((10..200).contains(&waited.count()));
     }
 
     #[test]
