@@ -52,6 +52,36 @@ impl Assignment {
         Ok(assignment)
     }
 
+    /// The same with other replicas of one partition, as many as it has.
+    ///
+    /// # Errors
+    /// What is wrong with them; see [`Self::check`].
+    pub fn with(&self, partition: u32, replicas: &[Replica]) -> Result<Self, String> {
+        let factor = usize::from(self.replication_factor);
+        let first = (partition as usize).saturating_mul(factor);
+        if replicas.len() != factor || first >= self.slots.len() {
+            return Err(format!("{} replicas of partition {partition}", replicas.len()));
+        }
+        let replaced = first..first + factor;
+        let kept = self.slots.iter().enumerate().filter(|(at, _)| !replaced.contains(at));
+        let mut homes: BTreeSet<Replica> = kept.map(|(_, slot)| self.home(*slot)).collect();
+        homes.extend(replicas);
+        let homes: Vec<Replica> = homes.into_iter().collect();
+        // Where each place is now, by where it was.
+        let place =
+            |home: &Replica| homes.binary_search(home).ok().and_then(|place| u16::try_from(place).ok());
+        let moved: Vec<Option<u16>> = self.homes.iter().map(place).collect();
+        let slots = self.slots.iter().enumerate().map(|(at, slot)| match replaced.contains(&at) {
+            true => replicas.get(at - first).and_then(place),
+            false => moved.get(usize::from(*slot)).copied().flatten(),
+        });
+        let slots =
+            slots.collect::<Option<_>>().ok_or_else(|| format!("replicas in {} places", homes.len()))?;
+        let assignment = Self { replication_factor: self.replication_factor, homes, slots };
+        assignment.check()?;
+        Ok(assignment)
+    }
+
     /// Replicas of each partition.
     pub fn replication_factor(&self) -> u8 {
         self.replication_factor

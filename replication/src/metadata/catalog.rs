@@ -8,9 +8,11 @@ use pyralog_core::limits::{
 };
 use pyralog_core::{ErrorCode, GroupId};
 
-use super::{Command, NodeInfo, Replica, Topic, TopicSpec};
+use super::reassign::replicas_of;
+use super::{Command, Move, NodeInfo, Replica, Settled, Topic, TopicSpec};
 
-type Refusal = (ErrorCode, String);
+/// Why not, for the client that asked for it.
+pub(super) type Refusal = (ErrorCode, String);
 
 /// All metadata at one version. Changed by [`Self::apply`] only. A clone shares the topics with its original.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,10 @@ pub struct Catalog {
     pub nodes: BTreeMap<u32, NodeInfo>,
     /// Topics by id.
     pub topics: BTreeMap<u32, Arc<Topic>>,
+    /// Partitions whose replicas are to be others.
+    pub moves: BTreeMap<GroupId, Move>,
+    /// What the last changes of partitions have ended with.
+    pub settled: BTreeMap<GroupId, Settled>,
     index: Index,
 }
 
@@ -72,6 +78,8 @@ impl Default for Catalog {
             next_producer_id: 1,
             nodes: BTreeMap::new(),
             topics: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            settled: BTreeMap::new(),
             index: Index::default(),
         }
     }
@@ -103,8 +111,7 @@ impl Catalog {
     /// of it, it never had.
     pub fn is_younger_than_disk(&self, group: GroupId, node: u32, disk: u64) -> bool {
         let registered = self.nodes.get(&node).filter(|known| known.disk == disk);
-        let topic = self.topics.get(&group.topic.0);
-        registered.zip(topic).is_some_and(|(node, topic)| topic.created > node.disk_since)
+        registered.is_some_and(|known| self.placed_at(group, node) > known.disk_since)
     }
 
     /// All partitions.
@@ -135,6 +142,12 @@ impl Catalog {
                     None => Err((ErrorCode::LimitReached, "producer ids are used up".into())),
                 }
             }
+            Command::Reassign { topic, partition, to } => {
+                self.check_reassign(GroupId::new(*topic, *partition), to)
+            }
+            Command::Reassigned { topic, partition, configuration, .. } => {
+                self.check_reassigned(GroupId::new(*topic, *partition), configuration)
+            }
         }
     }
 
@@ -145,6 +158,17 @@ impl Catalog {
         }
         let first = Replica { node: node.id, shard: node.shards };
         let last = Replica { node: node.id, shard: u16::MAX };
+        let coming = self.moves.values().flat_map(|wanted| &wanted.to);
+        if let Some(lost) = coming.clone().find(|to| to.node == node.id && to.shard >= node.shards) {
+            let text = format!(
+                "node {} comes with {} shards and a replica is on its way to shard {}: start it with at least {} shards",
+                node.id,
+                node.shards,
+                lost.shard,
+                u32::from(lost.shard) + 1
+            );
+            return Err((ErrorCode::InvalidRequest, text));
+        }
         match self.index.load.range(first..=last).next_back() {
             None => Ok(()),
             Some((lost, load)) => {
@@ -231,6 +255,10 @@ impl Catalog {
                 self.remove(*topic);
             }
             Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),
+            Command::Reassign { topic, partition, to } => self.reassign(GroupId::new(*topic, *partition), to),
+            Command::Reassigned { topic, partition, configuration, term, index } => {
+                self.reassigned(GroupId::new(*topic, *partition), configuration, *term, *index);
+            }
         }
         Ok(())
     }
@@ -253,6 +281,19 @@ impl Catalog {
             self.index.load.retain(|_, load| load.replicas > 0);
         }
         self.topics.remove(&id);
+        self.forget_moves_of(id);
+    }
+
+    /// Counts a partition's replicas in, or out again.
+    pub(super) fn count_replicas(&mut self, topic: &Topic, partition: u32, step: impl Fn(&mut u32)) {
+        for (replica, leader) in replicas_of(topic, partition) {
+            let load = self.index.load.entry(replica).or_default();
+            step(&mut load.replicas);
+            if leader {
+                step(&mut load.leaders);
+            }
+        }
+        self.index.load.retain(|_, load| load.replicas > 0);
     }
 
     /// Puts together a catalogue from parts that nobody has checked.

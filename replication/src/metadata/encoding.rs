@@ -4,10 +4,12 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{Catalog, Command, NodeInfo, Topic};
+use super::{Catalog, Command, Move, NodeInfo, Settled, Topic, TopicSpec};
 
-/// Version of the bytes behind it. 1 (without nodes) and 2 (without their disks) are not read any more.
-const VERSION: u8 = 3;
+/// Version of the bytes behind it. 1 (without nodes) and 2 (without their disks) are not read any more; 3 (without moves) is.
+const VERSION: u8 = 4;
+/// The oldest version that is read.
+const OLDEST: u8 = 3;
 
 /// Bytes that are no valid command or catalogue.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +19,7 @@ pub enum DecodeError {
     Empty,
     /// Written by another version of the program.
     #[error(
-        "the metadata has format {found}, this program reads format {VERSION}: start the version that wrote it, or an \
+        "the metadata has format {found}, this program reads formats {OLDEST} to {VERSION}: start the version that wrote it, or an \
          empty data folder"
     )]
     UnknownVersion {
@@ -41,6 +43,40 @@ struct Image {
     next_producer_id: i64,
     nodes: Vec<NodeInfo>,
     topics: Vec<Topic>,
+    moves: Vec<(u32, u32, Move)>,
+    settled: Vec<(u32, u32, Settled)>,
+}
+
+/// The same in version 3.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+struct Image3 {
+    version: u64,
+    next_topic_id: u32,
+    next_producer_id: i64,
+    nodes: Vec<NodeInfo>,
+    topics: Vec<Topic>,
+}
+
+/// The commands of version 3.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+enum Command3 {
+    RegisterNode(NodeInfo),
+    CreateTopic(TopicSpec),
+    DeleteTopic { topic: u32 },
+    ReserveProducerIds { count: u32 },
+}
+
+impl From<Command3> for Command {
+    fn from(command: Command3) -> Self {
+        match command {
+            Command3::RegisterNode(node) => Self::RegisterNode(node),
+            Command3::CreateTopic(spec) => Self::CreateTopic(spec),
+            Command3::DeleteTopic { topic } => Self::DeleteTopic { topic },
+            Command3::ReserveProducerIds { count } => Self::ReserveProducerIds { count },
+        }
+    }
 }
 
 impl Command {
@@ -54,7 +90,12 @@ impl Command {
     /// # Errors
     /// What is wrong with the bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        rkyv::from_bytes::<Self, rancor::Error>(&unversioned(bytes)?).map_err(malformed)
+        match unversioned(bytes)? {
+            (OLDEST, bytes) => {
+                rkyv::from_bytes::<Command3, rancor::Error>(&bytes).map(Self::from).map_err(malformed)
+            }
+            (_, bytes) => rkyv::from_bytes::<Self, rancor::Error>(&bytes).map_err(malformed),
+        }
     }
 }
 
@@ -67,6 +108,16 @@ impl Catalog {
             next_producer_id: self.next_producer_id,
             nodes: self.nodes.values().cloned().collect(),
             topics: self.topics.values().map(|topic| Topic::clone(topic)).collect(),
+            moves: self
+                .moves
+                .iter()
+                .map(|(group, known)| (group.topic.0, group.partition, known.clone()))
+                .collect(),
+            settled: self
+                .settled
+                .iter()
+                .map(|(group, known)| (group.topic.0, group.partition, known.clone()))
+                .collect(),
         };
         versioned(rkyv::to_bytes::<rancor::Error>(&image))
     }
@@ -77,10 +128,20 @@ impl Catalog {
     /// # Errors
     /// What is wrong with the bytes, or with what they say.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let image = rkyv::from_bytes::<Image, rancor::Error>(&unversioned(bytes)?).map_err(malformed)?;
-        let Image { version, next_topic_id, next_producer_id, nodes, topics } = image;
-        Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
-            .map_err(DecodeError::Inconsistent)
+        let image = match unversioned(bytes)? {
+            (OLDEST, bytes) => {
+                let old = rkyv::from_bytes::<Image3, rancor::Error>(&bytes).map_err(malformed)?;
+                let Image3 { version, next_topic_id, next_producer_id, nodes, topics } = old;
+                let (moves, settled) = (Vec::new(), Vec::new());
+                Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled }
+            }
+            (_, bytes) => rkyv::from_bytes::<Image, rancor::Error>(&bytes).map_err(malformed)?,
+        };
+        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled } = image;
+        let mut catalog = Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
+            .map_err(DecodeError::Inconsistent)?;
+        catalog.rebuild_moves(moves, settled).map_err(DecodeError::Inconsistent)?;
+        Ok(catalog)
     }
 }
 
@@ -101,14 +162,14 @@ fn versioned(result: Result<AlignedVec, rancor::Error>) -> Vec<u8> {
     }
 }
 
-/// What stands behind the version byte, at an address that rkyv can read from.
-fn unversioned(bytes: &[u8]) -> Result<AlignedVec, DecodeError> {
+/// The version, and what stands behind it, at an address that rkyv can read from.
+fn unversioned(bytes: &[u8]) -> Result<(u8, AlignedVec), DecodeError> {
     match bytes.split_first() {
         None => Err(DecodeError::Empty),
-        Some((&VERSION, rest)) => {
+        Some((&version @ OLDEST..=VERSION, rest)) => {
             let mut aligned = AlignedVec::with_capacity(rest.len());
             aligned.extend_from_slice(rest);
-            Ok(aligned)
+            Ok((version, aligned))
         }
         Some((&found, _)) => Err(DecodeError::UnknownVersion { found }),
     }

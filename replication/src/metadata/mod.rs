@@ -4,13 +4,17 @@
 mod assignment;
 mod catalog;
 mod encoding;
+mod reassign;
 
 pub use assignment::{Assignment, Replica};
 pub use catalog::{Catalog, Load, valid_topic_name};
 pub use encoding::DecodeError;
+pub use reassign::{Move, Settled};
 
 use pyralog_core::Quorums;
 use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::raft::Configuration;
 
 /// A change of the metadata. Validated by [`Catalog::check`] before it is appended, applied when committed.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,28 @@ pub enum Command {
     ReserveProducerIds {
         /// How many.
         count: u32,
+    },
+    /// Have the replicas of a partition be others. Where they are now: a move that is under way is taken back.
+    Reassign {
+        /// Its topic.
+        topic: u32,
+        /// Its number.
+        partition: u32,
+        /// As many as there are, the preferred leader first.
+        to: Vec<Replica>,
+    },
+    /// The group of a partition has become what was wanted; its leader says so.
+    Reassigned {
+        /// Its topic.
+        topic: u32,
+        /// Its number.
+        partition: u32,
+        /// What it has become, confirmed.
+        configuration: Configuration,
+        /// Term of an entry that was committed then.
+        term: u32,
+        /// Its index.
+        index: u64,
     },
 }
 

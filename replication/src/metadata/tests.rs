@@ -1,5 +1,6 @@
 use super::*;
 use crate::placement::place;
+use crate::raft::{self, Configuration};
 use proptest::prelude::*;
 use pyralog_core::{ErrorCode, GroupId};
 
@@ -183,6 +184,43 @@ fn an_unknown_version_is_refused_with_what_to_do() {
     assert_eq!(Command::decode(&command.encode()).unwrap(), command);
 }
 
+/// What earlier versions have written is read for ever.
+#[test]
+fn version_3_is_read() {
+    let mut catalog = cluster(3);
+    let commands = [
+        Command::RegisterNode(node(2, 2)),
+        create("x", 2, 2, &catalog),
+        Command::DeleteTopic { topic: 7 },
+        Command::ReserveProducerIds { count: 1_000 },
+    ];
+    for (name, partitions, copies) in [("orders", 3, 3), ("alone", 2, 1)] {
+        catalog.apply(&create(name, partitions, copies, &catalog)).unwrap();
+    }
+    catalog.apply(&Command::ReserveProducerIds { count: 1_000 }).unwrap();
+    let written = include_str!("fixtures/format-3.txt").lines().map(|line| {
+        let (kind, hex) = line.split_once(' ').unwrap();
+        let digits = hex.as_bytes().chunks(2).map(|digits| std::str::from_utf8(digits).unwrap());
+        (kind, digits.map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect::<Vec<u8>>())
+    });
+    let (mut catalogs, mut read) = (0, Vec::new());
+    for (kind, bytes) in written {
+        assert_eq!(bytes[0], 3);
+        if kind == "catalog" {
+            assert_eq!(Catalog::decode(&bytes).unwrap(), catalog);
+            catalogs += 1;
+        } else {
+            read.push(Command::decode(&bytes).unwrap());
+        }
+    }
+    assert_eq!((catalogs, read.len()), (1, 4));
+    // Where "x" was put depends on the topics that there were.
+    let placed = |command: &Command| matches!(command, Command::CreateTopic(spec) if spec.name == "x");
+    assert!(
+        read.iter().zip(&commands).all(|(read, wanted)| read == wanted || placed(read) && placed(wanted))
+    );
+}
+
 /// What a disk does not hold of a topic it has lost, if the topic is older than the disk.
 #[test]
 fn a_topic_is_older_than_the_disk_that_came_after_it() {
@@ -203,13 +241,127 @@ fn a_topic_is_older_than_the_disk_that_came_after_it() {
     assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
 }
 
+fn reassign(topic: u32, partition: u32, nodes: &[u32]) -> Command {
+    Command::Reassign { topic, partition, to: nodes.iter().map(|node| replica(*node, 0)).collect() }
+}
+
+/// Takes the group of a partition to other voters as its log would, up to what it says in the end.
+fn walked(catalog: &Catalog, group: GroupId) -> Configuration {
+    let wanted = &catalog.moves[&group].to;
+    let (mut now, _) = catalog.begins_with(group);
+    loop {
+        match now.step_to(wanted, |_| true) {
+            raft::Step::Propose(next) => now = next,
+            raft::Step::Done if now.version() == catalog.begins_with(group).0.version() => {
+                now = now.confirmed()
+            }
+            raft::Step::Done => return now,
+            raft::Step::Wait(behind) => panic!("nobody is behind: {behind:?}"),
+        }
+    }
+}
+
+fn reassigned(topic: u32, partition: u32, configuration: Configuration) -> Command {
+    Command::Reassigned { topic, partition, configuration, term: 4, index: 77 }
+}
+
+#[test]
+fn a_partition_moves_when_its_group_says_so() {
+    let mut catalog = cluster(5);
+    let lists = vec![vec![replica(1, 0), replica(2, 0), replica(3, 0)]; 2];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&lists).unwrap()))).unwrap();
+    let group = GroupId::new(1, 1);
+    catalog.apply(&reassign(1, 1, &[5, 4, 3])).unwrap();
+    assert_eq!((catalog.shard_on(5, group), catalog.wanted_on(5, group)), (None, Some(0)));
+    assert_eq!((catalog.wanted_on(1, group), catalog.wanted_on(5, GroupId::new(1, 0))), (Some(0), None));
+    assert_eq!(catalog.begins_with(group), (Configuration::of(lists[1].clone()), (0, 0)));
+    assert!(catalog.is_younger_than_disk(group, 5, 5), "it has come to the disk that is there");
+    // What the group has not become is not believed.
+    let end = walked(&catalog, group);
+    let invalid = ErrorCode::InvalidRequest;
+    let elsewhere = Configuration::of([replica(1, 0), replica(2, 0), replica(4, 0)]);
+    refused(&catalog, &reassigned(1, 1, elsewhere), invalid, "not where they are wanted");
+    let joint = catalog.begins_with(group).0.entering(catalog.moves[&group].to.iter().copied());
+    refused(&catalog, &reassigned(1, 1, joint.clone()), invalid, "not where they are wanted");
+    refused(&catalog, &reassigned(1, 1, joint.left()), invalid, "not where they are wanted");
+    refused(&catalog, &reassigned(1, 0, end.clone()), invalid, "not being moved");
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    catalog.apply(&reassigned(1, 1, end.clone())).unwrap();
+    let replicas: Vec<u32> = catalog.replicas(group).map(|replica| replica.node).collect();
+    assert_eq!((replicas, catalog.moves.len()), (vec![5, 4, 3], 0));
+    assert_eq!(catalog.begins_with(group), (end, (4, 77)));
+    assert_eq!((catalog.wanted_on(1, group), catalog.load(replica(1, 0)).replicas), (None, 1));
+    assert_eq!(
+        (catalog.load(replica(5, 0)), catalog.load(replica(1, 0)).leaders),
+        (Load { replicas: 1, leaders: 1 }, 1)
+    );
+    // Who has a new disk has lost what came to it before, and not what comes to it then.
+    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(5, 2) })).unwrap();
+    assert!(!catalog.is_younger_than_disk(group, 5, 99) && catalog.is_younger_than_disk(group, 3, 3));
+    catalog.apply(&reassign(1, 0, &[1, 2, 5])).unwrap();
+    assert!(catalog.is_younger_than_disk(GroupId::new(1, 0), 5, 99));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    catalog.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
+    assert_eq!((catalog.moves.len(), catalog.settled.len()), (0, 0));
+}
+
+#[test]
+fn a_move_is_taken_back_and_an_order_changed_at_once() {
+    let mut catalog = cluster(5);
+    let list = vec![replica(1, 0), replica(2, 0), replica(3, 0)];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&[list]).unwrap()))).unwrap();
+    let group = GroupId::new(1, 0);
+    catalog.apply(&reassign(1, 0, &[4, 5, 3])).unwrap();
+    catalog.apply(&reassign(1, 0, &[1, 2, 3])).unwrap();
+    assert_eq!(catalog.wanted_on(4, group), None);
+    let end = walked(&catalog, group);
+    catalog.apply(&reassigned(1, 0, end)).unwrap();
+    assert_eq!((catalog.moves.len(), catalog.load(replica(4, 0)).replicas), (0, 0));
+    catalog.apply(&reassign(1, 0, &[3, 1, 2])).unwrap();
+    let leads = catalog.replicas(group).next();
+    assert_eq!(
+        (leads, catalog.moves.len(), catalog.load(replica(3, 0)).leaders),
+        (Some(replica(3, 0)), 0, 1)
+    );
+}
+
+#[test]
+fn what_a_move_may_not_be_is_refused() {
+    let mut catalog = cluster(4);
+    let list = vec![replica(1, 0), replica(2, 1), replica(3, 0)];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&[list]).unwrap()))).unwrap();
+    catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();
+    let invalid = ErrorCode::InvalidRequest;
+    refused(&catalog, &reassign(9, 0, &[1]), ErrorCode::UnknownTopicOrPartition, "no partition 9-0");
+    refused(&catalog, &reassign(1, 1, &[1]), ErrorCode::UnknownTopicOrPartition, "no partition 1-1");
+    refused(&catalog, &reassign(2, 0, &[2]), invalid, "one replica");
+    refused(&catalog, &reassign(1, 0, &[1, 3]), invalid, "has 3 replicas, 2 nodes");
+    refused(&catalog, &reassign(1, 0, &[1, 3, 9]), invalid, "node 9 is not registered");
+    refused(&catalog, &reassign(1, 0, &[1, 3, 3]), invalid, "node 3 is named twice");
+    refused(&catalog, &reassign(1, 0, &[1, 2, 3]), invalid, "on shard 1");
+    let to = |shard| Command::Reassign {
+        topic: 1,
+        partition: 0,
+        to: vec![replica(1, 0), replica(3, 0), replica(4, shard)],
+    };
+    refused(&catalog, &to(2), invalid, "has no shard 2");
+    catalog.apply(&to(1)).unwrap();
+    refused(&catalog, &Command::RegisterNode(node(4, 1)), invalid, "on its way to shard 1");
+    catalog.check(&Command::RegisterNode(node(4, 3))).unwrap();
+    let same =
+        Command::Reassign { topic: 1, partition: 0, to: catalog.replicas(GroupId::new(1, 0)).collect() };
+    catalog.check(&same).unwrap();
+    catalog.apply(&reassigned(1, 0, walked(&catalog, GroupId::new(1, 0)))).unwrap();
+    refused(&catalog, &to(1), invalid, "on these nodes already");
+}
+
 /// Snapshots whose bytes are in order and whose contents are not.
 #[test]
 fn a_snapshot_that_contradicts_itself_is_refused() {
     let mut good = cluster(3);
     good.apply(&create("a", 2, 3, &good)).unwrap();
     good.apply(&create("b", 1, 1, &good)).unwrap();
-    let inconsistent = |change: fn(&mut Catalog), text: &str| {
+    let inconsistent = |change: &dyn Fn(&mut Catalog), text: &str| {
         let mut bad = good.clone();
         change(&mut bad);
         match Catalog::decode(&bad.encode()) {
@@ -217,19 +369,37 @@ fn a_snapshot_that_contradicts_itself_is_refused() {
             other => panic!("{text:?}: {other:?}"),
         }
     };
-    inconsistent(|c| c.next_topic_id = 2, "not below the next id");
-    inconsistent(|c| c.next_topic_id = 0, "not positive");
-    inconsistent(|c| c.next_producer_id = 0, "not positive");
-    inconsistent(|c| drop(c.nodes.remove(&2)), "node 2 is not registered");
-    inconsistent(|c| c.nodes.get_mut(&1).unwrap().shards = 0, "0 shards");
-    inconsistent(|c| c.nodes.get_mut(&1).unwrap().id = 3, "out of order");
+    inconsistent(&|c| c.next_topic_id = 2, "not below the next id");
+    inconsistent(&|c| c.next_topic_id = 0, "not positive");
+    inconsistent(&|c| c.next_producer_id = 0, "not positive");
+    inconsistent(&|c| drop(c.nodes.remove(&2)), "node 2 is not registered");
+    inconsistent(&|c| c.nodes.get_mut(&1).unwrap().shards = 0, "0 shards");
+    inconsistent(&|c| c.nodes.get_mut(&1).unwrap().id = 3, "out of order");
     fn change_topic(c: &mut Catalog, id: u32, change: impl FnOnce(&mut Topic)) {
         change(std::sync::Arc::make_mut(c.topics.get_mut(&id).unwrap()));
     }
-    inconsistent(|c| change_topic(c, 2, |t| t.spec.name = "a".into()), "\"a\" exists");
-    inconsistent(|c| change_topic(c, 2, |t| t.spec.name = "a b".into()), "not allowed");
-    inconsistent(|c| change_topic(c, 2, |t| t.id = 1), "out of order");
-    inconsistent(|c| change_topic(c, 1, |t| t.spec.write_quorum = 1), "two leaders");
+    inconsistent(&|c| change_topic(c, 2, |t| t.spec.name = "a".into()), "\"a\" exists");
+    inconsistent(&|c| change_topic(c, 2, |t| t.spec.name = "a b".into()), "not allowed");
+    inconsistent(&|c| change_topic(c, 2, |t| t.id = 1), "out of order");
+    inconsistent(&|c| change_topic(c, 1, |t| t.spec.write_quorum = 1), "two leaders");
+    let group = GroupId::new(1, 0);
+    let wanted = || Move { to: (1..4).map(|node| replica(node, 7)).collect(), since: 1 };
+    inconsistent(&|c| drop(c.moves.insert(GroupId::new(9, 0), wanted())), "no partition 9-0");
+    inconsistent(&|c| drop(c.moves.insert(group, wanted())), "has no shard 7");
+    let to = |c: &Catalog| c.replicas(GroupId::new(1, 0)).collect::<Vec<_>>();
+    inconsistent(&|c| drop(c.moves.insert(group, Move { to: to(c), since: 99 })), "a version to come");
+    let settled = |c: &Catalog, configuration: Configuration| {
+        let placed = c.replicas(group).map(|replica| (replica.node, 1)).collect();
+        Settled { configuration, term: 1, index: 1, placed }
+    };
+    inconsistent(
+        &|c| drop(c.settled.insert(group, settled(c, Configuration::of([replica(1, 0)])))),
+        "not what there is",
+    );
+    inconsistent(
+        &|c| drop(c.settled.insert(group, settled(c, Configuration::of(to(c)).entering(to(c)).left()))),
+        "not what there is",
+    );
 }
 
 /// What can happen to a catalogue.
@@ -239,6 +409,8 @@ enum Step {
     Create(u8, u32, u8, [u8; 3]),
     Delete(u32),
     Reserve(u32),
+    Reassign(u32, u32, Vec<(u32, u16)>),
+    Settle(u32, u32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -248,6 +420,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, partitions, copies, quorums)| Step::Create(name, partitions, copies, quorums)),
         (0u32..9).prop_map(Step::Delete),
         any::<u32>().prop_map(Step::Reserve),
+        (0u32..5, 0u32..4, proptest::collection::vec((1u32..6, 0u16..3), 2..4))
+            .prop_map(|(topic, partition, to)| Step::Reassign(topic, partition, to)),
+        (0u32..5, 0u32..4).prop_map(|(topic, partition)| Step::Settle(topic, partition)),
     ]
 }
 
@@ -264,6 +439,15 @@ fn command(step: Step, catalog: &Catalog) -> Option<Command> {
         }
         Step::Delete(topic) => Command::DeleteTopic { topic },
         Step::Reserve(count) => Command::ReserveProducerIds { count },
+        Step::Reassign(topic, partition, to) => {
+            let to = to.into_iter().map(|(node, shard)| replica(node, shard)).collect();
+            Command::Reassign { topic, partition, to }
+        }
+        Step::Settle(topic, partition) => {
+            let group = GroupId::new(topic, partition);
+            catalog.moves.get(&group)?;
+            reassigned(topic, partition, walked(catalog, group))
+        }
     })
 }
 

@@ -1,0 +1,217 @@
+//! Partitions whose replicas move to other nodes: what is wanted, and what the groups have become.
+//!
+//! A move is wanted from [`Command::Reassign`] on. The group's own log takes its replicas there, step by step; when a leader finds that the
+//! change is committed and confirmed it says so, and with [`Command::Reassigned`] the new replicas are those of the partition. Only then
+//! may a node that holds none of them delete what it has.
+
+use std::sync::Arc;
+
+use pyralog_core::{ErrorCode, GroupId};
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::catalog::Refusal;
+use super::{Catalog, Replica, Topic};
+use crate::raft::Configuration;
+
+/// A partition whose replicas are to be others.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct Move {
+    /// Where they are wanted, the preferred leader first.
+    pub to: Vec<Replica>,
+    /// Version of the catalogue that wanted it first.
+    pub since: u64,
+}
+
+/// What a group's last change has ended with. Groups that nothing has changed have none.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct Settled {
+    /// Who the replicas are, confirmed.
+    pub configuration: Configuration,
+    /// Term of an entry that was committed then.
+    pub term: u32,
+    /// Its index.
+    pub index: u64,
+    /// For each replica, the version of the catalogue that put it on its node.
+    pub placed: Vec<(u32, u64)>,
+}
+
+impl Catalog {
+    /// The shard of `node` that is to hold a replica of `group`, be it one that is only on its way there.
+    pub fn wanted_on(&self, node: u32, group: GroupId) -> Option<u16> {
+        let moving = self.moves.get(&group).into_iter().flat_map(|wanted| &wanted.to);
+        let coming = moving.clone().find(|replica| replica.node == node).map(|replica| replica.shard);
+        self.shard_on(node, group).or(coming)
+    }
+
+    /// With what a replica of `group` on a new disk begins: who the others are, and term and index of an entry that was committed before.
+    pub fn begins_with(&self, group: GroupId) -> (Configuration, (u32, u64)) {
+        match self.settled.get(&group) {
+            Some(settled) => (settled.configuration.clone(), (settled.term, settled.index)),
+            None => (Configuration::of(self.replicas(group)), (0, 0)),
+        }
+    }
+
+    /// Version of the catalogue that put a replica of `group` on `node`; 0 = none did.
+    pub(super) fn placed_at(&self, group: GroupId, node: u32) -> u64 {
+        let Some(topic) = self.topics.get(&group.topic.0) else { return 0 };
+        if topic.spec.assignment.shard_on(node, group.partition).is_none() {
+            return self.moves.get(&group).map_or(0, |wanted| wanted.since);
+        }
+        let settled = self.settled.get(&group).into_iter().flat_map(|settled| &settled.placed);
+        settled.clone().find(|(known, _)| *known == node).map_or(topic.created, |(_, version)| *version)
+    }
+
+    pub(super) fn check_reassign(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
+        self.check_places(group, to)?;
+        if !self.moves.contains_key(&group) && self.replicas(group).eq(to.iter().copied()) {
+            return Err((ErrorCode::InvalidRequest, format!("partition {group} is on these nodes already")));
+        }
+        Ok(())
+    }
+
+    /// Whether the replicas of `group` could be there.
+    fn check_places(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+        let Some(topic) = self.topics.get(&group.topic.0).filter(|t| group.partition < t.partitions()) else {
+            return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}")));
+        };
+        let copies = usize::from(topic.spec.assignment.replication_factor());
+        if copies < 2 {
+            return invalid(format!(
+                "partition {group} has one replica, and only several can take each other's place"
+            ));
+        }
+        if to.len() != copies {
+            return invalid(format!("partition {group} has {copies} replicas, {} nodes are named", to.len()));
+        }
+        for (at, replica) in to.iter().enumerate() {
+            let Some(node) = self.nodes.get(&replica.node) else {
+                return invalid(format!("node {} is not registered", replica.node));
+            };
+            if replica.shard >= node.shards {
+                return invalid(format!(
+                    "node {} has no shard {}, it has {}",
+                    node.id, replica.shard, node.shards
+                ));
+            }
+            if to.iter().take(at).any(|other| other.node == replica.node) {
+                return invalid(format!("node {} is named twice", replica.node));
+            }
+            match self.wanted_on(replica.node, group) {
+                Some(shard) if shard != replica.shard => {
+                    let text = format!("node {} has partition {group} on shard {shard}", replica.node);
+                    return invalid(text);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A move is wanted; another order of the same replicas is all there is to it.
+    pub(super) fn reassign(&mut self, group: GroupId, to: &[Replica]) {
+        let same = to.iter().all(|replica| self.replicas(group).any(|known| known == *replica));
+        match self.moves.get_mut(&group) {
+            Some(wanted) => wanted.to = to.to_vec(),
+            None if same => self.put_replicas(group, to),
+            None => {
+                self.moves.insert(group, Move { to: to.to_vec(), since: self.version });
+            }
+        }
+    }
+
+    pub(super) fn check_reassigned(&self, group: GroupId, said: &Configuration) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+        let Some(wanted) = self.moves.get(&group) else {
+            return invalid(format!("partition {group} is not being moved"));
+        };
+        if let Err(what) = said.check() {
+            return invalid(format!("partition {group}: {what}"));
+        }
+        // A newer one in any case: a node that was to have a replica, and is not to have one any more, tells by that that it can go.
+        let (before, _) = self.begins_with(group);
+        let done = said.is_confirmed() && said.learners().is_empty() && said.version() > before.version();
+        let there = said.voters().len() == wanted.to.len()
+            && wanted.to.iter().all(|replica| said.voters().contains(replica));
+        match done && there {
+            true => Ok(()),
+            false => {
+                invalid(format!("partition {group}: replicas on nodes {said} are not where they are wanted"))
+            }
+        }
+    }
+
+    /// A group has become what was wanted.
+    pub(super) fn reassigned(&mut self, group: GroupId, said: &Configuration, term: u32, index: u64) {
+        let Some(wanted) = self.moves.get(&group).cloned() else { return };
+        let placed =
+            said.voters().iter().map(|voter| (voter.node, self.placed_at(group, voter.node))).collect();
+        self.put_replicas(group, &wanted.to);
+        self.settled.insert(group, Settled { configuration: said.clone(), term, index, placed });
+        self.moves.remove(&group);
+    }
+
+    fn put_replicas(&mut self, group: GroupId, to: &[Replica]) {
+        let Some(mut topic) = self.topics.remove(&group.topic.0) else { return };
+        self.count_replicas(&topic, group.partition, |count| *count -= 1);
+        if let Ok(assignment) = topic.spec.assignment.with(group.partition, to) {
+            Arc::make_mut(&mut topic).spec.assignment = assignment;
+        }
+        self.count_replicas(&topic, group.partition, |count| *count += 1);
+        self.topics.insert(group.topic.0, topic);
+    }
+
+    /// A topic goes, and what is known of moves of its partitions with it.
+    pub(super) fn forget_moves_of(&mut self, topic: u32) {
+        self.moves.retain(|group, _| group.topic.0 != topic);
+        self.settled.retain(|group, _| group.topic.0 != topic);
+    }
+
+    /// Takes over moves and what they have ended with, none of it believed.
+    pub(super) fn rebuild_moves(
+        &mut self,
+        moves: Vec<(u32, u32, Move)>,
+        settled: Vec<(u32, u32, Settled)>,
+    ) -> Result<(), String> {
+        for (topic, partition, known) in settled {
+            let group = GroupId::new(topic, partition);
+            let voters = known.configuration.voters();
+            let same = self.replicas(group).count() == voters.len()
+                && self.replicas(group).all(|replica| voters.contains(&replica));
+            let placed = known.placed.iter().map(|(node, _)| *node).eq(voters.iter().map(|voter| voter.node));
+            let late = known.placed.iter().any(|(_, version)| *version > self.version);
+            if known.configuration.check().is_err()
+                || !known.configuration.is_confirmed()
+                || !same
+                || !placed
+                || late
+            {
+                return Err(format!(
+                    "partition {group}: what its last change has ended with is not what there is"
+                ));
+            }
+            if self.settled.last_key_value().is_some_and(|(last, _)| *last >= group) {
+                return Err(format!("partition {group} is out of order or there twice"));
+            }
+            self.settled.insert(group, known);
+        }
+        for (topic, partition, wanted) in moves {
+            let group = GroupId::new(topic, partition);
+            self.check_places(group, &wanted.to).map_err(|(_, text)| text)?;
+            if wanted.since > self.version
+                || self.moves.last_key_value().is_some_and(|(last, _)| *last >= group)
+            {
+                return Err(format!("the move of partition {group} is out of order or of a version to come"));
+            }
+            self.moves.insert(group, wanted);
+        }
+        Ok(())
+    }
+}
+
+/// The replicas of a partition, and whether each is the preferred leader.
+pub(super) fn replicas_of(topic: &Topic, partition: u32) -> impl Iterator<Item = (Replica, bool)> + '_ {
+    topic.spec.assignment.replicas(partition).enumerate().map(|(at, replica)| (replica, at == 0))
+}
