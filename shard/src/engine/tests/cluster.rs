@@ -25,6 +25,7 @@ use pyralog_replication::raft::{MessageKind, frame};
 
 use super::disk::MemDisk;
 use super::harness::{batch, config};
+use crate::engine::replica::Replica;
 use crate::engine::{
     Action, ConnId, Engine, EngineConfig, Event, FileId, IoOp, IoToken, LogLevel, Now, PeerId, ReplyBody,
     recover,
@@ -259,7 +260,12 @@ impl World {
         let node = self.node(id);
         node.session += 1;
         match recover(config, &mut node.disk, now) {
-            Ok(engine) => node.engine = Some(engine),
+            Ok(engine) => {
+                if !node.lossy {
+                    knows_its_replicas(&engine);
+                }
+                node.engine = Some(engine);
+            }
             // It refuses to start on such a disk: somebody gives it an empty one.
             Err(_) if node.lossy => {
                 node.disk = MemDisk::default();
@@ -854,6 +860,16 @@ impl World {
 }
 
 /// A whole life.
+/// A disk that has lost nothing says who the replicas are of everything on it, without the catalogue.
+fn knows_its_replicas(engine: &Engine) {
+    for partition in engine.each_partition().filter(|partition| partition.group != GroupId::METADATA) {
+        if let Replica::Unplaced(unplaced) = &partition.replica {
+            let (group, said) = (partition.group, &unplaced.log.configuration);
+            assert!(said.voters().len() > 1, "partition {group}: replicas on nodes {said}");
+        }
+    }
+}
+
 fn life(seed: u64, steps: usize) -> World {
     live(seed, steps, |_| {})
 }
