@@ -44,6 +44,11 @@ impl Replay<'_> {
             }
         } else {
             unplaced.cut(frame.index);
+            // It takes the place of what was there and behind, of a newer term too: a leader may have been elected by others who
+            // did not have that.
+            if unplaced.newest.1 >= frame.index {
+                unplaced.newest = (frame.epoch, frame.index);
+            }
             let kind = match frame.kind {
                 FrameKind::Batch => EntryKind::Batch,
                 FrameKind::Configuration => EntryKind::Configuration,
