@@ -198,7 +198,7 @@ fn the_parts_of_the_floor_are_measured_sleeping_and_spinning() {
         let appends = append_latencies(&mut file, spin, time).unwrap();
         assert!(appends.count() > 0 && appends.summary().max_us < 10e6, "{:?}", appends.summary());
         let trips = loopback_latencies(&exchange, side, side, Duration::ZERO, time).unwrap();
-        assert!(trips.count() > 10, "{:?}", trips.summary());
+        assert!(trips.count() > 0, "{:?}", trips.summary());
     }
     let nowhere = Side { cpu: Some(100_000), spin: false };
     let error = loopback_latencies(&exchange, nowhere, nowhere, Duration::ZERO, time).err().unwrap();
