@@ -45,6 +45,10 @@ pub mod kind {
     pub const DESCRIBE_PARTITIONS: u16 = 9;
     /// A round trip.
     pub const PING: u16 = 10;
+    /// Have the replicas of a partition be on other nodes.
+    pub const REASSIGN_PARTITION: u16 = 11;
+    /// Partitions whose replicas are on their way to other nodes.
+    pub const LIST_REASSIGNMENTS: u16 = 12;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -60,6 +64,8 @@ pub mod kind {
         (DELETE_TOPIC, "DeleteTopic"),
         (DESCRIBE_PARTITIONS, "DescribePartitions"),
         (PING, "Ping"),
+        (REASSIGN_PARTITION, "ReassignPartition"),
+        (LIST_REASSIGNMENTS, "ListReassignments"),
     ];
 }
 

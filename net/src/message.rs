@@ -1,6 +1,6 @@
 //! The messages of the client protocol, as typed values. Their bytes are in `docs/protocol.md`.
 //!
-//! Requests borrow from the receive buffer: nothing is allocated to decode one. Byte strings from the wire
+//! Requests borrow from the receive buffer: nothing is allocated to decode one, but for a list of nodes. Byte strings from the wire
 //! have been checked against their bounds when a value of these types exists.
 
 use pyralog_core::{ErrorCode, GroupId, Quorums};
@@ -54,6 +54,10 @@ pub enum Request<'a> {
     DescribePartitions(DescribePartitionsRequest),
     /// Ask for nothing: a round trip.
     Ping,
+    /// Have the replicas of a partition be on other nodes (controller shard only).
+    ReassignPartition(ReassignPartitionRequest<'a>),
+    /// Ask which partitions are on their way to other nodes.
+    ListReassignments(ListReassignmentsRequest),
 }
 
 /// Append one batch to one partition.
@@ -167,6 +171,26 @@ pub struct DeleteTopicRequest<'a> {
     pub name: &'a str,
 }
 
+/// Have the replicas of a partition be on these nodes. It is answered when that is decided; the partition is on its way then, and serves
+/// as before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReassignPartitionRequest<'a> {
+    /// Name of the topic.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: u32,
+    /// As many as the partition has replicas, the preferred leader first. None: it stays where it is, a move that is under way is
+    /// taken back.
+    pub nodes: Vec<u32>,
+}
+
+/// Partitions whose replicas are on their way to other nodes, in their order and in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListReassignmentsRequest {
+    /// Those before this one were told in pages before; the first page begins at partition 0 of topic 0.
+    pub from: GroupId,
+}
+
 /// State of the partitions `first..first+count` of a topic that this shard owns (others are left out).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescribePartitionsRequest {
@@ -201,6 +225,10 @@ pub enum Response {
     DescribePartitions(Vec<PartitionState>),
     /// To `Ping`.
     Pong,
+    /// To `ReassignPartition`.
+    ReassignPartition,
+    /// To `ListReassignments`.
+    ListReassignments(ListReassignmentsReply),
 }
 
 /// A request failed.
@@ -423,6 +451,18 @@ impl ReplicationState {
     }
 }
 
+/// What a replica counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplicaRole {
+    /// It votes, and is one of those whose copies are counted.
+    #[default]
+    Voter,
+    /// It is on its way here: it follows, and counts for nothing yet.
+    Joining,
+    /// It is about to go: former and new replicas decide together until then.
+    Leaving,
+}
+
 /// State of one replica, as its leader sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaState {
@@ -432,6 +472,8 @@ pub struct ReplicaState {
     pub shard: u16,
     /// Whether it is in sync: it can be reached, and had everything that its leader has within the last ten seconds.
     pub in_sync: bool,
+    /// What it counts for.
+    pub role: ReplicaRole,
     /// What it does.
     pub state: ReplicationState,
     /// Records below this are in its journal as its fsync policy demands, as far as the leader has heard;
@@ -462,4 +504,24 @@ impl ReplicaState {
     pub fn known_lag_bytes(&self) -> Option<u64> {
         self.known_end().map(|_| self.lag_bytes)
     }
+}
+
+/// Partitions on their way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListReassignmentsReply {
+    /// In the order of topic and partition; at most 1,000.
+    pub reassignments: Vec<Reassignment>,
+    /// There are more behind the last one.
+    pub more: bool,
+}
+
+/// A partition on its way to other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reassignment {
+    /// The partition.
+    pub group: GroupId,
+    /// The nodes of its replicas before, the preferred leader first.
+    pub from: Vec<u32>,
+    /// The nodes that are to have them.
+    pub to: Vec<u32>,
 }

@@ -91,6 +91,18 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::DescribePartitions(DescribePartitionsRequest { topic: 1, first: 0, count: 3 }),
         ),
         ("Ping", Request::Ping),
+        (
+            "ReassignPartition",
+            Request::ReassignPartition(ReassignPartitionRequest {
+                topic: "orders",
+                partition: 2,
+                nodes: vec![4, 1, 2],
+            }),
+        ),
+        (
+            "ListReassignments",
+            Request::ListReassignments(ListReassignmentsRequest { from: GroupId::new(0, 0) }),
+        ),
     ];
     let mut frames = Vec::new();
     let hello = Hello { protocol_min: 1, protocol_max: 1, wanted_shard: 1, client_name: "example" };
@@ -137,7 +149,8 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
             2 => ReplicationState::Replicating,
             _ => ReplicationState::Unreachable,
         };
-        ReplicaState { node, shard: 1, in_sync, state, log_end, lag_bytes, lag_ms }
+        let role = ReplicaRole::Voter;
+        ReplicaState { node, shard: 1, in_sync, role, state, log_end, lag_bytes, lag_ms }
     };
     let replicas = [replica(1, 43, 0, 0), replica(2, 43, 0, 0), replica(3, 40, 225, 12_000)];
     let state = PartitionState {
@@ -182,6 +195,18 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
         ("DeleteTopic", Response::DeleteTopic),
         ("DescribePartitions", Response::DescribePartitions(vec![state])),
         ("Ping", Response::Pong),
+        ("ReassignPartition", Response::ReassignPartition),
+        (
+            "ListReassignments",
+            Response::ListReassignments(ListReassignmentsReply {
+                reassignments: vec![Reassignment {
+                    group: GroupId::new(1, 2),
+                    from: vec![1, 2, 3],
+                    to: vec![4, 1, 2],
+                }],
+                more: false,
+            }),
+        ),
     ];
     let hello = HelloReply {
         protocol_version: 1,

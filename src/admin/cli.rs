@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Produce(Produce),
     /// Print a topic's records.
     Consume(Consume),
+    /// Have the replicas of a partition be on other nodes, and wait until they are; without a partition: list what is on its way.
+    Reassign(Reassign),
     /// Check the files of a node that is not running.
     #[command(subcommand)]
     Log(LogCommand),
@@ -142,6 +144,47 @@ pub(crate) enum TopicCommand {
         #[arg(short, long)]
         yes: bool,
     },
+}
+
+/// The partition serves as before while its replicas move, and goes on when this command is interrupted. One more order of the same
+/// nodes changes which of them leads; asked again, the partition goes where it was last said to.
+#[derive(Args, Debug)]
+pub(crate) struct Reassign {
+    /// The partition, e.g. orders/2.
+    #[arg(value_name = "TOPIC/PARTITION", value_parser = parse_topic_partition)]
+    pub(crate) partition: Option<TopicPartition>,
+    /// Nodes that are to have it, as many as have it now; the first one leads when it can.
+    #[arg(
+        long,
+        value_name = "NODE,...",
+        value_delimiter = ',',
+        requires = "partition",
+        conflicts_with = "cancel"
+    )]
+    pub(crate) to: Vec<u32>,
+    /// Take a move back that is under way: the partition stays where it was.
+    #[arg(long, requires = "partition")]
+    pub(crate) cancel: bool,
+    /// Do not wait until it has arrived.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// No progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// A partition by the name of its topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TopicPartition {
+    pub(crate) topic: String,
+    pub(crate) partition: u32,
+}
+
+fn parse_topic_partition(text: &str) -> Result<TopicPartition, String> {
+    let wrong = || format!("{text:?} is no partition; write the topic's name and a number, as in orders/2");
+    let (topic, partition) = text.rsplit_once('/').ok_or_else(wrong)?;
+    let partition = partition.parse().map_err(|_| wrong())?;
+    Ok(TopicPartition { topic: topic.to_owned(), partition })
 }
 
 /// How a batch's records are compressed.

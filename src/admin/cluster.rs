@@ -1,7 +1,7 @@
 //! `cluster info`.
 
 use pyralog_net::client::{Client, Described, NodeAnswer, NodeInfo};
-use pyralog_net::message::{NodeMetadata, TopicMetadata};
+use pyralog_net::message::{NodeMetadata, ReplicaRole, TopicMetadata};
 use serde::Serialize;
 
 use super::cli::Format;
@@ -86,7 +86,8 @@ impl ClusterInfo {
         let rows = node.nodes.iter().map(|node| NodeRow::of(node, answer(node.id), partitions));
         let under_replicated = partitions.iter().filter(|partition| {
             let replicas = partition.state.iter().flat_map(|state| state.replicas.iter());
-            partition.is_from_leader() && replicas.into_iter().any(|replica| !replica.in_sync)
+            let mut voters = replicas.filter(|replica| replica.role != ReplicaRole::Joining);
+            partition.is_from_leader() && voters.any(|replica| !replica.in_sync)
         });
         let unasked = || partitions.iter().filter(|partition| !partition.is_from_leader());
         // A node that was cut off may go on naming the controller of before: the newest catalogue knows better.

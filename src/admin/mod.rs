@@ -8,6 +8,7 @@ mod local;
 mod offline;
 mod output;
 mod produce;
+mod reassign;
 mod records;
 mod topic;
 
@@ -40,6 +41,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(&mut client, cli.output, command),
         Command::Produce(arguments) => produce::run(&cli.cluster, client, cli.output, &arguments),
         Command::Consume(arguments) => consume::run(&cli.cluster, client, &arguments),
+        Command::Reassign(arguments) => reassign::run(&mut client, cli.output, &arguments),
         Command::Log(command) => offline::run(cli.output, command),
     }
 }

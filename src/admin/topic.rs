@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use pyralog_core::{ErrorCode, Quorums};
 use pyralog_net::client::{Client, ClientConfig, ClientError, Described};
-use pyralog_net::message::{CreateTopicRequest, PartitionState, ReplicationState, TopicMetadata};
+use pyralog_net::message::{
+    CreateTopicRequest, PartitionState, ReplicaRole, ReplicaState, ReplicationState, TopicMetadata,
+};
 use serde::Serialize;
 
 use super::cli::{Format, TopicCommand};
 use super::output;
 use super::{explain, retention};
-use crate::control::view::{health_name, replication_state_name};
+use crate::control::view::{health_name, replica_role_name, replication_state_name};
 use crate::failure::Failure;
 use crate::units;
 
@@ -78,6 +80,8 @@ struct PartitionRow {
 struct FollowerRow {
     node: u32,
     shard: u16,
+    /// What it counts for.
+    role: &'static str,
     state: &'static str,
     in_sync: bool,
     log_end: Option<i64>,
@@ -260,14 +264,16 @@ fn partition_row(partition: u32, described: &Described) -> PartitionRow {
 }
 
 fn in_sync(state: &PartitionState) -> Vec<u32> {
-    state.replicas.iter().filter(|replica| replica.in_sync).map(|replica| replica.node).collect()
+    let in_sync = |replica: &&ReplicaState| replica.in_sync && replica.role != ReplicaRole::Joining;
+    state.replicas.iter().filter(in_sync).map(|replica| replica.node).collect()
 }
 
 fn followers(state: &PartitionState) -> Vec<FollowerRow> {
     let followers = state.replicas.iter().filter(|replica| replica.state != ReplicationState::Leader);
-    let row = |replica: &pyralog_net::message::ReplicaState| FollowerRow {
+    let row = |replica: &ReplicaState| FollowerRow {
         node: replica.node,
         shard: replica.shard,
+        role: replica_role_name(replica.role),
         state: replication_state_name(replica.state),
         in_sync: replica.in_sync,
         log_end: replica.known_end(),
@@ -326,12 +332,14 @@ fn partition_table(states: &[PartitionRow]) -> String {
 
 /// How far the followers are; nothing when there are none.
 fn follower_table(states: &[PartitionRow]) -> Option<String> {
-    let head = ["PARTITION", "FOLLOWER", "STATE", "IN SYNC", "LOG END", "LAG RECORDS", "LAG BYTES", "LAG"];
+    let head =
+        ["PARTITION", "FOLLOWER", "ROLE", "STATE", "IN SYNC", "LOG END", "LAG RECORDS", "LAG BYTES", "LAG"];
     let followers = || states.iter().flat_map(|state| state.followers.iter().map(move |row| (state, row)));
     let rows = followers().map(|(state, follower)| {
         vec![
             state.partition.to_string(),
             follower.node.to_string(),
+            follower.role.to_owned(),
             follower.state.to_owned(),
             if follower.in_sync { "yes" } else { "no" }.to_owned(),
             or_unknown(follower.log_end, |end| end.to_string()),

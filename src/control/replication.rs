@@ -9,14 +9,14 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use pyralog_core::GroupId;
-use pyralog_net::message::{PartitionState, ReplicaState, ReplicationState};
+use pyralog_net::message::{PartitionState, ReplicaRole, ReplicaState, ReplicationState};
 use pyralog_replication::metadata::{Catalog, Topic};
 use pyralog_shard::engine::{PeerStatus, ReplicationCounters, ReplicationStatus};
 use serde_json::{Value, json};
 
 use super::http::problem;
 use super::source::Source;
-use super::view::{ShardView, health_name, replication_state_name};
+use super::view::{ShardView, health_name, replica_role_name, replication_state_name};
 
 /// Partitions on a page when nobody says how many, and at most.
 const PAGE: (usize, usize) = (100, 1_000);
@@ -241,7 +241,8 @@ fn partition_json(topic: &Topic, group: GroupId, state: Option<&PartitionState>)
 
 /// Nodes of the replicas in sync.
 pub(super) fn in_sync(state: &PartitionState) -> Vec<u32> {
-    state.replicas.iter().filter(|replica| replica.in_sync).map(|replica| replica.node).collect()
+    let in_sync = |replica: &&ReplicaState| replica.in_sync && replica.role != ReplicaRole::Joining;
+    state.replicas.iter().filter(in_sync).map(|replica| replica.node).collect()
 }
 
 /// A replica as its leader, whose log ends at `log_end`, sees it. What is not known is null.
@@ -249,6 +250,7 @@ pub(super) fn follower_json(replica: &ReplicaState, log_end: i64) -> Value {
     json!({
         "node": replica.node,
         "shard": replica.shard,
+        "role": replica_role_name(replica.role),
         "state": replication_state_name(replica.state),
         "in_sync": replica.in_sync,
         "log_end": replica.known_end(),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pyralog_net::message::{PartitionHealth, ReplicationState};
+use pyralog_net::message::{PartitionHealth, ReplicaRole, ReplicationState};
 use pyralog_shard::engine::ShardStatus;
 
 /// What does not change while the node runs.
@@ -112,6 +112,15 @@ pub(crate) fn health_name(health: PartitionHealth) -> &'static str {
         PartitionHealth::Damaged => "damaged",
         PartitionHealth::LogEndUnknown => "log_end_unknown",
         PartitionHealth::Rejoining => "rejoining",
+    }
+}
+
+/// What a replica counts for, as shown everywhere.
+pub(crate) fn replica_role_name(role: ReplicaRole) -> &'static str {
+    match role {
+        ReplicaRole::Voter => "voter",
+        ReplicaRole::Joining => "joining",
+        ReplicaRole::Leaving => "leaving",
     }
 }
 

@@ -42,7 +42,7 @@ fn every_page_answers() {
     assert_eq!((&one["high_watermark"], &one["health"]), (&100.into(), &"online".into()), "{one}");
     assert_eq!((&one["leader"], &one["isr"]), (&1.into(), &serde_json::json!([1])), "{one}");
     let replica = serde_json::json!([{
-        "node": 1, "shard": one["shard"], "state": "leader", "in_sync": true, "log_end": 100, "lag_records": 0,
+        "node": 1, "shard": one["shard"], "role": "voter", "state": "leader", "in_sync": true, "log_end": 100, "lag_records": 0,
         "lag_bytes": 0, "lag_ms": 0,
     }]);
     assert_eq!(one["replicas"], replica, "{one}");

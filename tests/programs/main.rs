@@ -12,6 +12,7 @@ mod harness;
 mod history;
 mod http;
 mod leaders;
+mod moving;
 mod netns;
 mod node;
 mod partition;

@@ -78,7 +78,7 @@ impl NodeInfo {
 
 /// What a request to the controller is, for what may be done after an error.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// Changes nothing: may be asked again after any error that passes.
     Question,
     /// Changes something: sent again only after errors that say that it was not accepted.
@@ -361,7 +361,7 @@ impl Client {
     }
 
     /// A request to the node that takes administrative requests, whichever that is by then.
-    fn call_controller<T>(
+    pub(super) fn call_controller<T>(
         &mut self,
         request: &Request<'_>,
         kind: Kind,
@@ -432,7 +432,7 @@ impl Client {
 
     /// A request to a shard that changes nothing there, tried again after errors that pass, but those that are for the
     /// caller.
-    fn call<T>(
+    pub(super) fn call<T>(
         &mut self,
         place: Place,
         request: &Request<'_>,
@@ -520,7 +520,7 @@ pub(super) fn nobody_leads(group: GroupId) -> ClientError {
     ClientError::Server { code: ErrorCode::NotLeader, detail }
 }
 
-fn unknown_topic(name: &str) -> ClientError {
+pub(super) fn unknown_topic(name: &str) -> ClientError {
     ClientError::Server {
         code: ErrorCode::UnknownTopicOrPartition,
         detail: format!("topic {name:?} does not exist"),

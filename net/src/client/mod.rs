@@ -117,6 +117,7 @@ mod describe;
 mod error;
 mod place;
 mod producer;
+mod reassign;
 
 pub use api::{Client, ClientConfig, NodeInfo};
 pub use connection::{Connection, Received};

@@ -25,6 +25,8 @@ pub const MAX_SERVER_VERSION_BYTES: usize = 128;
 pub const MAX_ERROR_DETAIL_BYTES: usize = 1024;
 /// Most partitions that one `DescribePartitions` asks for.
 pub const MAX_DESCRIBED_PARTITIONS: u32 = 1_000;
+/// Most partitions in one page of those that are on their way to other nodes.
+pub const MAX_LISTED_REASSIGNMENTS: u32 = 1_000;
 
 /// A body that breaks the protocol's rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -63,6 +63,13 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// A count (`u8`) of at most `max`.
+    pub(crate) fn count_within(&mut self, field: &'static str, max: u8) -> Result<usize, DecodeError> {
+        let value = self.u8(field)?;
+        within(field, u64::from(value), u64::from(max))?;
+        Ok(usize::from(value))
+    }
+
     /// 0 or 1.
     pub(crate) fn bool(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         match self.u8(field)? {

@@ -6,17 +6,18 @@ use pyralog_core::limits::{
 };
 use pyralog_core::{ErrorCode, Outcome};
 
-use super::request::{decode_quorums, quorums};
+use super::request::{decode_group, decode_nodes, decode_quorums, group, nodes, quorums};
 use super::write::{padding, truncated};
 use super::{
     DecodeError, MAX_ADDRESS_BYTES, MAX_CLUSTER_NAME_BYTES, MAX_DESCRIBED_PARTITIONS, MAX_ERROR_DETAIL_BYTES,
-    MAX_SERVER_VERSION_BYTES, Reader, Writer,
+    MAX_LISTED_REASSIGNMENTS, MAX_SERVER_VERSION_BYTES, Reader, Writer,
 };
 use crate::frame::{REPLY_BIT, kind};
 use crate::message::{
     CreateTopicReply, Durability, ErrorReply, FetchReplyHead, InitProducerIdReply, ListOffsetsReply,
-    MetadataReply, NodeMetadata, PartitionHealth, PartitionMetadata, PartitionState, ProduceReply,
-    ReplicaList, ReplicaMetadata, ReplicaState, ReplicationState, Response, TopicMetadata,
+    ListReassignmentsReply, MetadataReply, NodeMetadata, PartitionHealth, PartitionMetadata, PartitionState,
+    ProduceReply, Reassignment, ReplicaList, ReplicaMetadata, ReplicaRole, ReplicaState, ReplicationState,
+    Response, TopicMetadata,
 };
 
 const METADATA_HEAD_BYTES: usize = 32;
@@ -25,6 +26,7 @@ const TOPIC_HEAD_BYTES: usize = 32;
 const PARTITION_METADATA_BYTES: usize = 16;
 const REPLICA_METADATA_BYTES: usize = 8;
 const PARTITION_STATE_BYTES: usize = 72;
+const REASSIGNMENT_HEAD_BYTES: usize = 12;
 
 /// A decoded reply: the message and, after a fetch, the bytes of the batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ impl Response {
             Self::DeleteTopic => kind::DELETE_TOPIC | REPLY_BIT,
             Self::DescribePartitions(_) => kind::DESCRIBE_PARTITIONS | REPLY_BIT,
             Self::Pong => kind::PING | REPLY_BIT,
+            Self::ReassignPartition => kind::REASSIGN_PARTITION | REPLY_BIT,
+            Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
         }
     }
 
@@ -85,7 +89,13 @@ impl Response {
                 w.u32(count as u32).reserved(4);
                 states.iter().take(count).for_each(|state| encode_state(state, &mut w));
             }
-            Self::DeleteTopic | Self::Pong => {}
+            Self::ListReassignments(r) => {
+                let count = r.reassignments.len().min(MAX_LISTED_REASSIGNMENTS as usize);
+                let more = r.more || count < r.reassignments.len();
+                w.u32(count as u32).u8(u8::from(more)).reserved(3);
+                r.reassignments.iter().take(count).for_each(|moved| encode_reassignment(moved, &mut w));
+            }
+            Self::DeleteTopic | Self::Pong | Self::ReassignPartition => {}
         }
         w.finish(following_bytes);
     }
@@ -125,6 +135,8 @@ impl Response {
                 kind::DELETE_TOPIC => Self::DeleteTopic,
                 kind::DESCRIBE_PARTITIONS => Self::DescribePartitions(decode_states(&mut reader)?),
                 kind::PING => Self::Pong,
+                kind::REASSIGN_PARTITION => Self::ReassignPartition,
+                kind::LIST_REASSIGNMENTS => Self::ListReassignments(decode_reassignments(&mut reader)?),
                 _ => return Err(DecodeError::UnknownKind { kind }),
             },
         };
@@ -360,7 +372,7 @@ fn encode_state(state: &PartitionState, w: &mut Writer<'_>) {
     w.u64(state.segment_bytes).u64(state.cached_bytes).u32(state.segments).u32(state.producers);
     w.u8(state.health as u8).u8(state.replicas.len() as u8).reserved(2).u32(state.leader);
     for replica in state.replicas.iter() {
-        w.u32(replica.node).u16(replica.shard).u8(u8::from(replica.in_sync)).u8(replica.state as u8);
+        w.u32(replica.node).u16(replica.shard).u8(replica_flags(replica)).u8(replica.state as u8);
         w.i64(replica.log_end).u64(replica.lag_bytes).u64(replica.lag_ms);
     }
 }
@@ -398,14 +410,63 @@ fn decode_state(reader: &mut Reader<'_>) -> Result<PartitionState, DecodeError> 
     reader.reserved(2, "replicas")?;
     state.leader = reader.u32("leader")?;
     for _ in 0..count {
-        let (node, shard, in_sync) = (reader.u32("node")?, reader.u16("shard")?, reader.bool("in_sync")?);
+        let (node, shard) = (reader.u32("node")?, reader.u16("shard")?);
+        let (in_sync, role) = decode_role(reader.u8("flags")?)?;
         let number = reader.u8("state")?;
         let does = ReplicationState::from_number(number)
             .ok_or(DecodeError::UnknownValue { field: "state", value: number.into() })?;
         let log_end = reader.i64("log_end")?;
         let (lag_bytes, lag_ms) = (reader.u64("lag_bytes")?, reader.u64("lag_ms")?);
-        let replica = ReplicaState { node, shard, in_sync, state: does, log_end, lag_bytes, lag_ms };
+        let replica = ReplicaState { node, shard, in_sync, role, state: does, log_end, lag_bytes, lag_ms };
         state.replicas.push(replica);
     }
     Ok(state)
+}
+
+fn encode_reassignment(moved: &Reassignment, w: &mut Writer<'_>) {
+    let most = usize::from(MAX_REPLICATION_FACTOR);
+    let (from, to) = (moved.from.len().min(most), moved.to.len().min(most));
+    group(w, moved.group).u8(from as u8).u8(to as u8).reserved(2);
+    nodes(w, moved.from.get(..from).unwrap_or_default());
+    nodes(w, moved.to.get(..to).unwrap_or_default());
+}
+
+fn decode_reassignments(reader: &mut Reader<'_>) -> Result<ListReassignmentsReply, DecodeError> {
+    let count = reader.u32_within("count", MAX_LISTED_REASSIGNMENTS)?;
+    let more = reader.bool("more")?;
+    reader.reserved(3, "more")?;
+    reader.fits(count, REASSIGNMENT_HEAD_BYTES, "count")?;
+    let mut reply = ListReassignmentsReply { reassignments: Vec::new(), more };
+    for _ in 0..count {
+        let group = decode_group(reader)?;
+        let from = reader.count_within("from_count", MAX_REPLICATION_FACTOR)?;
+        let to = reader.count_within("to_count", MAX_REPLICATION_FACTOR)?;
+        reader.reserved(2, "to_count")?;
+        let (from, to) = (decode_nodes(reader, from)?, decode_nodes(reader, to)?);
+        reply.reassignments.push(Reassignment { group, from, to });
+    }
+    Ok(reply)
+}
+
+const IN_SYNC: u8 = 1;
+const JOINING: u8 = 2;
+const LEAVING: u8 = 4;
+
+fn replica_flags(replica: &ReplicaState) -> u8 {
+    let role = match replica.role {
+        ReplicaRole::Voter => 0,
+        ReplicaRole::Joining => JOINING,
+        ReplicaRole::Leaving => LEAVING,
+    };
+    role | if replica.in_sync { IN_SYNC } else { 0 }
+}
+
+fn decode_role(flags: u8) -> Result<(bool, ReplicaRole), DecodeError> {
+    let role = match flags & !IN_SYNC {
+        0 => ReplicaRole::Voter,
+        JOINING => ReplicaRole::Joining,
+        LEAVING => ReplicaRole::Leaving,
+        _ => return Err(DecodeError::UnknownValue { field: "flags", value: u64::from(flags) }),
+    };
+    Ok((flags & IN_SYNC != 0, role))
 }

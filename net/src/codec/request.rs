@@ -1,7 +1,8 @@
 //! Requests: decoded without a copy by the server, encoded by the client.
 
 use pyralog_core::limits::{
-    BATCH_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_TOPIC_NAME_BYTES,
+    BATCH_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_REPLICATION_FACTOR,
+    MAX_TOPIC_NAME_BYTES,
 };
 use pyralog_core::{GroupId, Quorums};
 
@@ -9,7 +10,8 @@ use super::{DecodeError, EncodeError, MAX_DESCRIBED_PARTITIONS, Reader, Writer};
 use crate::frame::kind;
 use crate::message::{
     Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, Request,
+    ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
+    ReassignPartitionRequest, Request,
 };
 
 impl<'a> Request<'a> {
@@ -26,6 +28,10 @@ impl<'a> Request<'a> {
             kind::DELETE_TOPIC => Self::DeleteTopic(decode_delete_topic(&mut reader)?),
             kind::DESCRIBE_PARTITIONS => Self::DescribePartitions(decode_describe(&mut reader)?),
             kind::PING => Self::Ping,
+            kind::REASSIGN_PARTITION => Self::ReassignPartition(decode_reassign(&mut reader)?),
+            kind::LIST_REASSIGNMENTS => {
+                Self::ListReassignments(ListReassignmentsRequest { from: decode_group(&mut reader)? })
+            }
             kind => return Err(DecodeError::UnknownKind { kind }),
         };
         reader.finish()?;
@@ -44,6 +50,8 @@ impl<'a> Request<'a> {
             Self::DeleteTopic(_) => kind::DELETE_TOPIC,
             Self::DescribePartitions(_) => kind::DESCRIBE_PARTITIONS,
             Self::Ping => kind::PING,
+            Self::ReassignPartition(_) => kind::REASSIGN_PARTITION,
+            Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
         }
     }
 
@@ -82,6 +90,11 @@ impl<'a> Request<'a> {
             Self::DescribePartitions(r) => {
                 w.u32(r.topic).u32(r.first).u32(r.count).reserved(4);
             }
+            Self::ReassignPartition(r) => {
+                w.u32(r.partition).u16(r.topic.len() as u16).u8(r.nodes.len() as u8).reserved(1);
+                nodes(&mut w, &r.nodes).bytes(r.topic.as_bytes());
+            }
+            Self::ListReassignments(r) => _ = group(&mut w, r.from),
             Self::InitProducerId | Self::Ping => {}
         }
         w.finish(0);
@@ -106,7 +119,11 @@ impl<'a> Request<'a> {
             Self::DescribePartitions(r) => {
                 EncodeError::check("count", u64::from(r.count), u64::from(MAX_DESCRIBED_PARTITIONS))
             }
-            Self::ListOffsets(_) | Self::InitProducerId | Self::Ping => Ok(()),
+            Self::ReassignPartition(r) => {
+                name(r.topic)?;
+                EncodeError::check("node_count", r.nodes.len() as u64, u64::from(MAX_REPLICATION_FACTOR))
+            }
+            Self::ListOffsets(_) | Self::InitProducerId | Self::Ping | Self::ListReassignments(_) => Ok(()),
         }
     }
 }
@@ -128,11 +145,19 @@ pub(super) fn decode_quorums(reader: &mut Reader<'_>) -> Result<Quorums, DecodeE
     })
 }
 
-fn group<'w, 'a>(w: &'w mut Writer<'a>, group: GroupId) -> &'w mut Writer<'a> {
+pub(super) fn nodes<'w, 'a>(w: &'w mut Writer<'a>, nodes: &[u32]) -> &'w mut Writer<'a> {
+    nodes.iter().fold(w, |w, node| w.u32(*node))
+}
+
+pub(super) fn decode_nodes(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u32>, DecodeError> {
+    (0..count).map(|_| reader.u32("node")).collect()
+}
+
+pub(super) fn group<'w, 'a>(w: &'w mut Writer<'a>, group: GroupId) -> &'w mut Writer<'a> {
     w.u32(group.topic.0).u32(group.partition)
 }
 
-fn decode_group(reader: &mut Reader<'_>) -> Result<GroupId, DecodeError> {
+pub(super) fn decode_group(reader: &mut Reader<'_>) -> Result<GroupId, DecodeError> {
     Ok(GroupId::new(reader.u32("topic")?, reader.u32("partition")?))
 }
 
@@ -228,4 +253,16 @@ fn decode_describe(reader: &mut Reader<'_>) -> Result<DescribePartitionsRequest,
     };
     reader.reserved(4, "count")?;
     Ok(request)
+}
+
+fn decode_reassign<'a>(reader: &mut Reader<'a>) -> Result<ReassignPartitionRequest<'a>, DecodeError> {
+    let partition = reader.u32("partition")?;
+    let len = reader.len_within("name_len", MAX_TOPIC_NAME_BYTES)?;
+    let count = reader.count_within("node_count", MAX_REPLICATION_FACTOR)?;
+    reader.reserved(1, "node_count")?;
+    Ok(ReassignPartitionRequest {
+        partition,
+        nodes: decode_nodes(reader, count)?,
+        topic: reader.text(len, "name")?,
+    })
 }

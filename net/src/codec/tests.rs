@@ -95,6 +95,7 @@ fn state() -> impl Strategy<Value = PartitionState> {
     ];
     let replica = (any::<(u32, u16, bool, i64, u64, u64)>(), 0..6_u8).prop_map(
         |((node, shard, in_sync, log_end, lag_bytes, lag_ms), number)| ReplicaState {
+            role: [ReplicaRole::Voter, ReplicaRole::Joining, ReplicaRole::Leaving][usize::from(shard) % 3],
             node,
             shard,
             in_sync,
@@ -164,7 +165,16 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::DeleteTopic),
         vec(state(), 0..20).prop_map(Response::DescribePartitions),
         Just(Response::Pong),
+        Just(Response::ReassignPartition),
+        (vec(reassignment(), 0..20), any::<bool>()).prop_map(|(reassignments, more)| {
+            Response::ListReassignments(ListReassignmentsReply { reassignments, more })
+        }),
     ]
+}
+
+fn reassignment() -> impl Strategy<Value = Reassignment> {
+    let nodes = || vec(any::<u32>(), 0..6);
+    (group(), nodes(), nodes()).prop_map(|(group, from, to)| Reassignment { group, from, to })
 }
 
 proptest! {
@@ -191,6 +201,10 @@ proptest! {
             Request::DeleteTopic(DeleteTopicRequest { name: &name }),
             Request::DescribePartitions(DescribePartitionsRequest { topic: a, first: b, count: d % 1001 }),
             Request::Ping,
+            Request::ReassignPartition(ReassignPartitionRequest {
+                topic: &name, partition: a, nodes: numbers.iter().take((b % 5) as usize).copied().collect(),
+            }),
+            Request::ListReassignments(ListReassignmentsRequest { from: group }),
         ];
         for request in &requests {
             check_request(request, id);
@@ -229,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..12, reply: bool, body in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..14, reply: bool, body in vec(any::<u8>(), 0..300)) {
         let kind = kind | if reply { 0x8000 } else { 0 };
         let header = FrameHeader { kind, body_bytes: body.len() as u32, correlation_id: 3 };
         check_frames(&[&header.encode()[..], &body].concat());

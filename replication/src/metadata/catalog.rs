@@ -158,8 +158,8 @@ impl Catalog {
         }
         let first = Replica { node: node.id, shard: node.shards };
         let last = Replica { node: node.id, shard: u16::MAX };
-        let coming = self.moves.values().flat_map(|wanted| &wanted.to);
-        if let Some(lost) = coming.clone().find(|to| to.node == node.id && to.shard >= node.shards) {
+        let mut coming = self.moves.values().flat_map(Move::places);
+        if let Some(lost) = coming.find(|to| to.node == node.id && to.shard >= node.shards) {
             let text = format!(
                 "node {} comes with {} shards and a replica is on its way to shard {}: start it with at least {} shards",
                 node.id,

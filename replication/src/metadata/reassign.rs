@@ -4,6 +4,7 @@
 //! change is committed and confirmed it says so, and with [`Command::Reassigned`] the new replicas are those of the partition. Only then
 //! may a node that holds none of them delete what it has.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pyralog_core::{ErrorCode, GroupId};
@@ -19,8 +20,18 @@ use crate::raft::Configuration;
 pub struct Move {
     /// Where they are wanted, the preferred leader first.
     pub to: Vec<Replica>,
+    /// Where they were wanted before that, without having arrived: there may be one still, be it that the group has become that and
+    /// nobody has said so.
+    pub passed: Vec<Replica>,
     /// Version of the catalogue that wanted it first.
     pub since: u64,
+}
+
+impl Move {
+    /// Every place that the group may have come to.
+    pub(super) fn places(&self) -> impl Iterator<Item = Replica> + '_ {
+        self.to.iter().chain(&self.passed).copied()
+    }
 }
 
 /// What a group's last change has ended with. Groups that nothing has changed have none.
@@ -38,11 +49,34 @@ pub struct Settled {
 }
 
 impl Catalog {
-    /// The shard of `node` that is to hold a replica of `group`, be it one that is only on its way there.
+    /// The shard of `node` that is to hold a replica of `group`, be it one that is only on its way there, or on its way back.
     pub fn wanted_on(&self, node: u32, group: GroupId) -> Option<u16> {
-        let moving = self.moves.get(&group).into_iter().flat_map(|wanted| &wanted.to);
-        let coming = moving.clone().find(|replica| replica.node == node).map(|replica| replica.shard);
-        self.shard_on(node, group).or(coming)
+        let coming = || self.coming(group).find(|replica| replica.node == node).map(|replica| replica.shard);
+        self.shard_on(node, group).or_else(coming)
+    }
+
+    fn coming(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
+        self.moves.get(&group).into_iter().flat_map(Move::places)
+    }
+
+    /// Where the replicas of `group` are to be, the preferred leader first: where they are, unless it is on its way.
+    pub fn wanted(&self, group: GroupId) -> Vec<Replica> {
+        match self.moves.get(&group) {
+            Some(moving) => moving.to.clone(),
+            None => self.replicas(group).collect(),
+        }
+    }
+
+    /// Whether a group with this configuration is where the catalogue has it, and the catalogue knows that for sure. A leader may have
+    /// gone on with it for a move that was taken back since, or replaced by another one to where it had been.
+    pub fn is_settled(&self, group: GroupId, configuration: &Configuration) -> bool {
+        let (settled, _) = self.begins_with(group);
+        !self.moves.contains_key(&group) && configuration.version() <= settled.version()
+    }
+
+    /// Every shard that holds a replica of `group`, or may be about to; one may be named twice.
+    pub fn places(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
+        self.replicas(group).chain(self.coming(group))
     }
 
     /// With what a replica of `group` on a new disk begins: who the others are, and term and index of an entry that was committed before.
@@ -51,6 +85,24 @@ impl Catalog {
             Some(settled) => (settled.configuration.clone(), (settled.term, settled.index)),
             None => (Configuration::of(self.replicas(group)), (0, 0)),
         }
+    }
+
+    /// Where a replica of `group` goes on each of these nodes: to the shard that has one or waits for one, or to the one with the
+    /// fewest replicas. A node that is not registered has no shard but 0, and is refused later.
+    pub fn shards_on(&self, group: GroupId, nodes: &[u32]) -> Vec<Replica> {
+        let coming = |place: Replica| {
+            self.moves.values().flat_map(Move::places).filter(|to| *to == place).count() as u32
+        };
+        let emptiest = |node: u32| {
+            let shards = self.nodes.get(&node).map_or(0, |known| known.shards);
+            let places = (0..shards).map(|shard| Replica { node, shard });
+            places.min_by_key(|place| self.load(*place).replicas + coming(*place))
+        };
+        let place = |node: &u32| match self.wanted_on(*node, group) {
+            Some(shard) => Replica { node: *node, shard },
+            None => emptiest(*node).unwrap_or(Replica { node: *node, shard: 0 }),
+        };
+        nodes.iter().map(place).collect()
     }
 
     /// Version of the catalogue that put a replica of `group` on `node`; 0 = none did.
@@ -110,31 +162,59 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether replicas of `group` may have been wanted there before.
+    fn check_passed(&self, group: GroupId, wanted: &Move) -> Result<(), String> {
+        let ordered = wanted.passed.is_sorted_by(|a, b| a.node < b.node);
+        let there =
+            |place: &Replica| self.nodes.get(&place.node).is_some_and(|node| place.shard < node.shards);
+        let elsewhere = |place: &Replica| {
+            let mut others = self.replicas(group).chain(wanted.to.iter().copied());
+            others.any(|other| other.node == place.node && other != *place)
+        };
+        match ordered
+            && wanted
+                .passed
+                .iter()
+                .all(|place| there(place) && !elsewhere(place) && !wanted.to.contains(place))
+        {
+            true => Ok(()),
+            false => Err(format!("partition {group} was wanted before where it could not be")),
+        }
+    }
+
     /// A move is wanted; another order of the same replicas is all there is to it.
     pub(super) fn reassign(&mut self, group: GroupId, to: &[Replica]) {
         let same = to.iter().all(|replica| self.replicas(group).any(|known| known == *replica));
         match self.moves.get_mut(&group) {
-            Some(wanted) => wanted.to = to.to_vec(),
+            Some(wanted) => {
+                let before = std::mem::replace(&mut wanted.to, to.to_vec());
+                let passed = std::mem::take(&mut wanted.passed).into_iter().chain(before);
+                let passed: BTreeSet<Replica> = passed.filter(|place| !to.contains(place)).collect();
+                wanted.passed = passed.into_iter().collect();
+            }
             None if same => self.put_replicas(group, to),
             None => {
-                self.moves.insert(group, Move { to: to.to_vec(), since: self.version });
+                let wanted = Move { to: to.to_vec(), passed: Vec::new(), since: self.version };
+                self.moves.insert(group, wanted);
             }
         }
     }
 
     pub(super) fn check_reassigned(&self, group: GroupId, said: &Configuration) -> Result<(), Refusal> {
         let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
-        let Some(wanted) = self.moves.get(&group) else {
+        let (before, _) = self.begins_with(group);
+        let moving = self.moves.contains_key(&group);
+        if before.is_unknown() || !moving && said.version() <= before.version() {
             return invalid(format!("partition {group} is not being moved"));
-        };
+        }
         if let Err(what) = said.check() {
             return invalid(format!("partition {group}: {what}"));
         }
         // A newer one in any case: a node that was to have a replica, and is not to have one any more, tells by that that it can go.
-        let (before, _) = self.begins_with(group);
         let done = said.is_confirmed() && said.learners().is_empty() && said.version() > before.version();
-        let there = said.voters().len() == wanted.to.len()
-            && wanted.to.iter().all(|replica| said.voters().contains(replica));
+        let wanted = self.wanted(group);
+        let there = said.voters().len() == wanted.len()
+            && wanted.iter().all(|replica| said.voters().contains(replica));
         match done && there {
             true => Ok(()),
             false => {
@@ -145,10 +225,9 @@ impl Catalog {
 
     /// A group has become what was wanted.
     pub(super) fn reassigned(&mut self, group: GroupId, said: &Configuration, term: u32, index: u64) {
-        let Some(wanted) = self.moves.get(&group).cloned() else { return };
         let placed =
             said.voters().iter().map(|voter| (voter.node, self.placed_at(group, voter.node))).collect();
-        self.put_replicas(group, &wanted.to);
+        self.put_replicas(group, &self.wanted(group));
         self.settled.insert(group, Settled { configuration: said.clone(), term, index, placed });
         self.moves.remove(&group);
     }
@@ -200,6 +279,7 @@ impl Catalog {
         for (topic, partition, wanted) in moves {
             let group = GroupId::new(topic, partition);
             self.check_places(group, &wanted.to).map_err(|(_, text)| text)?;
+            self.check_passed(group, &wanted)?;
             if wanted.since > self.version
                 || self.moves.last_key_value().is_some_and(|(last, _)| *last >= group)
             {

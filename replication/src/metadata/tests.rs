@@ -284,7 +284,9 @@ fn a_partition_moves_when_its_group_says_so() {
     let joint = catalog.begins_with(group).0.entering(catalog.moves[&group].to.iter().copied());
     refused(&catalog, &reassigned(1, 1, joint.clone()), invalid, "not where they are wanted");
     refused(&catalog, &reassigned(1, 1, joint.left()), invalid, "not where they are wanted");
-    refused(&catalog, &reassigned(1, 0, end.clone()), invalid, "not being moved");
+    refused(&catalog, &reassigned(1, 0, end.clone()), invalid, "not where they are wanted");
+    refused(&catalog, &reassigned(1, 0, Configuration::of(lists[0].clone())), invalid, "not being moved");
+    refused(&catalog, &reassigned(7, 0, end.clone()), invalid, "not being moved");
     assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
     catalog.apply(&reassigned(1, 1, end.clone())).unwrap();
     let replicas: Vec<u32> = catalog.replicas(group).map(|replica| replica.node).collect();
@@ -313,10 +315,32 @@ fn a_move_is_taken_back_and_an_order_changed_at_once() {
     let group = GroupId::new(1, 0);
     catalog.apply(&reassign(1, 0, &[4, 5, 3])).unwrap();
     catalog.apply(&reassign(1, 0, &[1, 2, 3])).unwrap();
-    assert_eq!(catalog.wanted_on(4, group), None);
+    assert_eq!(catalog.moves[&group].passed, [replica(4, 0), replica(5, 0)]);
+    assert_eq!(catalog.wanted_on(4, group), Some(0), "the group may have come there");
+    assert_eq!(catalog.places(group).map(|place| place.node).max(), Some(5));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    refused(
+        &catalog,
+        &Command::Reassign { topic: 1, partition: 0, to: vec![replica(1, 0), replica(2, 0), replica(4, 1)] },
+        ErrorCode::InvalidRequest,
+        "on shard 0",
+    );
+    catalog.apply(&reassign(1, 0, &[1, 2, 4])).unwrap();
+    assert_eq!(catalog.moves[&group].passed, [replica(3, 0), replica(5, 0)]);
+    catalog.apply(&reassign(1, 0, &[1, 2, 3])).unwrap();
     let end = walked(&catalog, group);
     catalog.apply(&reassigned(1, 0, end)).unwrap();
     assert_eq!((catalog.moves.len(), catalog.load(replica(4, 0)).replicas), (0, 0));
+    assert_eq!((catalog.wanted_on(4, group), catalog.wanted_on(5, group)), (None, None));
+    // The group had gone on for a move to where it was already.
+    let (settled, _) = catalog.begins_with(group);
+    let on = settled.with_learners([replica(5, 0)]);
+    assert!(catalog.is_settled(group, &settled) && !catalog.is_settled(group, &on));
+    let back = on.with_learners([]);
+    refused(&catalog, &reassigned(1, 0, settled), ErrorCode::InvalidRequest, "not being moved");
+    refused(&catalog, &reassigned(1, 0, on), ErrorCode::InvalidRequest, "not where they are wanted");
+    catalog.apply(&reassigned(1, 0, back.clone())).unwrap();
+    assert_eq!(catalog.begins_with(group), (back, (4, 77)));
     catalog.apply(&reassign(1, 0, &[3, 1, 2])).unwrap();
     let leads = catalog.replicas(group).next();
     assert_eq!(
@@ -383,11 +407,19 @@ fn a_snapshot_that_contradicts_itself_is_refused() {
     inconsistent(&|c| change_topic(c, 2, |t| t.id = 1), "out of order");
     inconsistent(&|c| change_topic(c, 1, |t| t.spec.write_quorum = 1), "two leaders");
     let group = GroupId::new(1, 0);
-    let wanted = || Move { to: (1..4).map(|node| replica(node, 7)).collect(), since: 1 };
+    let passed = Vec::new;
+    let wanted = || Move { to: (1..4).map(|node| replica(node, 7)).collect(), passed: passed(), since: 1 };
     inconsistent(&|c| drop(c.moves.insert(GroupId::new(9, 0), wanted())), "no partition 9-0");
     inconsistent(&|c| drop(c.moves.insert(group, wanted())), "has no shard 7");
     let to = |c: &Catalog| c.replicas(GroupId::new(1, 0)).collect::<Vec<_>>();
-    inconsistent(&|c| drop(c.moves.insert(group, Move { to: to(c), since: 99 })), "a version to come");
+    inconsistent(
+        &|c| drop(c.moves.insert(group, Move { to: to(c), passed: passed(), since: 99 })),
+        "a version to come",
+    );
+    for place in [replica(9, 0), replica(2, 7), replica(1, 1), replica(1, 0)] {
+        let wanted = |c: &Catalog| Move { to: to(c), passed: vec![place], since: 1 };
+        inconsistent(&|c| drop(c.moves.insert(group, wanted(c))), "was wanted before where it could not be");
+    }
     let settled = |c: &Catalog, configuration: Configuration| {
         let placed = c.replicas(group).map(|replica| (replica.node, 1)).collect();
         Settled { configuration, term: 1, index: 1, placed }

@@ -2,7 +2,7 @@
 
 use super::group::{MAX_INDEX, MAX_TERM, RaftGroup, Refused};
 use super::log::EntryKind;
-use super::message::{EntryHead, Message, MessageKind};
+use super::message::{Message, MessageKind};
 
 impl RaftGroup {
     /// What the core would panic on, and what would break the log.
@@ -76,9 +76,8 @@ impl RaftGroup {
 
 /// As many configurations as there are entries that are one; one in a snapshot.
 fn check_configurations(message: &Message) -> Result<(), Refused> {
-    let is_one = |head: &&EntryHead| head.kind == EntryKind::Configuration as u8;
     let expected = match message.kind {
-        MessageKind::Append => message.entries.iter().filter(is_one).count(),
+        MessageKind::Append => message.configurations_among(message.entries.len()),
         MessageKind::Snapshot => 1,
         _ => 0,
     };

@@ -144,7 +144,7 @@ impl Configuration {
 
     /// Everybody, each once: voters, former voters, learners.
     pub fn members(&self) -> impl Iterator<Item = Replica> + '_ {
-        let former = self.outgoing.iter().filter(|old| !has(&self.voters, old.node));
+        let former = self.outgoing.iter().filter(|old| !is_among(&self.voters, old.node));
         self.voters.iter().chain(former).chain(&self.learners).copied()
     }
 
@@ -155,7 +155,7 @@ impl Configuration {
 
     /// Whether a node has a voice, be it a former one's.
     pub fn is_voter(&self, node: u32) -> bool {
-        has(&self.voters, node) || has(&self.outgoing, node)
+        is_among(&self.voters, node) || is_among(&self.outgoing, node)
     }
 
     /// Whether it is what the functions above make, within the bounds.
@@ -183,7 +183,8 @@ impl Configuration {
             return Err("a joint configuration that is confirmed");
         }
         let twice = self.learners.iter().any(|learner| self.is_voter(learner.node));
-        let moved = self.outgoing.iter().any(|old| has(&self.voters, old.node) && !self.voters.contains(old));
+        let moved =
+            self.outgoing.iter().any(|old| is_among(&self.voters, old.node) && !self.voters.contains(old));
         match twice || moved {
             true => Err("a configuration with a node in two places"),
             false => Ok(()),
@@ -314,7 +315,7 @@ impl ArchivedConfiguration {
     }
 }
 
-fn has(list: &[Replica], node: u32) -> bool {
+pub(super) fn is_among(list: &[Replica], node: u32) -> bool {
     list.iter().any(|replica| replica.node == node)
 }
 
@@ -361,7 +362,7 @@ mod tests {
                     }
                 }
                 Step::Wait(behind) => {
-                    assert!(behind.iter().all(|node| has(now.learners(), *node)));
+                    assert!(behind.iter().all(|node| is_among(now.learners(), *node)));
                     caught_up.extend(behind);
                 }
                 Step::Propose(next) => {

@@ -12,11 +12,10 @@ use pyralog_core::GroupId;
 use raft::eraftpb::{Entry, Message as CoreMessage, MessageType};
 use raft::{Config, ProgressState, RawNode, StateRole};
 
-use super::configuration::Configuration;
-
+use super::configuration::{Configuration, is_among};
 use super::log::{EntryKind, HardState, Header, HeaderLog, Position, RecoveredLog};
-use super::members::{apply, check_write_quorum, is_among};
-use super::message::{EntryHead, Message, MessageKind, core_type};
+use super::members::check_write_quorum;
+use super::message::{EntryHead, Message, MessageKind, configurations_in, core_type};
 use super::timers::{Timers, Timing};
 
 /// Bytes of batches in one append that the core makes; the sender may split further.
@@ -174,8 +173,7 @@ impl Incoming {
     /// What the entry at `index` says, which is a configuration.
     fn configuration(&self, index: u64) -> Option<&Configuration> {
         let before = self.entries.iter().take(usize::try_from(index.checked_sub(self.first)?).ok()?);
-        let at = before.filter(|head| head.kind == EntryKind::Configuration as u8).count();
-        self.configurations.get(at)
+        self.configurations.get(configurations_in(before))
     }
 
     fn clear(&mut self) {
@@ -476,6 +474,7 @@ impl RaftGroup {
         if message.kind == MessageKind::TimeoutNow && u64::from(message.term) == term_before {
             self.campaigns = self.campaigns.saturating_add(1);
         }
+        self.notice_new_replica(message);
         let core = self.core_message(message, kind);
         self.guarded(|raw| raw.step(core).map_err(|_| Refused::NotForUs { from, to }))?;
         if message.kind == MessageKind::Append {
@@ -497,6 +496,20 @@ impl RaftGroup {
         }
         self.note_leading(now_us);
         Ok(())
+    }
+
+    /// A follower refuses what it once said it has: the replica that said so is gone, and another one is there in its place. The core
+    /// would take that for an old message for ever.
+    fn notice_new_replica(&mut self, message: &Message) {
+        let refuses = message.kind == MessageKind::AppendResponse && message.reject;
+        if refuses
+            && self.is_leader()
+            && message.term == self.term()
+            && message.reject_hint < self.matched_of(message.from)
+            && message.index <= self.matched_of(message.from)
+        {
+            self.peer_restarted(message.from, self.now_us);
+        }
     }
 
     /// The core waits for ever for the end of a snapshot; a follower that lives and has not taken it is told again.
@@ -796,13 +809,11 @@ impl RaftGroup {
             out.after_persist.extend(self.wire_message(&message));
         }
         self.incoming.clear();
-        let changed = self.guarded(|raw| {
+        self.guarded(|raw| {
             raw.advance_append_async(ready);
-            Ok(apply(raw))
+            Ok(())
         })?;
-        if changed {
-            self.note_configuration();
-        }
+        self.apply_committed()?;
         Ok(true)
     }
 
@@ -843,14 +854,11 @@ impl RaftGroup {
     /// # Errors
     /// [`Refused::Broken`].
     pub fn persisted(&mut self, number: u64) -> Result<(), Refused> {
-        let changed = self.guarded(|raw| {
+        self.guarded(|raw| {
             raw.on_persist_ready(number);
-            Ok(apply(raw))
+            Ok(())
         })?;
-        if changed {
-            self.note_configuration();
-        }
-        Ok(())
+        self.apply_committed()
     }
 
     /// The entries up to `index`, committed, durable here and in segments, need not be held any more.

@@ -6,7 +6,7 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, Conf
 
 use crate::metadata::Replica;
 
-use super::configuration::Configuration;
+use super::configuration::{Configuration, is_among};
 use super::group::{NotLeader, Proposed, RaftGroup, Refused, Role};
 use super::log::{EntryKind, Header, HeaderLog};
 
@@ -180,12 +180,8 @@ pub(super) fn majority(half: &[Replica]) -> usize {
     half.len() / 2 + 1
 }
 
-pub(super) fn is_among(half: &[Replica], node: u32) -> bool {
-    half.iter().any(|replica| replica.node == node)
-}
-
 /// There is nothing to apply but configurations: what is committed and persisted is applied. Whether one came into force.
-pub(super) fn apply(raw: &mut RawNode<HeaderLog>) -> bool {
+fn apply(raw: &mut RawNode<HeaderLog>) -> bool {
     let log = &raw.raft.raft_log;
     let (until, mut changed) = (log.committed.min(log.persisted), false);
     while let Some((index, next)) = raw.store().first_configuration(raw.raft.raft_log.applied + 1..=until) {

@@ -45,13 +45,14 @@ pub enum MessageKind {
     /// of its disk.
     RequestStanding,
     /// The answer: `term`; the last entry, `index`; `commit` is the number of a [`super::Standing`]; `transfer`ed to: it
-    /// leads; `read` is the number of its disk; `reject`ed: it does not know the asker's disk as one of the group's first.
+    /// leads; `read` is the number of its disk; `reject`ed: it does not know the asker's disk as one of the group's first;
+    /// `configurations`: who the replicas are as far as it knows that this is committed, and by the newest entry of its log.
     RequestStandingResponse,
 }
 
 impl MessageKind {
     /// Whether it answers another one, of the core.
-    pub(super) fn is_answer(self) -> bool {
+    pub fn is_answer(self) -> bool {
         matches!(
             self,
             Self::AppendResponse
@@ -119,7 +120,8 @@ pub struct Message {
     pub offset: i64,
     /// Of an append.
     pub entries: Vec<EntryHead>,
-    /// What the entries that are configurations say, in their order; of a snapshot the one at its place.
+    /// What the entries that are configurations say, in their order; of a snapshot the one at its place; of the answer about a
+    /// standing see there.
     pub configurations: Vec<Configuration>,
 }
 
@@ -154,8 +156,7 @@ impl Message {
 
     /// How many of the first `entries` entries are configurations.
     pub fn configurations_among(&self, entries: usize) -> usize {
-        let first = self.entries.iter().take(entries);
-        first.filter(|entry| entry.kind == EntryKind::Configuration as u8).count()
+        configurations_in(self.entries.iter().take(entries))
     }
 
     /// An append without the entries behind the first `entries`, which are given back with what they say.
@@ -180,6 +181,11 @@ impl EntryHead {
             bytes: header.bytes,
         }
     }
+}
+
+/// How many of these entries are configurations.
+pub(super) fn configurations_in<'a>(entries: impl Iterator<Item = &'a EntryHead>) -> usize {
+    entries.filter(|entry| entry.kind == EntryKind::Configuration as u8).count()
 }
 
 /// The core's name of a kind; `None` for those beside it.

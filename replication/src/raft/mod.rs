@@ -31,5 +31,5 @@ pub use group::{GroupConfig, MAX_TERM, NotLeader, Output, Proposed, RaftGroup, R
 pub use log::{EntryKind, HardState, Header, Position, RecoveredLog};
 pub use members::ChangeRefused;
 pub use message::{EntryHead, Message, MessageKind};
-pub use rejoin::{Answer, Floor, Rejoin, Standing, Verdict};
+pub use rejoin::{Answer, Electorate, Floor, Rejoin, Standing, Verdict};
 pub use timers::Timing;

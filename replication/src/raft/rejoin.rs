@@ -11,6 +11,11 @@
 //! Who comes later with a disk that every member has written down is a founder as well; with any other it is one that has
 //! lost what it held. Why this is safe: `docs/replication.md`, "A disk that is lost".
 
+use std::collections::BTreeSet;
+
+use super::configuration::{Configuration, is_among};
+use crate::metadata::Replica;
+
 /// What the word of a replica is worth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -89,6 +94,13 @@ impl Rejoin {
         Self { answers: others.into_iter().map(|other| (other, None)).collect() }
     }
 
+    /// These are all others now. Who has answered need not be asked again.
+    pub fn ask(&mut self, others: impl IntoIterator<Item = u32>) {
+        let answer =
+            |of: u32| self.answers.iter().find(|(known, _)| *known == of).and_then(|(_, told)| *told);
+        self.answers = others.into_iter().map(|other| (other, answer(other))).collect();
+    }
+
     /// Node `from` answered. False: it is none of the others.
     pub fn heard(&mut self, from: u32, answer: Answer) -> bool {
         let slot = self.answers.iter_mut().find(|(other, _)| *other == from);
@@ -129,9 +141,101 @@ impl Rejoin {
     }
 }
 
+/// Which replicas have to be asked: the voters that a former self may have promised something to, as far as is known.
+///
+/// Who the voters are may have changed since the asker's catalogue was current. Whoever is asked says what it knows of that, and
+/// who is named there is asked too. Nobody is missed: the change that follows on a configuration was committed by a majority of its
+/// voters, so one of the others holds it, and the same is true of the change after that one.
+#[derive(Clone, Debug)]
+pub struct Electorate {
+    base: Configuration,
+    said: Vec<Configuration>,
+}
+
+impl Electorate {
+    /// Begins with what the asker knows.
+    pub fn new(base: Configuration) -> Self {
+        Self { base, said: Vec::new() }
+    }
+
+    /// The asker knows better now: what came before does not count any more.
+    pub fn goes_on_from(&mut self, base: &Configuration) {
+        if base.version() > self.base.version() {
+            self.base = base.clone();
+            self.said.retain(|said| said.version() >= base.version());
+        }
+    }
+
+    /// Somebody who was asked knows of this one. False: it is no news.
+    pub fn heard(&mut self, said: &Configuration) -> bool {
+        let news = said.version() >= self.base.version() && *said != self.base && !self.said.contains(said);
+        if news {
+            self.said.push(said.clone());
+        }
+        news
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Configuration> {
+        std::iter::once(&self.base).chain(&self.said)
+    }
+
+    /// Every voter, each once, in the order of the nodes. A learner is promised nothing.
+    pub fn voters(&self) -> BTreeSet<Replica> {
+        self.all().flat_map(Configuration::halves).flatten().copied().collect()
+    }
+
+    /// Whether nobody can be elected with the voice of `node` and without that of one other, who holds all that was
+    /// committed: a majority of two is both.
+    pub fn is_pair_with(&self, node: u32) -> bool {
+        let pair = |half: &[Replica]| half.len() == 2 && is_among(half, node);
+        self.all().all(|known| known.halves().any(pair))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn nodes(nodes: &[u32]) -> Vec<Replica> {
+        nodes.iter().map(|node| Replica { node: *node, shard: 0 }).collect()
+    }
+
+    fn asked_nodes(electorate: &Electorate) -> Vec<u32> {
+        electorate.voters().into_iter().map(|voter| voter.node).collect()
+    }
+
+    #[test]
+    fn voters_of_later_changes_are_asked_and_those_of_earlier_ones_forgotten() {
+        let first = Configuration::of(nodes(&[1, 2, 3]));
+        let mut electorate = Electorate::new(first.clone());
+        assert_eq!(asked_nodes(&electorate), [1, 2, 3]);
+        assert!(electorate.heard(&first.with_learners(nodes(&[4]))));
+        assert_eq!(asked_nodes(&electorate), [1, 2, 3], "a learner has no voice");
+        let joint = first.with_learners(nodes(&[4])).entering(nodes(&[1, 3, 4]));
+        assert!(electorate.heard(&joint) && !electorate.heard(&joint));
+        assert_eq!(asked_nodes(&electorate), [1, 2, 3, 4]);
+        let after = joint.left().confirmed();
+        electorate.goes_on_from(&after);
+        assert_eq!(asked_nodes(&electorate), [1, 3, 4], "node 2 may have deleted what it had");
+        electorate.goes_on_from(&first);
+        assert!(!electorate.heard(&joint), "it is older than what is known");
+        assert_eq!(asked_nodes(&electorate), [1, 3, 4]);
+    }
+
+    #[test]
+    fn one_of_two_voters_is_a_pair_with_the_other_as_long_as_nobody_knows_better() {
+        let two = Configuration::of(nodes(&[1, 2]));
+        let mut electorate = Electorate::new(two.clone());
+        assert!(electorate.is_pair_with(1) && electorate.is_pair_with(2) && !electorate.is_pair_with(3));
+        let joint = two.with_learners(nodes(&[3])).entering(nodes(&[1, 3]));
+        assert!(electorate.heard(&joint));
+        assert!(electorate.is_pair_with(1) && electorate.is_pair_with(2));
+        assert!(electorate.heard(&joint.left()));
+        assert!(electorate.is_pair_with(1) && !electorate.is_pair_with(2), "it has no voice in the newest");
+        let mut grown = Electorate::new(two.clone());
+        assert!(grown.heard(&two.with_learners(nodes(&[3])).entering(nodes(&[1, 2, 3])).left()));
+        assert!(!grown.is_pair_with(1), "node 3 could be elected by it, and need not hold everything");
+    }
 
     fn answer(standing: Standing, term: u32, leads: Option<u64>, vouches: bool) -> Answer {
         Answer { standing, term, leads, disk: 70, vouches }

@@ -293,6 +293,15 @@ impl Tracker {
         }
     }
 
+    /// The replica has moved away: what the journal holds of it is no part of anything any more.
+    pub(crate) fn left(&mut self, group: GroupId) {
+        let gone = |of: &GroupId| *of != group;
+        self.places.retain(|(of, _), _| gone(of));
+        self.before.retain(|(of, _), _| gone(of));
+        self.unsure.retain(|(of, _)| gone(of));
+        self.journal_taint.retain(|(of, _)| gone(of));
+    }
+
     /// The file is gone.
     pub(crate) fn deleted(&mut self, file: FileId) {
         if let FileId::Segment(group, base) = file {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use pyralog_sim::cluster::Kind;
 use pyralog_sim::{PlantedBug, cluster, run, sweep};
 
 /// Runs the real engine on a simulated disk that crashes, fails and lies, and checks that nothing
@@ -25,6 +26,9 @@ struct Arguments {
     /// Lives of a cluster of three or five nodes instead of a single node.
     #[arg(long)]
     cluster: bool,
+    /// Lives of a cluster of four or five nodes in which partitions move.
+    #[arg(long, requires = "cluster")]
+    moves: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
     quiet: bool,
@@ -62,11 +66,12 @@ impl From<Bug> for PlantedBug {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let bug = arguments.bug.map(PlantedBug::from);
+    let kind = if arguments.moves { Kind::Moves } else { Kind::Plain };
     let passed = match (arguments.cluster, arguments.seed) {
         (false, Some(seed)) => replay(seed, bug, !arguments.quiet),
-        (true, Some(seed)) => replay_cluster(seed, bug, !arguments.quiet),
+        (true, Some(seed)) => replay_cluster(seed, kind, bug, !arguments.quiet),
         (false, None) => many(arguments.first, arguments.seeds, bug),
-        (true, None) => many_clusters(arguments.first, arguments.seeds, bug),
+        (true, None) => many_clusters(arguments.first, arguments.seeds, kind, bug),
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -82,8 +87,8 @@ fn replay(seed: u64, bug: Option<PlantedBug>, trace: bool) -> bool {
     report.violation.is_none()
 }
 
-fn replay_cluster(seed: u64, bug: Option<PlantedBug>, trace: bool) -> bool {
-    let report = cluster::run(seed, bug, trace);
+fn replay_cluster(seed: u64, kind: Kind, bug: Option<PlantedBug>, trace: bool) -> bool {
+    let report = cluster::run(seed, kind, bug, trace);
     report.trace.iter().for_each(|line| println!("{line}"));
     let mut totals = cluster::ClusterTotals::default();
     totals.add(&report);
@@ -104,11 +109,14 @@ fn many(first: u64, count: u64, bug: Option<PlantedBug>) -> bool {
     totals.failed.is_empty()
 }
 
-fn many_clusters(first: u64, count: u64, bug: Option<PlantedBug>) -> bool {
-    let totals = cluster::sweep(first, count, bug, |report| {
+fn many_clusters(first: u64, count: u64, kind: Kind, bug: Option<PlantedBug>) -> bool {
+    let option = if kind == Kind::Moves { " --moves" } else { "" };
+    let totals = cluster::sweep(first, count, kind, bug, |report| {
         if let Some(violation) = &report.violation {
             let seed = report.seed;
-            println!("seed {seed}: VIOLATION {violation} (replay with: pyralog-sim --cluster --seed {seed})");
+            println!(
+                "seed {seed}: VIOLATION {violation} (replay with: pyralog-sim --cluster{option} --seed {seed})"
+            );
         }
     });
     println!("{totals}");

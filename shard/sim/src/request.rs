@@ -5,7 +5,8 @@ use std::rc::Rc;
 use pyralog_core::{ErrorCode, GroupId, Quorums};
 use pyralog_net::message::{
     Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, Request, Response,
+    ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, ReassignPartitionRequest, Request,
+    Response,
 };
 use pyralog_shard::engine::ReplyBody;
 use pyralog_shard::memory::ChunkSlice;
@@ -20,6 +21,7 @@ pub(crate) enum Owned {
     InitProducerId,
     CreateTopic { name: String, partitions: u32, quorums: Quorums, retention_bytes: i64, retention_ms: i64 },
     DeleteTopic { name: String },
+    Reassign { topic: String, partition: u32, nodes: Vec<u32> },
     Describe(DescribePartitionsRequest),
     Ping,
 }
@@ -53,6 +55,13 @@ impl Owned {
                 })
             }
             Self::DeleteTopic { name } => Request::DeleteTopic(DeleteTopicRequest { name }),
+            Self::Reassign { topic, partition, nodes } => {
+                Request::ReassignPartition(ReassignPartitionRequest {
+                    topic,
+                    partition: *partition,
+                    nodes: nodes.clone(),
+                })
+            }
             Self::Describe(describe) => Request::DescribePartitions(*describe),
             Self::Ping => Request::Ping,
         }

@@ -436,7 +436,10 @@ impl World {
                     self.shed(shard);
                 }
                 // One node: there is nobody to link to.
-                Action::SendPeer { .. } | Action::WantPeers { .. } | Action::TellLeaders { .. } => {}
+                Action::SendPeer { .. }
+                | Action::WantPeers { .. }
+                | Action::TellLeaders { .. }
+                | Action::TellController { .. } => {}
                 Action::Log { level, text } => self.note(|| format!("s{shard} log {level:?} {text}")),
                 Action::Stopped => {
                     self.note(|| format!("s{shard} stopped"));

@@ -4,7 +4,7 @@
 use pyralog_sim::PlantedBug;
 use pyralog_sim::cluster::config::ClusterConfig;
 use pyralog_sim::cluster::faults::{ClusterFault, ClusterFaultCounts, Disks, Troubles};
-use pyralog_sim::cluster::run_as;
+use pyralog_sim::cluster::{Kind, run_as};
 use pyralog_sim::faults::{FaultCounts, FaultKind, FaultPlan};
 
 /// Lives of each kind.
@@ -23,14 +23,14 @@ struct Came {
 fn hold(bug: PlantedBug, change: fn(&mut ClusterConfig)) -> Came {
     let mut came = Came::default();
     for seed in 1..=LIVES {
-        let report = run_as(seed, None, false, change);
+        let report = run_as(seed, Kind::Plain, None, false, change);
         assert_eq!(report.violation, None, "seed {seed}");
         came.acknowledged += report.acknowledged;
         came.elections += report.elections;
         came.cluster.merge(&report.cluster_faults);
         came.nodes.merge(&report.faults);
     }
-    let caught = (1..=LIVES).find_map(|seed| run_as(seed, Some(bug), false, change).violation);
+    let caught = (1..=LIVES).find_map(|seed| run_as(seed, Kind::Plain, Some(bug), false, change).violation);
     assert!(caught.is_some(), "{bug:?} shows in none of {LIVES} such lives");
     assert!(came.acknowledged > 20 * LIVES, "{} acknowledged", came.acknowledged);
     println!(

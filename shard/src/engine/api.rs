@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{FetchReplyHead, Request, Response};
-use pyralog_replication::metadata::{Catalog, Replica};
+use pyralog_replication::metadata::{Catalog, Command, Replica};
 use smallvec::SmallVec;
 
 use crate::memory::{Chunk, ChunkSlice};
@@ -186,6 +186,11 @@ pub enum Event<'a> {
         /// How.
         result: IoResult,
     },
+    /// To shard 0: another shard of the node wants this in the catalogue.
+    ControllerTold {
+        /// What.
+        command: Box<Command>,
+    },
     /// Shard 0 published a catalogue (to every shard, itself included).
     CatalogPublished {
         /// The catalogue.
@@ -310,6 +315,11 @@ pub enum Action {
     WantPeers {
         /// The set.
         peers: Vec<PeerId>,
+    },
+    /// Tell shard 0 ([`Event::ControllerTold`]). It may be lost.
+    TellController {
+        /// What the catalogue is to hold.
+        command: Box<Command>,
     },
     /// Tell every shard of the node, this one included ([`Event::LeadersTold`]).
     TellLeaders {

@@ -64,14 +64,21 @@ impl Engine {
         }
         self.balance.due_us = Some(now_us + EVERY_US);
         for (group, node) in rebalance(&known, AT_ONCE) {
-            let Some(index) = self.find(group) else { continue };
-            let until_us = now_us + self.config.election.election_min_us;
-            if let Some(replica) = self.raft_mut(index) {
-                replica.hand_over(node.0, now_us);
-                self.balance.under_way.push((index, until_us));
+            if let Some(index) = self.find(group) {
+                self.give_away(index, node.0);
             }
-            self.queue_group(index);
         }
+    }
+
+    /// Hands a leadership over; it is kept if nobody takes it in time.
+    pub(super) fn give_away(&mut self, index: u32, node: u32) {
+        let now_us = self.now.monotonic_us;
+        let until_us = now_us + self.config.election.election_min_us;
+        if let Some(replica) = self.raft_mut(index) {
+            replica.hand_over(node, now_us);
+            self.balance.under_way.push((index, until_us));
+        }
+        self.queue_group(index);
     }
 
     /// Whether this shard leads in place of somebody who can be reached.
@@ -82,7 +89,9 @@ impl Engine {
 
     fn leadership(&self, group: GroupId) -> Option<Leadership> {
         let told = self.leaders.get(&group).filter(|told| told.node != 0 && group != GroupId::METADATA)?;
-        let preferred = self.catalog.as_ref()?.replicas(group).next()?.node;
+        // Where one that is on its way is to be led is not known before it is there.
+        let catalog = self.catalog.as_ref().filter(|catalog| !catalog.moves.contains_key(&group))?;
+        let preferred = catalog.replicas(group).next()?.node;
         let mut known =
             Leadership { group, leader: NodeId(told.node), preferred: NodeId(preferred), ready: false };
         // Only the shard that leads it hands it over.

@@ -7,9 +7,11 @@
 
 use std::collections::VecDeque;
 
+use pyralog_replication::metadata::Replica as Place;
 use pyralog_replication::raft::Role;
 
 use super::Engine;
+use super::api::PeerId;
 use super::replica::RaftReplica;
 
 /// Groups of a shard that campaign at once: enough to fill a frame and a group commit, few enough that all of them are
@@ -35,8 +37,12 @@ impl Engine {
             return true;
         };
         // Without a majority nobody answers: that costs nothing, and the group learns that nobody leads it.
-        let reached = replica.members.iter().filter(|peer| self.is_linked(**peer)).count() + 1;
-        if reached <= replica.members.len() / 2 {
+        let reached =
+            |voter: &&Place| voter.node == self.config.node.0 || self.is_linked(PeerId::from(**voter));
+        let mut halves = replica.raft.configuration().halves();
+        let reaches_majority = halves.all(|half| half.iter().filter(reached).count() > half.len() / 2);
+        drop(halves);
+        if !reaches_majority {
             return true;
         }
         let campaigns = &mut self.replication.campaigns;

@@ -160,7 +160,6 @@ impl Engine {
             self.flush.hurry(group);
             return true;
         }
-        // Checked before: a snapshot names one.
         let Some(configuration) = message.configurations.first().filter(|said| said.check().is_ok()) else {
             return true;
         };
@@ -376,7 +375,10 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some(group) = self.replication.catch_up_io.remove(&token) else { return false };
-        let Some(index) = self.find(group) else { return true };
+        let Some(index) = self.find(group) else {
+            self.delete_what_waits(group, actions);
+            return true;
+        };
         match result {
             Ok(_) => {}
             Err(error) if error.kind == IoErrorKind::NoSpace => {
@@ -405,6 +407,11 @@ impl Engine {
             Stage::Asked | Stage::Done => {}
         }
         true
+    }
+
+    /// Whether operations of a catch-up of the group are on their way.
+    pub(super) fn catches_up(&self, group: GroupId) -> bool {
+        self.replication.catch_up_io.values().any(|other| *other == group)
     }
 
     fn sync_segments(&mut self, index: u32, actions: &mut Vec<Action>) {

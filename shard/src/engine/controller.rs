@@ -7,19 +7,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pyralog_core::batch::{BatchBuilder, BatchView, Compression};
-use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
+use pyralog_core::{ErrorCode, GroupId, Quorums, ShardId};
 use pyralog_net::message::{
     CreateTopicReply, CreateTopicRequest, DeleteTopicRequest, ErrorReply, InitProducerIdReply, Response,
 };
-use pyralog_replication::metadata::{Catalog, Command, NodeInfo, TopicSpec};
+use pyralog_replication::metadata::{Catalog, Command, TopicSpec};
 use pyralog_replication::placement::place;
-use pyralog_replication::raft::{Configuration, Standing};
+use pyralog_replication::raft::{RecoveredLog, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::partition::Partition;
 use super::pending::Pending;
-use super::replica::Replica;
+use super::recovery::came_by_a_move;
+use super::replica::{Replica, Unplaced};
 use super::{Action, ConnId, Engine, IoOp, LogLevel, Mode, reply};
 
 /// Producer ids reserved by one command.
@@ -28,17 +29,15 @@ const PRODUCER_ID_BLOCK: u32 = 1_000;
 /// committed reservations back, ids would be handed out again and new batches taken for duplicates; the life
 /// keeps them apart, because its first commit is always durable.
 const PRODUCER_ID_LIFE_SHIFT: u32 = 40;
-/// How often a node that is not registered asks to be, microseconds.
-const REGISTER_EVERY_US: u64 = 500_000;
 /// Admin requests that may wait at once.
 const MAX_WAITING_ADMIN: usize = 4_096;
 
 /// A client that waits for a metadata change.
 #[derive(Clone, Debug)]
-struct Client {
-    conn: ConnId,
-    correlation_id: u64,
-    answer: Response,
+pub(super) struct Client {
+    pub(super) conn: ConnId,
+    pub(super) correlation_id: u64,
+    pub(super) answer: Response,
 }
 
 /// How a partition is opened of which the disk holds nothing.
@@ -77,7 +76,7 @@ pub(super) struct Controller {
     producer_ids: Range<i64>,
     waiting_for_ids: VecDeque<(ConnId, u64)>,
     reserving: bool,
-    builder: BatchBuilder,
+    pub(super) builder: BatchBuilder,
 }
 
 impl Controller {
@@ -97,7 +96,7 @@ impl Controller {
     }
 
     /// The catalogue that the next command is checked against: while nothing is in flight, others may have gone on with it.
-    fn newest(&self) -> &Catalog {
+    pub(super) fn newest(&self) -> &Catalog {
         match self.in_flight.is_empty() {
             true => &self.committed,
             false => &self.tentative,
@@ -211,73 +210,6 @@ impl Engine {
         self.reserve_producer_ids(actions);
     }
 
-    /// Registers this node as it is now, unless the catalogue knows it so. Replicas are placed on registered nodes.
-    fn register_node(&mut self) -> Result<(), (ErrorCode, String)> {
-        let Some(command) = self.registration() else { return Ok(()) };
-        self.append_command(command, None)
-    }
-
-    /// What registers this node, unless the catalogue knows it as it is now.
-    fn registration(&self) -> Option<Command> {
-        let controller = self.controller.as_ref()?;
-        let known = controller.newest().nodes.get(&self.config.node.0);
-        let node = NodeInfo {
-            id: self.config.node.0,
-            client_address: self.config.advertised_address.clone(),
-            internal_address: self.config.internal_address.clone(),
-            shards: self.config.shards,
-            disk: self.config.disk_id,
-            disk_since: known.map_or(0, |known| known.disk_since),
-        };
-        (known != Some(&node)).then_some(Command::RegisterNode(node))
-    }
-
-    /// Asks whoever leads the metadata group to register this node, as long as it is not.
-    pub(super) fn keep_registered(&mut self, actions: &mut Vec<Action>) {
-        let now_us = self.now.monotonic_us;
-        let Some(index) = self.find(GroupId::METADATA) else { return };
-        let timestamp = self.now.wall_ms;
-        let Some(command) = self.registration() else {
-            self.register_due_us = None;
-            return;
-        };
-        self.register_due_us = Some(now_us + REGISTER_EVERY_US);
-        let Some(replica) = self.at(index).and_then(|partition| partition.replica.raft()) else { return };
-        if replica.raft.is_leader() {
-            // Refused only for what passes: tried again then.
-            let _ = self.append_command(command, None);
-            return;
-        }
-        let leader = replica.raft.leader().and_then(|node| replica.member(node));
-        let term = replica.raft.term();
-        let Some((leader, controller)) = leader.zip(self.controller.as_mut()) else { return };
-        let mut builder = std::mem::take(&mut controller.builder);
-        let built = build_command(&mut builder, timestamp, &command);
-        controller.builder = builder;
-        match built {
-            Ok(bytes) => self.send_command(leader, term, &bytes),
-            Err((code, detail)) => {
-                let text = format!("this node is not registered: {detail}; {code}");
-                actions.push(Action::Log { level: LogLevel::Warn, text });
-            }
-        }
-    }
-
-    /// Another node sent a command: nodes register themselves, and nothing else.
-    pub(super) fn command_came(&mut self, from: NodeId, batch: &[u8]) -> Result<(), String> {
-        let batch = BatchView::parse_exact(batch).map_err(|error| error.to_string())?;
-        for (_, command) in commands(&batch)? {
-            match command {
-                Command::RegisterNode(ref node) if node.id == from.0 => {
-                    // It asks again when this one can't take it now.
-                    let _ = self.append_command(command, None);
-                }
-                _ => return Err("a command that is not the sender's own registration".into()),
-            }
-        }
-        Ok(())
-    }
-
     /// This node does not lead the metadata group any more: nobody learns from it how a change ended.
     pub(super) fn metadata_leadership_lost(&mut self, actions: &mut Vec<Action>) {
         let Some(controller) = &mut self.controller else { return };
@@ -298,7 +230,7 @@ impl Engine {
 
     /// Whether this shard takes metadata changes: it holds the metadata, and leads their group, with everything of
     /// earlier leaders committed.
-    fn controls(&self) -> bool {
+    pub(super) fn controls(&self) -> bool {
         let metadata = self.find(GroupId::METADATA).and_then(|index| self.at(index));
         self.controller.is_some()
             && metadata.is_some_and(|partition| match &partition.replica {
@@ -310,7 +242,7 @@ impl Engine {
 
     /// What is committed is applied at the end of a pass. A leader of the metadata that has just come to know all that those
     /// before it have committed must not answer from before that.
-    fn see_commits(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn see_commits(&mut self, actions: &mut Vec<Action>) {
         let index = self.find(GroupId::METADATA);
         if let Some(replica) = index.and_then(|index| self.raft_mut(index)) {
             let high_watermark = replica.raft.high_watermark();
@@ -339,7 +271,7 @@ impl Engine {
         }
     }
 
-    fn refuse_admin(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
+    pub(super) fn refuse_admin(&mut self, conn: ConnId, correlation_id: u64, actions: &mut Vec<Action>) {
         let leader = self.raft_of(GroupId::METADATA).and_then(|replica| replica.raft.leader());
         let detail = match leader {
             Some(node) => format!("node {node} leads the metadata"),
@@ -349,7 +281,7 @@ impl Engine {
         self.refuse(conn, correlation_id, ErrorCode::NotController, detail, actions);
     }
 
-    fn admin(&mut self, client: Client, command: Command, actions: &mut Vec<Action>) {
+    pub(super) fn admin(&mut self, client: Client, command: Command, actions: &mut Vec<Action>) {
         let (conn, correlation_id) = (client.conn, client.correlation_id);
         if let Err((code, detail)) = self.append_command(command, Some(client)) {
             self.refuse(conn, correlation_id, code, detail, actions);
@@ -357,7 +289,7 @@ impl Engine {
     }
 
     /// Checks a command and appends it to the metadata group.
-    fn append_command(
+    pub(super) fn append_command(
         &mut self,
         command: Command,
         client: Option<Client>,
@@ -533,6 +465,10 @@ impl Engine {
         }
         let drops = self.groups_to_drop(&catalog, actions);
         let opens = self.groups_to_open(&catalog);
+        if opens.iter().any(|(group, _)| self.flush.is_deleting(*group)) {
+            // It has been here before, and its files are still on their way out.
+            return self.postpone_catalog(catalog);
+        }
         for group in drops {
             if !self.drop_group(group, catalog.version, actions) {
                 return self.postpone_catalog(catalog);
@@ -561,8 +497,8 @@ impl Engine {
             }
         }
         self.place_groups(&catalog, actions);
-        self.leaders
-            .retain(|group, _| *group == GroupId::METADATA || catalog.topics.contains_key(&group.topic.0));
+        let node = self.config.node.0;
+        self.leaders.retain(|group, _| catalog.wanted_on(node, *group).is_some());
         let version = catalog.version;
         self.catalog = Some(catalog);
         if self.journal.attach(Pending::Catalog { version }).is_err() {
@@ -589,6 +525,13 @@ impl Engine {
                 self.strangers.insert(group);
             } else if !catalog.topics.contains_key(&group.topic.0) {
                 drops.push(group);
+            } else if self.has_moved_away(group, catalog) {
+                drops.push(group);
+                let text = format!(
+                    "partition {group} has moved away: what shard {} holds of it is deleted",
+                    self.config.shard
+                );
+                actions.push(Action::Log { level: LogLevel::Info, text });
             }
         }
         if unknown > 0 {
@@ -633,9 +576,7 @@ impl Engine {
         for topic in catalog.topics.values() {
             for partition in 0..topic.partitions() {
                 let group = GroupId::new(topic.id, partition);
-                if topic.spec.assignment.shard_on(node, partition) == Some(mine)
-                    && !self.by_group.contains_key(&group)
-                {
+                if catalog.wanted_on(node, group) == Some(mine) && !self.by_group.contains_key(&group) {
                     let lost = self.opens_are_suspect
                         || self.config.is_clustered()
                             && !catalog.is_younger_than_disk(group, node, self.config.disk_id);
@@ -655,21 +596,33 @@ impl Engine {
         let epoch = self.journal.incarnation() as u32;
         let mut frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
         frame.record_count = opening as u32;
-        let replicas = Configuration::of(catalog.replicas(group));
-        let body = if replicas.voters().len() > 1 { replicas.encode() } else { Vec::new() };
-        if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &[]) {
-            self.stall(full);
-            return false;
-        }
-        if !body.is_empty() {
+        let (configuration, made_after) = self.beginning(catalog, group);
+        let several = configuration.members().nth(1).is_some();
+        let opened = match self.journal.lay(&self.pool, &frame, &[], &[]) {
+            Ok(laid) => laid,
+            Err(full) => {
+                self.stall(full);
+                return false;
+            }
+        };
+        if several {
             // Who they are is known from now on, whatever the catalogue says when this disk is read again.
-            let frame = FrameHeader::of_configuration(group, 0, 0, 0, &body);
+            let body = configuration.encode();
+            let (term, entry) = made_after;
+            let frame = FrameHeader::of_configuration(group, entry.cast_signed(), term, 0, &body);
             if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &body) {
                 self.stall(full);
                 return false;
             }
         }
         let mut partition = Partition::empty(group, epoch, 0);
+        if several {
+            if came_by_a_move(&configuration) {
+                partition.entries_from_lsn = opened.lsn;
+            }
+            let log = RecoveredLog { configuration, made_after, ..RecoveredLog::default() };
+            partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
+        }
         if opening == Opening::Lost {
             partition.end_unknown = true;
             self.flush.remember_damage();
@@ -691,6 +644,7 @@ impl Engine {
             return false;
         }
         self.dropped_at = self.dropped_at.max(version);
+        self.flush.begin_delete(group);
         self.attach(Pending::Dropped { group, partition: index });
         self.by_group.remove(&group);
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
@@ -708,12 +662,12 @@ impl Engine {
 
     /// The drop is in the journal for good: the files can go.
     pub(super) fn delete_files_of(&mut self, group: GroupId, actions: &mut Vec<Action>) {
-        if self.flush.busy_with(group) {
+        if self.flush.busy_with(group) || self.catches_up(group) {
             self.flush.delete_later(group);
             return;
         }
         let token = self.next_token();
-        self.flush.expect_delete(token);
+        self.flush.expect_delete(token, group);
         actions.push(Action::Io { token, op: IoOp::DeleteGroup { group } });
     }
 
@@ -768,7 +722,7 @@ fn retention(topic: i64, node: Option<u64>) -> Option<u64> {
     }
 }
 
-fn build_command(
+pub(super) fn build_command(
     builder: &mut BatchBuilder,
     timestamp: i64,
     command: &Command,
@@ -781,7 +735,7 @@ fn build_command(
 
 #[cfg(test)]
 mod tests {
-    use pyralog_replication::metadata::{Assignment, Replica};
+    use pyralog_replication::metadata::{Assignment, NodeInfo, Replica};
 
     use super::*;
 

@@ -123,6 +123,8 @@ pub(super) struct Flusher {
     deleting: Vec<IoToken>,
     postponed_catalog: Option<Arc<Catalog>>,
     delete_later: Vec<GroupId>,
+    /// Groups that are dropped and whose files are not deleted yet, and the operation that does it.
+    dropped: Vec<(GroupId, Option<IoToken>)>,
     retention_due_us: Option<u64>,
     /// No run begins before: entries that may still be cut off hold back what one can free.
     not_before_us: Option<u64>,
@@ -154,6 +156,7 @@ impl Flusher {
             deleting: Vec::new(),
             postponed_catalog: None,
             delete_later: Vec::new(),
+            dropped: Vec::new(),
             retention_due_us: None,
             not_before_us: None,
             shutting_down: false,
@@ -219,7 +222,12 @@ impl Flusher {
             self.oldest_unflushed_us = None;
         }
         let gone = |file: &FileId| matches!(file, FileId::Segment(g, _) | FileId::Index(g, _) if *g == partition.group);
+        // Of a group that comes back later the files may have the same names.
         self.deletes.retain(|file| !gone(file));
+        self.old_deletes.retain(|file| !gone(file));
+        if let Stage::Checkpoint { deletes, .. } = &mut self.stage {
+            deletes.retain(|file| !gone(file));
+        }
         if let Stage::Segments { queue, jobs, .. } = &mut self.stage {
             queue.retain(|queued| *queued != index);
             for job in jobs.iter_mut().filter(|job| job.index == index) {
@@ -244,8 +252,21 @@ impl Flusher {
         self.delete_later.push(group);
     }
 
-    pub(super) fn expect_delete(&mut self, token: IoToken) {
-        self.deleting.push(token);
+    /// A group is dropped: from now on until its files are deleted, it must not come back.
+    pub(super) fn begin_delete(&mut self, group: GroupId) {
+        self.dropped.push((group, None));
+    }
+
+    /// Its files are being deleted.
+    pub(super) fn expect_delete(&mut self, token: IoToken, group: GroupId) {
+        if let Some((_, deleting)) = self.dropped.iter_mut().find(|(dropped, _)| *dropped == group) {
+            *deleting = Some(token);
+        }
+    }
+
+    /// Whether the files of a group that was dropped are there still.
+    pub(super) fn is_deleting(&self, group: GroupId) -> bool {
+        self.dropped.iter().any(|(dropped, _)| *dropped == group)
     }
 
     pub(super) fn postpone_catalog(&mut self, catalog: Arc<Catalog>) {
@@ -559,6 +580,10 @@ impl Engine {
             self.flush.deleting.swap_remove(at);
             return;
         }
+        if let Some(at) = self.flush.dropped.iter().position(|(_, deleting)| *deleting == Some(token)) {
+            self.flush.dropped.swap_remove(at);
+            return;
+        }
         if self.journal_file_done(token, &result, actions) {
             return;
         }
@@ -586,13 +611,18 @@ impl Engine {
         }
     }
 
+    /// Operations on the files of a group are over: if it was dropped meanwhile, they can go.
+    pub(super) fn delete_what_waits(&mut self, group: GroupId, actions: &mut Vec<Action>) {
+        if let Some(at) = self.flush.delete_later.iter().position(|waits| *waits == group) {
+            self.flush.delete_later.swap_remove(at);
+            self.delete_files_of(group, actions);
+        }
+    }
+
     /// A partition's operations are over: all done, or given up.
     fn job_ended(&mut self, job: Job, actions: &mut Vec<Action>) {
         if job.forgotten {
-            if let Some(at) = self.flush.delete_later.iter().position(|group| *group == job.plan.group) {
-                let group = self.flush.delete_later.swap_remove(at);
-                self.delete_files_of(group, actions);
-            }
+            self.delete_what_waits(job.plan.group, actions);
             return;
         }
         let Some(partition) = self.partitions.get_mut(job.index as usize).and_then(Option::as_deref_mut)

@@ -2,6 +2,7 @@
 //! leads is given to the follower that has most of it, which takes over as soon as it has all. What can't be handed over
 //! in time, or to nobody, is left to an election.
 
+use super::api::PeerId;
 use super::replica::Replica;
 use super::{Engine, Mode};
 
@@ -59,10 +60,10 @@ impl Engine {
     }
 
     /// Who takes a group over that this shard leads: of the followers that can be reached, the one that has most.
-    fn heir(&self, index: u32) -> Option<u32> {
+    pub(super) fn heir(&self, index: u32) -> Option<u32> {
         let replica = self.at(index)?.replica.raft().filter(|replica| replica.raft.is_leader())?;
-        let reached = |peer: &&super::PeerId| peer.node != self.config.node && self.is_linked(**peer);
-        let others = replica.members.iter().filter(reached).map(|peer| peer.node.0);
-        others.max_by_key(|node| replica.raft.matched_of(*node))
+        let others = replica.raft.configuration().voters().iter().map(|voter| PeerId::from(*voter));
+        let reached = others.filter(|peer| peer.node != self.config.node && self.is_linked(*peer));
+        reached.map(|peer| peer.node.0).max_by_key(|node| replica.raft.matched_of(*node))
     }
 }

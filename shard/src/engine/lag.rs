@@ -2,7 +2,8 @@
 //! tell of it. Everything is put together when somebody asks; on the way of a batch only [`Progress`] is kept.
 
 use pyralog_core::GroupId;
-use pyralog_net::message::{ReplicaState, ReplicationState};
+use pyralog_net::message::{ReplicaRole, ReplicaState, ReplicationState};
+use pyralog_replication::metadata::Replica as Place;
 use pyralog_replication::raft::Standing;
 
 use super::Engine;
@@ -40,6 +41,11 @@ impl Progress {
         Self { mark: last, mark_us: now_us, had_all_us: now_us, end: None, fetched_us: None, rejoins: false }
     }
 
+    /// A member that nobody expects to have anything yet.
+    pub(super) fn new(last: u64, now_us: u64) -> Self {
+        Self { had_all_us: 0, ..Self::begun(last, now_us) }
+    }
+
     /// The member is known to hold the entries up to `matched`, which end at the offset `end` as far as that is known; the
     /// leader's last one is `last`.
     fn note(&mut self, matched: u64, end: Option<i64>, last: u64, now_us: u64) {
@@ -75,11 +81,15 @@ impl RaftReplica {
 
     /// This replica leads now.
     pub(super) fn begin_progress(&mut self, now_us: u64) {
-        let begun = Progress::begun(self.raft.last_index(), now_us);
+        let last = self.raft.last_index();
         let before = std::mem::take(&mut self.progress);
         let rejoins = before.iter().map(|progress| progress.rejoins).chain(std::iter::repeat(false));
-        self.progress =
-            self.members.iter().zip(rejoins).map(|(_, rejoins)| Progress { rejoins, ..begun }).collect();
+        let begun =
+            self.members.iter().map(|member| match self.raft.configuration().is_voter(member.node.0) {
+                true => Progress::begun(last, now_us),
+                false => Progress::new(last, now_us),
+            });
+        self.progress = begun.zip(rejoins).map(|(begun, rejoins)| Progress { rejoins, ..begun }).collect();
     }
 
     /// A member asked for batches that lie in segments.
@@ -101,7 +111,7 @@ impl RaftReplica {
         self.progress.get_mut(at)
     }
 
-    fn progress(&self, member: PeerId) -> Option<&Progress> {
+    pub(super) fn progress(&self, member: PeerId) -> Option<&Progress> {
         let at = self.members.iter().position(|known| *known == member)?;
         self.progress.get(at)
     }
@@ -118,6 +128,27 @@ impl RaftReplica {
     pub(super) fn is_in_sync(&self, member: PeerId, now_us: u64, linked: bool) -> bool {
         let own = self.raft.id() == member.node.0;
         self.lag_us(member, now_us) < IN_SYNC_US && (linked || own)
+    }
+
+    /// How many voters are in sync; of former and new ones together, in the half that has fewer.
+    pub(super) fn in_sync(&self, now_us: u64, linked: impl Fn(PeerId) -> bool) -> usize {
+        let in_sync = |voter: &&Place| {
+            let peer = PeerId::from(**voter);
+            self.is_in_sync(peer, now_us, linked(peer))
+        };
+        let halves = self.raft.configuration().halves();
+        halves.map(|half| half.iter().filter(in_sync).count()).min().unwrap_or(0)
+    }
+
+    /// What a member counts for.
+    fn role(&self, member: PeerId) -> ReplicaRole {
+        let configuration = self.raft.configuration();
+        let node = member.node.0;
+        match configuration.voters().iter().any(|voter| voter.node == node) {
+            true => ReplicaRole::Voter,
+            false if configuration.is_voter(node) => ReplicaRole::Leaving,
+            false => ReplicaRole::Joining,
+        }
     }
 
     /// What a member does at present.
@@ -162,6 +193,7 @@ impl Partition {
             node: member.node.0,
             shard: member.shard.0,
             in_sync: replica.is_in_sync(member, now_us, linked),
+            role: replica.role(member),
             state: replica.state(member, now_us, linked),
             log_end: log_end.unwrap_or(ReplicaState::UNKNOWN_END),
             lag_bytes: log_end.map_or(0, |end| self.bytes_from(end)),
@@ -219,10 +251,10 @@ impl Engine {
     /// Adds what a leader knows of its followers.
     fn add_followers(&self, partition: &Partition, replica: &RaftReplica, status: &mut ReplicationStatus) {
         let now_us = self.now.monotonic_us;
-        let mut in_sync = 0;
-        for member in &replica.members {
-            let linked = self.is_linked(*member);
-            in_sync += usize::from(replica.is_in_sync(*member, now_us, linked));
+        let in_sync = replica.in_sync(now_us, |member| self.is_linked(member));
+        // Who is only on the way here is not missed.
+        for member in replica.voters() {
+            let member = &member;
             let lag_us = replica.lag_us(*member, now_us);
             if lag_us == 0 {
                 continue;
@@ -234,7 +266,7 @@ impl Engine {
                 status.lag_bytes = status.lag_bytes.max(partition.bytes_from(end));
             }
         }
-        status.under_replicated += u32::from(in_sync < replica.members.len());
+        status.under_replicated += u32::from(in_sync < replica.raft.configuration().voters().len());
         status.below_min_insync += u32::from(in_sync < replica.min_insync_replicas);
         status.waiting_produces += replica.waiting.len() as u32;
     }

@@ -55,6 +55,10 @@ impl LinkTable {
         }
     }
 
+    pub(super) fn is_wanted(&self, peer: PeerId) -> bool {
+        self.wanted.binary_search(&peer).is_ok()
+    }
+
     pub(super) fn is_up(&self, peer: PeerId) -> bool {
         self.up.contains_key(&peer)
     }

@@ -4,7 +4,7 @@ use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     MetadataReply, MetadataRequest, NodeMetadata, PartitionMetadata, ReplicaMetadata, Response, TopicMetadata,
 };
-use pyralog_replication::metadata::{Assignment, Topic};
+use pyralog_replication::metadata::{Catalog, Topic};
 
 use super::{Action, ConnId, Engine, reply};
 
@@ -22,15 +22,8 @@ impl Engine {
 
     /// Where a partition is. Its leader is known where one of its replicas is; elsewhere the first one stands for it that is
     /// on none of the nodes `down`, as it knows better.
-    fn partition_metadata(
-        &self,
-        assignment: &Assignment,
-        topic: u32,
-        partition: u32,
-        down: &[u32],
-    ) -> PartitionMetadata {
-        let group = GroupId::new(topic, partition);
-        let replicas: Vec<_> = assignment.replicas(partition).collect();
+    fn partition_metadata(&self, catalog: &Catalog, group: GroupId, down: &[u32]) -> PartitionMetadata {
+        let replicas: Vec<_> = catalog.replicas(group).collect();
         let knows =
             replicas.iter().map(|replica| replica.node).find(|node| !down.contains(node)).unwrap_or(0);
         let (leader, epoch) = match self.leaders.get(&group) {
@@ -39,7 +32,8 @@ impl Engine {
             None if replicas.iter().any(|replica| replica.node == self.config.node.0) => (0, 0),
             None => (knows, 0),
         };
-        let shard = replicas.iter().find(|replica| replica.node == leader).map_or(0, |replica| replica.shard);
+        // A replica that is on its way here may lead already.
+        let shard = catalog.wanted_on(leader, group).unwrap_or(0);
         let replicas = replicas.iter().map(|replica| ReplicaMetadata {
             node: replica.node,
             shard: replica.shard,
@@ -67,7 +61,7 @@ impl Engine {
             retention_bytes: topic.spec.retention_bytes,
             retention_ms: topic.spec.retention_ms,
             partitions: (0..topic.partitions())
-                .map(|partition| self.partition_metadata(&topic.spec.assignment, topic.id, partition, &down))
+                .map(|partition| self.partition_metadata(&catalog, GroupId::new(topic.id, partition), &down))
                 .collect(),
         };
         let mut more = false;

@@ -12,16 +12,19 @@
 //! | `fetch`, `cold` | reads from the tail cache; reads from segments, read-ahead, search by time |
 //! | `linear` | reads that a majority has to confirm first |
 //! | `partition`, `producers` | one partition's offsets, tail and segments; its idempotent producers |
-//! | `replica`, `replicate`, `outbox` | groups with several replicas: one replica; events, journal frames and messages; what leaves |
+//! | `replica`, `placing` | groups with several replicas: one replica; with whom it begins, and which links that takes |
+//! | `replicate`, `outbox` | events, journal frames and messages; what leaves |
+//! | `moves` | groups whose replicas are to be others |
 //! | `lag`, `links` | how far followers are behind; which other nodes can be reached |
 //! | `uncommitted` | what is appended and not committed, and how much of it there may be |
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
+//! | `reassign` | requests about partitions that move to other nodes |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
-//! | `controller` | shard 0: the metadata group; every shard: opens and drops partitions as it says |
+//! | `controller`, `relay` | shard 0: the metadata group; every shard: opens and drops partitions as it says; commands that are no client's |
 //! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
 //! | `rejoin` | replicas that can't know what they have promised |
 //! | `reload` | what recovery left in the journal is read back when it is used |
@@ -44,17 +47,21 @@ mod lag;
 mod linear;
 mod links;
 mod metadata;
+mod moves;
 mod outbox;
 mod pace;
 mod partition;
 mod pending;
+mod placing;
 mod plan;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
 mod produce;
 mod producers;
+mod reassign;
 mod recovery;
 mod rejoin;
+mod relay;
 mod reload;
 mod replica;
 mod replicate;
@@ -212,6 +219,7 @@ impl Engine {
             Event::LeadersTold { leaders } => {
                 self.leaders.extend(leaders.iter().map(|told| (told.group, *told)));
             }
+            Event::ControllerTold { command } => self.controller_told(*command),
             Event::CatalogApplied { shard, version } => self.catalog_applied(shard, version, actions),
             Event::PeerFrame { from, control, payload } => self.peer_frame(from, control, payload, actions),
             Event::PeerUp { peer, .. } => self.peer_up(peer),
@@ -282,6 +290,7 @@ impl Engine {
             self.hand_over_until_us,
             self.ask_due_us,
             self.balance.deadline_us(),
+            self.moves_deadline_us(),
         ]
         .into_iter()
         .flatten()
@@ -417,6 +426,10 @@ impl Engine {
             Request::InitProducerId => self.init_producer_id(conn, correlation_id, actions),
             Request::CreateTopic(create) => self.create_topic(conn, correlation_id, &create, actions),
             Request::DeleteTopic(delete) => self.delete_topic(conn, correlation_id, &delete, actions),
+            Request::ReassignPartition(reassign) => {
+                self.reassign_partition(conn, correlation_id, &reassign, actions);
+            }
+            Request::ListReassignments(list) => self.list_reassignments(conn, correlation_id, list, actions),
             Request::DescribePartitions(describe) => {
                 let states = (describe.first..describe.first.saturating_add(describe.count.min(1_000)))
                     .filter_map(|partition| self.partition(GroupId::new(describe.topic, partition)))
@@ -532,6 +545,7 @@ impl Engine {
         }
         self.tick_groups();
         self.tick_balance();
+        self.tick_moves();
         if self.register_due_us.is_some_and(|due| due <= now_us) {
             self.keep_registered(actions);
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
-use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaState, ReplicationState};
+use pyralog_net::message::{PartitionHealth, PartitionState, ReplicaRole, ReplicaState, ReplicationState};
 use pyralog_replication::SingleVoter;
 use pyralog_replication::raft::Standing;
 
@@ -262,6 +262,7 @@ impl Partition {
                     node: node.0,
                     shard: shard.0,
                     in_sync: true,
+                    role: ReplicaRole::Voter,
                     state: ReplicationState::Leader,
                     log_end,
                     lag_bytes: 0,

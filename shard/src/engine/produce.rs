@@ -11,7 +11,6 @@ use pyralog_replication::Group;
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
-use super::api::PeerId;
 use super::journal::{Full, Laid};
 use super::partition::{Partition, TailBatch};
 use super::pending::Pending;
@@ -144,8 +143,8 @@ impl Engine {
             return Ok(());
         };
         let now_us = self.now.monotonic_us;
-        let in_sync = |peer: &&PeerId| replica.is_in_sync(**peer, now_us, self.is_linked(**peer));
-        let (wanted, there) = (replica.min_insync_replicas, replica.members.iter().filter(in_sync).count());
+        let wanted = replica.min_insync_replicas;
+        let there = replica.in_sync(now_us, |peer| self.is_linked(peer));
         if there >= wanted {
             return Ok(());
         }
@@ -156,7 +155,7 @@ impl Engine {
 
     /// Why a group is not served here.
     pub(super) fn not_here(&self, group: GroupId) -> Refusal {
-        match self.catalog.as_ref().and_then(|catalog| catalog.shard_on(self.config.node.0, group)) {
+        match self.catalog.as_ref().and_then(|catalog| catalog.wanted_on(self.config.node.0, group)) {
             Some(shard) if shard != self.config.shard.0 => (
                 ErrorCode::NotLeader,
                 format!("partition {group} is on shard {shard}, this is {}", self.config.shard),

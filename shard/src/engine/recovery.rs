@@ -33,6 +33,7 @@ use super::producers::{Appended, Producer};
 use super::reload::verify;
 use super::replica::{Replica, Unplaced};
 use super::slots::{Slots, load_checkpoints};
+pub(super) use entries::came_by_a_move;
 use entries::forget_entries;
 
 use super::{
@@ -828,6 +829,9 @@ impl ScanSink for Replay<'_> {
         let (kept, skipped) = self.keep(header, chunk);
         self.incarnation = self.incarnation.max(header.incarnation);
         for (frame, body_at) in frames {
+            if self.is_of_a_former_replica(frame, header.lsn) {
+                continue;
+            }
             let body = || Body {
                 bytes: chunk.bytes(*body_at, frame.body_len as usize),
                 data: ChunkSlice::new(Rc::clone(&kept), *body_at - skipped, frame.body_len as usize),
@@ -839,7 +843,9 @@ impl ScanSink for Replay<'_> {
                     });
                     self.batch(header.lsn, frame, body());
                 }
-                FrameKind::Configuration if frame.index == 0 => self.base_configuration(frame, body()),
+                FrameKind::Configuration if frame.index == 0 => {
+                    self.base_configuration(header.lsn, frame, body())
+                }
                 FrameKind::Batch | FrameKind::NewTerm | FrameKind::Configuration => {
                     self.entry(header.lsn, frame, body());
                 }

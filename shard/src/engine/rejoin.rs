@@ -6,9 +6,10 @@
 //! catalogue placed on this node before the node had its present disk is opened as one that was here before. And a recovery
 //! that finds damage where entries or votes may have been forgets everything that is not in segments.
 
-use pyralog_core::GroupId;
+use pyralog_core::{GroupId, NodeId};
 use pyralog_replication::raft::{
-    Answer, Floor, HardState, MAX_TERM, Message, MessageKind, Rejoin, Standing, Verdict, Votes,
+    Answer, Configuration, Electorate, Floor, HardState, MAX_TERM, Message, MessageKind, Rejoin, Standing,
+    Verdict, Votes,
 };
 
 use crate::format::journal::{FrameHeader, FrameKind};
@@ -26,7 +27,8 @@ const ASK_EVERY_US: u64 = 250_000;
 /// What a replica that is no member has found out.
 #[derive(Debug)]
 pub(super) struct Asking {
-    members: Vec<PeerId>,
+    /// Who has to be asked, as far as is known.
+    electorate: Electorate,
     rejoin: Rejoin,
     /// What changes its standing is on its way to the disk.
     changing: bool,
@@ -37,25 +39,42 @@ pub(super) struct Asking {
 pub(super) enum Begin {
     /// With what its disk holds.
     Member,
-    /// Without a vote of its own, until its log reaches the floor.
-    Follower(Floor),
+    /// Until its log reaches the floor without a vote of its own, unless it is one of a pair, whose other one holds everything
+    /// that was committed and could not be elected without it.
+    Follower { floor: Floor, pair: bool },
+}
+
+impl Asking {
+    fn new(electorate: Electorate, own: NodeId) -> Self {
+        let mut asking = Self { electorate, rejoin: Rejoin::new([]), changing: false };
+        asking.ask_all(own);
+        asking
+    }
+
+    /// The others are those of the electorate.
+    fn ask_all(&mut self, own: NodeId) {
+        self.rejoin.ask(self.others(own).map(|peer| peer.node.0).collect::<Vec<_>>());
+    }
+
+    fn others(&self, own: NodeId) -> impl Iterator<Item = PeerId> + use<> {
+        self.electorate.voters().into_iter().map(PeerId::from).filter(move |peer| peer.node != own)
+    }
 }
 
 impl Begin {
     /// For whom it votes.
-    pub(super) fn votes(self, members: usize) -> Votes {
+    pub(super) fn votes(self) -> Votes {
         match self {
             Self::Member => Votes::All,
-            // The other one holds everything that was committed, and nobody else could elect it.
-            Self::Follower(floor) if members == 2 => Votes::InTermsAbove(floor.term),
-            Self::Follower(_) => Votes::None,
+            Self::Follower { floor, pair: true } => Votes::InTermsAbove(floor.term),
+            Self::Follower { .. } => Votes::None,
         }
     }
 
     /// Term and vote to begin with. In the floor's term the former self may have voted.
     pub(super) fn hard_state(self, known: HardState, id: u32) -> HardState {
         match self {
-            Self::Follower(floor) if floor.term >= known.term => {
+            Self::Follower { floor, .. } if floor.term >= known.term => {
                 HardState { term: floor.term, vote: id, commit: known.commit }
             }
             _ => known,
@@ -64,8 +83,9 @@ impl Begin {
 }
 
 impl Engine {
-    /// Whether a replica can take part by now, and how; has it ask the others if not.
-    pub(super) fn begins(&mut self, index: u32, members: &[PeerId]) -> Option<Begin> {
+    /// Whether a replica can take part by now, and how; has it ask the others if not. `known` says who they are, of which the
+    /// newest counts.
+    pub(super) fn begins(&mut self, index: u32, known: [&Configuration; 2]) -> Option<Begin> {
         let (node, now_us) = (self.config.node, self.now.monotonic_us);
         let partition = self.at_mut(index)?;
         if partition.standing == Standing::Member {
@@ -78,12 +98,14 @@ impl Engine {
             return (told == Told::Durable).then_some(Begin::Member);
         }
         let (standing, damaged) = (partition.standing, partition.end_unknown);
-        let asking = partition.asking.get_or_insert_with(|| {
-            let others = members.iter().map(|member| member.node).filter(|other| *other != node);
-            let rejoin = Rejoin::new(others.map(|other| other.0));
-            Box::new(Asking { members: members.to_vec(), rejoin, changing: false })
-        });
+        let [first, second] = known;
+        let asking = partition
+            .asking
+            .get_or_insert_with(|| Box::new(Asking::new(Electorate::new(first.clone()), node)));
+        asking.electorate.goes_on_from(second);
+        asking.ask_all(node);
         let (changing, floor) = (asking.changing, asking.rejoin.floor());
+        let pair = asking.electorate.is_pair_with(node.0);
         self.ask_due_us.get_or_insert(now_us);
         if changing || standing == Standing::Undecided {
             return None;
@@ -96,7 +118,7 @@ impl Engine {
         if self.config.planted == Some(super::planted::PlantedBug::BlankDiskVotes) {
             return Some(Begin::Member);
         }
-        floor.map(Begin::Follower)
+        floor.map(|floor| Begin::Follower { floor, pair })
     }
 
     /// Asks those who have not answered, and all when nobody led in the highest term.
@@ -119,11 +141,8 @@ impl Engine {
                 || partition.standing == Standing::Undecided;
             let silent: Vec<u32> = asking.rejoin.silent().collect();
             let (group, term) = (partition.group, partition.replica.epoch());
-            let to = asking
-                .members
-                .iter()
-                .copied()
-                .filter(|peer| peer.node != self.config.node && (again || silent.contains(&peer.node.0)));
+            let to = asking.others(self.config.node);
+            let to = to.filter(|peer| again || silent.contains(&peer.node.0));
             for peer in to.filter(|peer| self.is_linked(*peer)).collect::<Vec<_>>() {
                 let kind = MessageKind::RequestStanding;
                 let mut message = Message::new(kind, group, self.config.node.0, peer.node.0, term);
@@ -162,6 +181,7 @@ impl Engine {
         let registered =
             self.controller.as_ref().is_some_and(|c| c.catalog().nodes.contains_key(&from.node.0));
         answer.reject = registered || self.founders.get(&from.node.0) != Some(&message.index);
+        answer.configurations = configurations_known(&partition.replica);
         self.post_beside(from, answer);
     }
 
@@ -178,8 +198,18 @@ impl Engine {
             disk: message.read,
             vouches: !message.reject,
         };
+        if message.configurations.len() > 2 {
+            return Err("a standing with more configurations than it takes".into());
+        }
+        message.configurations.iter().try_for_each(Configuration::check)?;
+        let own = self.config.node;
         let Some(partition) = self.at_mut(index) else { return Ok(()) };
         let Some(asking) = &mut partition.asking else { return Ok(()) };
+        for said in &message.configurations {
+            if asking.electorate.heard(said) {
+                asking.ask_all(own);
+            }
+        }
         if !asking.rejoin.heard(message.from, answer) || asking.changing {
             return Ok(());
         }
@@ -313,4 +343,19 @@ impl Engine {
         };
         actions.push(Action::Log { level, text: text.into() });
     }
+}
+
+/// Who the replicas of a group are as far as one of them knows that this is committed, and by the newest entry of its log.
+fn configurations_known(replica: &Replica) -> Vec<Configuration> {
+    let (committed, newest) = match replica {
+        Replica::Single(_) => return Vec::new(),
+        Replica::Unplaced(unplaced) => (&unplaced.log.configuration, unplaced.newest_configuration()),
+        Replica::Raft(replica) => (replica.raft.configuration(), replica.newest_configuration()),
+    };
+    let mut known = vec![committed.clone()];
+    if newest != committed {
+        known.push(newest.clone());
+    }
+    known.retain(|configuration| !configuration.is_unknown());
+    known
 }

@@ -13,6 +13,7 @@ use crate::format::checkpoint::ReplicatedCheckpoint;
 use super::api::PeerId;
 use super::catch_up::CatchUp;
 use super::lag::Progress;
+use super::moves::Moving;
 use super::pending::Pending;
 use super::produce::Refusal;
 
@@ -69,8 +70,13 @@ impl LaidOutput {
 #[derive(Debug)]
 pub(super) struct RaftReplica {
     pub(super) raft: RaftGroup,
-    /// The shards of all replicas, this one included, in the order of the catalogue.
+    /// The shards of all replicas by the configuration in force, this one included if it is one of them: voters, former voters,
+    /// learners.
     pub(super) members: Vec<PeerId>,
+    /// Replicas that have asked this one and are no members here, or not in that place: one for each node at most.
+    pub(super) strangers: Vec<PeerId>,
+    /// How often the configuration had changed when that was last looked at.
+    pub(super) changes: u64,
     /// So many of them have to be in sync for a write that wants a quorum.
     pub(super) min_insync_replicas: usize,
     /// How far each of them has followed, as known while this one leads; in the order of `members`.
@@ -94,6 +100,8 @@ pub(super) struct RaftReplica {
     pub(super) handing_over: bool,
     /// Leader and term as they were last told.
     pub(super) told: (u32, u32),
+    /// Its replicas are to be others.
+    pub(super) moves: Option<Moving>,
     /// It gets batches from its leader's segments.
     pub(super) catch_up: Option<Box<CatchUp>>,
     /// On the engine's list of groups that may have something to do.
@@ -123,6 +131,11 @@ impl Unplaced {
     /// The place behind the entry `index`, if it is held.
     pub(super) fn behind(&self, index: u64) -> Option<Position> {
         self.position(index)
+    }
+
+    /// Who the replicas are by its newest entry that says so, committed or not.
+    pub(super) fn newest_configuration(&self) -> &Configuration {
+        self.log.configurations.last().map_or(&self.log.configuration, |(_, said)| said)
     }
 
     /// Forgets the entries from `index` on.
@@ -252,6 +265,37 @@ impl RaftReplica {
         self.raft.compact(self.flushed.index.min(index.saturating_sub(1)));
         let gone = self.raft.start().index.saturating_sub(before) as usize;
         self.lsns.drain(..gone.min(self.lsns.len()));
+    }
+
+    /// Who the replicas are by the newest entry that says so, committed or not.
+    pub(super) fn newest_configuration(&self) -> &Configuration {
+        self.raft.configuration_behind(self.raft.last_index())
+    }
+
+    /// The shards of those whose voices count, each once.
+    pub(super) fn voters(&self) -> impl Iterator<Item = PeerId> + '_ {
+        let configuration = self.raft.configuration();
+        self.members.iter().copied().filter(|member| configuration.is_voter(member.node.0))
+    }
+
+    /// Whether a message of another shard counts. Who asks may be one that this replica has not heard of yet, or know it in another
+    /// place: it is answered where it asks. Who answers is in the place where this one knows it, or it has moved away from there.
+    pub(super) fn is_heard(&mut self, from: PeerId, message: &Message) -> bool {
+        let known = self.member(from.node.0) == Some(from);
+        if message.kind.is_answer() {
+            return known;
+        }
+        self.strangers.retain(|stranger| stranger.node != from.node);
+        if !known {
+            self.strangers.push(from);
+        }
+        true
+    }
+
+    /// Where a message to `node` goes: an answer to where it was asked, everything else to the member there.
+    pub(super) fn place_of(&self, node: u32, answers: bool) -> Option<PeerId> {
+        let strangers = self.strangers.iter().filter(|_| answers);
+        strangers.copied().find(|stranger| stranger.node.0 == node).or_else(|| self.member(node))
     }
 
     /// The shard of the replica on `node`.

@@ -7,29 +7,23 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::Arc;
 
 use pyralog_core::batch::BatchView;
 use pyralog_core::limits::CHUNK_BYTES;
-use pyralog_core::{ErrorCode, GroupId, NodeId, Quorums, ShardId};
-use pyralog_replication::metadata::Catalog;
+use pyralog_core::{ErrorCode, GroupId, NodeId};
 use pyralog_replication::raft::{
-    Configuration, EntryKind, GroupConfig, Header, MAX_CONFIGURATION_BYTES, Message, MessageKind, Output,
-    RaftGroup, Refused,
+    Configuration, EntryKind, Header, MAX_CONFIGURATION_BYTES, Message, MessageKind, Output,
 };
 
 use crate::format::journal::{FrameHeader, FrameKind};
-use crate::memory::ChunkSlice;
 
 use super::api::{IoToken, Leadership, PeerId};
 use super::campaigns::Campaigns;
 use super::incoming::{Incoming, check_batches};
-use super::lag::Progress;
 use super::links::LinkTable;
 use super::outbox::Outbox;
-use super::partition::Partition;
 use super::pending::Pending;
-use super::replica::{LaidOutput, RaftReplica, Replica, Unplaced};
+use super::replica::{LaidOutput, RaftReplica, Replica};
 use super::uncommitted::UncommittedSums;
 use super::{Action, Engine, LogLevel, Mode};
 
@@ -62,188 +56,12 @@ pub(super) struct Replication {
     /// Replicas may be able to take part that were not before.
     pub(super) place_due: BTreeSet<GroupId>,
     /// Leaders that the node's shards have to be told.
-    leaders: Vec<Leadership>,
+    pub(super) leaders: Vec<Leadership>,
+    /// When to look again at groups that are on their way to other nodes.
+    pub(super) moves_due_us: Option<u64>,
 }
 
 impl Engine {
-    /// Makes every group of which the catalogue names several replicas take part, and asks for the links it needs.
-    pub(super) fn place_groups(&mut self, catalog: &Arc<Catalog>, actions: &mut Vec<Action>) {
-        let mut wanted = Vec::new();
-        if self.controller.is_some() {
-            let others = self.config.metadata_replicas.iter().filter(|peer| peer.node != self.config.node);
-            wanted.extend(others.copied());
-        }
-        let groups: Vec<GroupId> = self.each_partition().map(|partition| partition.group).collect();
-        for group in groups {
-            let members = members_of(catalog, group);
-            if members.len() < 2 {
-                continue;
-            }
-            wanted.extend(members.iter().copied().filter(|member| member.node != self.config.node));
-            self.place_in(catalog, group, members, actions);
-        }
-        // All of them: another shard may have begun anew.
-        let known = self.each_partition().filter_map(|partition| {
-            let (node, epoch) = match &partition.replica {
-                Replica::Single(_) => return None,
-                Replica::Raft(replica) => replica.told,
-                // It hears of nobody.
-                Replica::Unplaced(_) => (0, 0),
-            };
-            Some(Leadership { group: partition.group, node, epoch })
-        });
-        self.replication.leaders = known.collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        if self.replication.links.want(&wanted, self.now.monotonic_us) {
-            actions.push(Action::WantPeers { peers: wanted });
-        }
-    }
-
-    /// Has a replica take part that could not before, if it can now.
-    fn place_one(&mut self, group: GroupId, actions: &mut Vec<Action>) {
-        if group == GroupId::METADATA {
-            self.place_metadata(actions);
-        } else if let Some(catalog) = self.catalog.clone() {
-            let members = members_of(&catalog, group);
-            if members.len() > 1 {
-                self.place_in(&catalog, group, members, actions);
-            }
-        }
-    }
-
-    fn place_in(
-        &mut self,
-        catalog: &Catalog,
-        group: GroupId,
-        members: Vec<PeerId>,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(topic) = catalog.topics.get(&group.topic.0) else { return };
-        if let Err(refused) = self.place(group, members, topic.spec.quorums()) {
-            let text = format!("partition {group} can't take part: {refused}");
-            actions.push(Action::Log { level: LogLevel::Error, text });
-        }
-    }
-
-    /// A checkpoint is durable: replicas that waited for it take part.
-    pub(super) fn place_again(&mut self, actions: &mut Vec<Action>) {
-        let waits = |partition: &Partition| {
-            partition.place_after_seq > 0 && matches!(partition.replica, Replica::Unplaced(_))
-        };
-        if self.each_partition().any(waits) {
-            self.place_all(actions);
-        }
-    }
-
-    /// Has every replica take part that can.
-    fn place_all(&mut self, actions: &mut Vec<Action>) {
-        self.place_metadata(actions);
-        if let Some(catalog) = self.catalog.clone() {
-            self.place_groups(&catalog, actions);
-        }
-    }
-
-    /// Makes the metadata group one of several replicas, if the configuration names others. False: this node is alone.
-    pub(super) fn place_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
-        if self.controller.is_none() || !self.config.is_clustered() {
-            return false;
-        }
-        let members = self.config.metadata_replicas.clone();
-        let quorum = members.len() as u8 / 2 + 1;
-        let quorums = Quorums {
-            replication_factor: members.len() as u8,
-            write_quorum: quorum,
-            read_quorum: quorum,
-            min_insync_replicas: 1,
-        };
-        if let Err(refused) = self.place(GroupId::METADATA, members, quorums) {
-            let text = format!("this node can't take part in the metadata group: {refused}");
-            actions.push(Action::Log { level: LogLevel::Error, text });
-        }
-        let high_watermark = self.find(GroupId::METADATA).and_then(|index| self.at(index));
-        let high_watermark = high_watermark.map_or(0, |partition| partition.replica.high_watermark());
-        self.metadata_committed(high_watermark, actions);
-        self.publish_catalog(actions);
-        self.register_due_us = Some(self.now.monotonic_us);
-        true
-    }
-
-    /// Sends a command to the leader of the metadata group.
-    pub(super) fn send_command(&mut self, to: PeerId, term: u32, batch: &[u8]) {
-        let Some(chunk) = self.misc_pool.chunk(batch.len()) else { return };
-        chunk.append(batch);
-        let node = self.config.node.0;
-        let mut message = Message::new(MessageKind::Command, GroupId::METADATA, node, to.node.0, term);
-        message.entries = super::catch_up::heads(batch).collect();
-        let batches = [ChunkSlice::new(chunk, 0, batch.len())].into_iter().collect();
-        self.replication.outbox.add(to, message, batches);
-    }
-
-    fn place(&mut self, group: GroupId, members: Vec<PeerId>, quorums: Quorums) -> Result<(), Refused> {
-        let now_us = self.now.monotonic_us;
-        let (id, timing) = (self.config.node.0, self.config.election);
-        let life = self.journal.incarnation().rotate_left(32);
-        let Some(index) = self.find(group) else { return Ok(()) };
-        let newest_seq = self.flush.checkpoint_seq();
-        let Some(partition) = self.at_mut(index).filter(|p| p.place_after_seq <= newest_seq) else {
-            return Ok(());
-        };
-        // The group was written to by nobody yet when nothing of it is on the disk.
-        if partition.replica.unplaced_mut().is_none() {
-            return Ok(());
-        }
-        let Some(begin) = self.begins(index, &members) else { return Ok(()) };
-        let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
-            return Ok(());
-        };
-        let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
-        let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
-        log.hard = begin.hard_state(log.hard, id);
-        let flushed = log.start;
-        if log.configuration.is_unknown() {
-            log.configuration = Configuration::of(members.iter().copied().map(PeerId::replica));
-        }
-        let seed = u64::from(group.topic.0) << 32
-            ^ u64::from(group.partition)
-            ^ life
-            ^ u64::from(id).rotate_left(48);
-        let write_quorum = usize::from(quorums.write_quorum);
-        let config = GroupConfig { group, id, write_quorum, timing, seed };
-        let raft = RaftGroup::new(config, log, now_us);
-        // Its log is gone with that: it must not be taken for an empty one.
-        let mut raft = raft.inspect_err(|_| partition.end_unknown = true)?;
-        raft.set_votes(begin.votes(members.len()));
-        partition.replica = Replica::Raft(Box::new(RaftReplica {
-            high_watermark: raft.high_watermark(),
-            acknowledged: 0,
-            raft,
-            progress: vec![Progress::begun(0, now_us); members.len()],
-            members,
-            min_insync_replicas: usize::from(quorums.min_insync_replicas),
-            lsns,
-            flushed,
-            catch_up: None,
-            laid: Default::default(),
-            waiting: Default::default(),
-            led: false,
-            handing_over: false,
-            told: (0, 0),
-            queued: false,
-            timer_us: u64::MAX,
-            active_us: now_us,
-        }));
-        let up: Vec<PeerId> = self.replication.links.up().collect();
-        if let Some(replica) = self.raft_mut(index) {
-            for peer in up.iter().filter(|peer| replica.members.contains(peer)) {
-                replica.raft.peer_restarted(peer.node.0, now_us);
-            }
-        }
-        self.recount_uncommitted(index);
-        self.queue_group(index);
-        Ok(())
-    }
-
     /// Has the next [`Self::pump`] look at the group.
     pub(super) fn queue_group(&mut self, index: u32) {
         let slot = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
@@ -320,7 +138,8 @@ impl Engine {
             MessageKind::RequestStandingResponse => return self.standing_told(index, message),
             _ => {}
         }
-        if self.raft_mut(index).is_none() {
+        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
+        if !replica.is_heard(from, message) {
             return Ok(());
         }
         check_batches(message, batches)?;
@@ -515,8 +334,9 @@ impl Engine {
                 if let Some(replica) = self.raft_mut(index) {
                     replica.queued = false;
                 }
-                if !self.take_output(index, None, actions) {
-                    left.push(index);
+                match self.take_output(index, None, actions) {
+                    true => self.step_move(index, actions),
+                    false => left.push(index),
                 }
                 self.rearm(index);
                 self.settle_catch_up(index, actions);
@@ -680,7 +500,7 @@ impl Engine {
     }
 
     /// Lays down a frame with a small body or none. Returns its commit.
-    fn lay_small(&mut self, frame: &FrameHeader, body: &[u8]) -> Result<u64, String> {
+    pub(super) fn lay_small(&mut self, frame: &FrameHeader, body: &[u8]) -> Result<u64, String> {
         let laid = self.journal.lay(&self.pool, frame, &[], body);
         laid.map(|laid| laid.lsn)
             .map_err(|full| format!("the journal has no room for a small frame: {full:?}"))
@@ -811,6 +631,7 @@ impl Engine {
     /// because it does not lead.
     fn advance(&mut self, index: u32, actions: &mut Vec<Action>) {
         let now_us = self.now.monotonic_us;
+        self.note_members(index, actions);
         let Some(replica) = self.raft_mut(index) else { return };
         debug_assert!(replica.has_laid_all(), "every entry is laid down");
         let (group, before) = (replica.raft.group(), replica.high_watermark);
@@ -937,7 +758,9 @@ impl Engine {
             return;
         };
         let to = message.to;
-        let Some(peer) = partition.replica.raft().and_then(|replica| replica.member(to)) else { return };
+        let answers = message.kind.is_answer();
+        let place = partition.replica.raft().and_then(|replica| replica.place_of(to, answers));
+        let Some(peer) = place else { return };
         if !self.replication.links.is_up(peer) {
             return;
         }
@@ -952,10 +775,4 @@ impl Engine {
             replica.raft.not_sent(to);
         }
     }
-}
-
-/// The shards that hold a partition, the preferred leader's first.
-fn members_of(catalog: &Catalog, group: GroupId) -> Vec<PeerId> {
-    let replicas = catalog.replicas(group);
-    replicas.map(|replica| PeerId { node: NodeId(replica.node), shard: ShardId(replica.shard) }).collect()
 }

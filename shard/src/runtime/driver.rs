@@ -11,7 +11,7 @@ use io_uring::opcode;
 use io_uring::types::Fd;
 use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::PartitionState;
-use pyralog_replication::metadata::Catalog;
+use pyralog_replication::metadata::{Catalog, Command};
 
 use super::chunk_supply;
 use super::connections::{Connections, EngineAccess, Leaving};
@@ -55,6 +55,8 @@ pub(super) enum ShardMessage {
     CatalogApplied(ShardId, u64),
     /// Who leads groups of a shard.
     Leaders(Vec<Leadership>),
+    /// To shard 0: another shard wants this in the catalogue.
+    Command(Box<Command>),
     /// Tell how you are.
     Report(flume::Sender<ShardReport>),
     /// Tell the state of your partitions, of one topic or of all.
@@ -334,6 +336,7 @@ impl Driver {
                 ShardMessage::CatalogApplied(shard, version) => {
                     self.event(now, Event::CatalogApplied { shard, version });
                 }
+                ShardMessage::Command(command) => self.event(now, Event::ControllerTold { command }),
                 ShardMessage::Leaders(leaders) => self.event(now, Event::LeadersTold { leaders }),
                 ShardMessage::Report(to) => {
                     let _ = to.try_send(self.report());
@@ -401,6 +404,11 @@ impl Driver {
                     Action::WantPeers { peers } => {
                         if let Some(links) = &mut self.links {
                             links.want(&peers);
+                        }
+                    }
+                    Action::TellController { command } => {
+                        if let Some(first) = self.shards.first() {
+                            first.send(ShardMessage::Command(command));
                         }
                     }
                     Action::TellLeaders { leaders } => {

@@ -181,7 +181,7 @@ impl World {
         node.writes.clear();
         let log = RecoveredLog { configuration, made_after, ..RecoveredLog::default() };
         node.disk = Disk { log, ..Disk::default() };
-        self.restart(id);
+        self.begin(id);
     }
 
     /// Goes on with the change to the voters that are wanted, as far as its leader can: what the owner of a group does.
@@ -312,6 +312,18 @@ impl World {
     }
 
     pub(super) fn restart(&mut self, id: u32) {
+        self.begin(id);
+        self.network.retain(|packet| packet.message.to != id);
+        let now_us = self.now_us;
+        for peer in self.ids() {
+            if let Some(replica) = self.replica(peer) {
+                replica.peer_restarted(id, now_us);
+            }
+        }
+    }
+
+    /// A replica goes on from its disk. Nobody else is told.
+    fn begin(&mut self, id: u32) {
         let (now_us, write_quorum) = (self.now_us, self.write_quorum);
         let seed = self.rng.next();
         let forgets = self.bug == Some(Bug::ForgetChange);
@@ -330,12 +342,6 @@ impl World {
         let replica = RaftGroup::new(config, node.disk.log.clone(), now_us).unwrap();
         node.replica = Some(replica);
         self.checked[id as usize - 1] = 0;
-        self.network.retain(|packet| packet.message.to != id);
-        for peer in self.ids() {
-            if let Some(replica) = self.replica(peer) {
-                replica.peer_restarted(id, now_us);
-            }
-        }
     }
 
     /// Nothing gets from `from` to `to` any more; both notice that their link is gone.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pyralog_core::{ErrorCode, GroupId};
-use pyralog_net::message::{Acks, Durability, PartitionHealth, PartitionState, Response};
+use pyralog_net::message::{Acks, Durability, PartitionHealth, PartitionState, ReplicaRole, Response};
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{MessageKind, frame};
 use pyralog_shard::engine::PeerId;
@@ -65,6 +65,14 @@ impl Books {
     pub(crate) fn forgets(&mut self, seat: Seat) {
         self.voted.retain(|(of, _), _| *of != seat);
         self.held.retain(|(of, _), _| *of != seat);
+    }
+
+    /// A replica has moved away from a shard, and what it promised has gone with it.
+    fn left(&mut self, seat: Seat, group: GroupId) {
+        self.marks.remove(&(seat, group));
+        self.voted.remove(&(seat, group));
+        self.held.remove(&(seat, group));
+        self.votes.retain(|(of, about, _), _| (*of, *about) != (seat, group));
     }
 
     /// Leaderships so far.
@@ -136,9 +144,13 @@ impl World {
     pub(crate) fn watch_groups(&mut self, seat: Seat) {
         let mut wrong = None;
         let Self { nodes, books, model, .. } = self;
-        let driver = &nodes[seat.node].shards[seat.shard];
+        let driver = &mut nodes[seat.node].shards[seat.shard];
         let there = model.groups.iter().filter(|(_, model)| model.exists == Existence::Yes);
         for group in there.map(|(group, _)| *group).chain([GroupId::METADATA]) {
+            if books.marks.contains_key(&(seat, group)) && driver.state_of(group).is_none() {
+                books.left(seat, group);
+                driver.disk.tracker.left(group);
+            }
             let Some(state) = driver.state_of(group).filter(|state| !is_alone(state)) else { continue };
             let result = match state.leader {
                 0 => Ok(()),
@@ -294,9 +306,17 @@ impl World {
     fn check_copies(&mut self, seat: Seat, group: GroupId, base: i64, crc: u32) {
         let Some(catalog) = self.nodes[seat.node].catalog.clone() else { return };
         let Some(topic) = catalog.topics.get(&group.topic.0) else { return };
-        let replicas = catalog.replicas(group);
-        let seats = replicas
-            .map(|replica| Seat { node: replica.node as usize - 1, shard: usize::from(replica.shard) });
+        let Some(state) = self.shard(seat).state_of(group) else { return };
+        // Who is only on its way there does not count. It may have stopped leading in the same pass: then all that may have counted.
+        let counts = state.replicas.iter().filter(|replica| replica.role != ReplicaRole::Joining);
+        let mut counts: Vec<(u32, u16)> = counts.map(|replica| (replica.node, replica.shard)).collect();
+        if counts.is_empty() {
+            counts.extend(catalog.places(group).map(|place| (place.node, place.shard)));
+            counts.sort_unstable();
+            counts.dedup();
+        }
+        let place = |(node, shard): (u32, u16)| Seat { node: node as usize - 1, shard: usize::from(shard) };
+        let seats = counts.into_iter().map(place);
         // What the leader has in its journal and not in a segment is an entry of its log. Its own write may still be under way:
         // what is there then is an entry that was taken back.
         let leaders = &self.shard(seat).disk.tracker;
@@ -335,7 +355,10 @@ impl World {
         if self.catalog.as_ref().is_some_and(|newest| newest.version >= version) {
             return;
         }
-        self.catalog = Some(Arc::clone(catalog));
+        let before = self.catalog.replace(Arc::clone(catalog));
+        let settled = |group: &GroupId| before.as_ref().and_then(|before| before.settled.get(group));
+        self.moved +=
+            catalog.settled.iter().filter(|(group, now)| settled(group) != Some(now)).count() as u64;
         let mut wrong = None;
         for (group, model) in &mut self.model.groups {
             match (catalog.topics.contains_key(&group.topic.0), model.exists) {

@@ -435,6 +435,10 @@ impl World {
         let first = admin.first.last().map(|(name, plan)| create(name.clone(), plan));
         let request = match first {
             Some(request) => request,
+            None if self.config.moves && self.rng.one_in(20) => match self.reassign() {
+                Some(request) => request,
+                None => return,
+            },
             None if self.rng.one_in(100) => {
                 let name = format!("extra-{}", self.rng.below(3));
                 match self.rng.percent(60) {
@@ -458,6 +462,28 @@ impl World {
         admin.busy = self.request(index, seat, request, None);
     }
 
+    /// Some partition is to be on other nodes, or to stay where it is.
+    fn reassign(&mut self) -> Option<Owned> {
+        let catalog = self.catalog.clone()?;
+        let topics: Vec<_> =
+            catalog.topics.values().filter(|topic| topic.spec.assignment.replication_factor() > 1).collect();
+        if topics.is_empty() {
+            return None;
+        }
+        let topic = self.rng.pick(&topics);
+        let partition = self.rng.below(u64::from(topic.partitions())) as u32;
+        let mut nodes: Vec<u32> = (1..=self.config.nodes as u32).collect();
+        while nodes.len() > usize::from(topic.spec.assignment.replication_factor()) {
+            nodes.swap_remove(self.rng.below(nodes.len() as u64) as usize);
+        }
+        let first = self.rng.below(nodes.len() as u64) as usize;
+        nodes.swap(0, first);
+        if self.rng.percent(15) {
+            nodes.clear();
+        }
+        Some(Owned::Reassign { topic: topic.name().to_owned(), partition, nodes })
+    }
+
     /// From now on the topic may be gone.
     fn delete(&mut self, name: String) -> Owned {
         self.books.deletions.insert(name.clone());
@@ -479,6 +505,13 @@ impl World {
         {
             // It was done or refused: nothing of it comes later.
             self.books.deletions.remove(name);
+        }
+        if let (Owned::Reassign { .. }, Response::Error(error)) = (&sent.request, message) {
+            let refused = [ErrorCode::InvalidRequest, ErrorCode::UnknownTopicOrPartition];
+            let damaged = error.code == ErrorCode::LogEndUnknown && !self.config.disks.liars.is_empty();
+            if !error.code.retriable() && !refused.contains(&error.code) && !damaged {
+                self.fail(format!("a move was answered {error:?}"));
+            }
         }
         let Owned::CreateTopic { name, .. } = &sent.request else { return };
         match message {

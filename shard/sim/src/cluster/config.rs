@@ -54,6 +54,8 @@ pub struct ClusterConfig {
     pub active_us: u64,
     /// Idempotent producers, other producers, consumers.
     pub clients: [u64; 3],
+    /// The administrator moves partitions between nodes.
+    pub moves: bool,
     /// Consumers ask any replica now and then.
     pub reads_anywhere: bool,
     /// Slowest pause of a client between two steps, microseconds.
@@ -66,10 +68,25 @@ pub struct ClusterConfig {
     pub disks: Disks,
 }
 
+/// What lives are about, besides what goes wrong in all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Three or five nodes, and every partition stays where it is.
+    #[default]
+    Plain,
+    /// Four or five nodes; partitions have three replicas and move between them.
+    Moves,
+}
+
 impl ClusterConfig {
     /// The settings of the life of this generator.
-    pub fn draw(rng: &mut Rng, bug: Option<PlantedBug>) -> Self {
-        let nodes = if rng.percent(25) { 5 } else { 3 };
+    pub fn draw(rng: &mut Rng, bug: Option<PlantedBug>, kind: Kind) -> Self {
+        let moves = kind == Kind::Moves;
+        let nodes = match rng.percent(25) {
+            _ if moves => 4 + rng.below(2) as usize,
+            true => 5,
+            false => 3,
+        };
         let shards = if rng.percent(15) { 2 } else { 1 };
         let heavy = rng.percent(20);
         let (value_bytes, produce_budget) = match rng.below(10) {
@@ -78,7 +95,7 @@ impl ClusterConfig {
             4..8 => ((8, 8 << 10), rng.magnitude(80, 500)),
             _ => ((1 << 10, 64 << 10), rng.magnitude(50, 200)),
         };
-        let topic_nodes = if nodes == 5 && rng.percent(50) { 3 } else { nodes };
+        let topic_nodes = if moves || nodes == 5 && rng.percent(50) { 3 } else { nodes };
         let disks = Disks::draw(rng, nodes, (topic_nodes - 1) / 2);
         let topics = (0..rng.range(1, 2)).map(|_| topic(rng, topic_nodes, disks.liars.len())).collect();
         let low_us = rng.magnitude(20, 2_000);
@@ -100,6 +117,7 @@ impl ClusterConfig {
             byte_budget,
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
+            moves,
             reads_anywhere: rng.percent(30),
             think_us: rng.magnitude(500, 50_000),
             network: NetworkPlan {

@@ -9,7 +9,7 @@ use pyralog_core::limits::PEER_QUEUE_BYTES;
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, PartitionState,
-    Response,
+    ReplicaRole, Response,
 };
 
 use super::audit::Held;
@@ -184,6 +184,10 @@ impl World {
                 ));
             }
         }
+        let all_up = self.nodes.iter().all(|node| node.state == NodeState::Up);
+        if let Some((group, wanted)) = newest.moves.first_key_value().filter(|_| all_up) {
+            return Err(format!("{group} does not arrive where it is wanted, {:?}", wanted.to));
+        }
         self.all_groups().into_iter().try_for_each(|group| self.group_agrees(group))
     }
 
@@ -252,7 +256,21 @@ impl World {
         }
         let Some(catalog) = &self.catalog else { return Vec::new() };
         let seat = |node: u32, shard: u16| Seat { node: node as usize - 1, shard: usize::from(shard) };
+        if catalog.moves.contains_key(&group)
+            && let Some(leader) = self.leader_of(group)
+        {
+            // A node is out that it waits for: its leader knows how far it has come.
+            let members = leader.replicas.iter().filter(|replica| replica.role != ReplicaRole::Joining);
+            return members.map(|replica| seat(replica.node, replica.shard)).collect();
+        }
         catalog.replicas(group).map(|replica| seat(replica.node, replica.shard)).collect()
+    }
+
+    /// What its newest leader says of a group.
+    fn leader_of(&self, group: GroupId) -> Option<PartitionState> {
+        let states = self.seats().filter_map(|seat| Some((seat, self.shard(seat).state_of(group)?)));
+        let leaders = states.filter(|(seat, state)| state.leader == seat.peer().node.0);
+        leaders.map(|(_, state)| state).max_by_key(|state| state.epoch)
     }
 
     // ---- requests of the simulator itself ----

@@ -6,7 +6,7 @@ use pyralog_shard::engine::planted::PlantedBug;
 
 use super::books::Traffic;
 use super::clients::{Admin, Reader, Role};
-use super::config::ClusterConfig;
+use super::config::{ClusterConfig, Kind};
 use super::faults::ClusterFaultCounts;
 use super::session::Session;
 use super::world::{Coverage, Happening, World};
@@ -40,6 +40,8 @@ pub struct ClusterReport {
     pub traffic: Traffic,
     /// What the engines did.
     pub coverage: Coverage,
+    /// Moves of partitions that have ended.
+    pub moved: u64,
     /// Replicas that take no part at the end, as damage hides what they promised.
     pub aside: u64,
     /// Reads of replicas refused at the end because their disks had lied.
@@ -64,19 +66,20 @@ impl fmt::Display for Violation {
 }
 
 /// Runs the life of `seed`. The same seed, bug and build give the same life to the last event.
-pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> ClusterReport {
-    run_as(seed, bug, trace, |_| {})
+pub fn run(seed: u64, kind: Kind, bug: Option<PlantedBug>, trace: bool) -> ClusterReport {
+    run_as(seed, kind, bug, trace, |_| {})
 }
 
 /// The same in other circumstances: `change` sees what was drawn for the life before it begins.
 pub fn run_as(
     seed: u64,
+    kind: Kind,
     bug: Option<PlantedBug>,
     trace: bool,
     change: impl FnOnce(&mut ClusterConfig),
 ) -> ClusterReport {
     let mut rng = Rng::new(seed);
-    let mut config = ClusterConfig::draw(&mut rng, bug);
+    let mut config = ClusterConfig::draw(&mut rng, bug, kind);
     change(&mut config);
     let mut world = World::new(config, rng, trace);
     if let Err(what) = guarded(|| world.live()) {
@@ -98,6 +101,7 @@ pub fn run_as(
         elections: world.books.elections(),
         traffic: world.books.traffic,
         coverage: Coverage { recycled: world.recycled(), ..world.coverage },
+        moved: world.moved,
         aside: world.aside,
         damage_reported: world.model.damage_reported,
         trace: world.take_trace(),

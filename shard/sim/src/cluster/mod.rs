@@ -30,6 +30,7 @@ mod trouble;
 mod world;
 
 pub use books::Traffic;
+pub use config::Kind;
 pub use life::{ClusterReport, Violation, run, run_as};
 pub use sweep::{ClusterTotals, sweep};
 pub use world::Coverage;

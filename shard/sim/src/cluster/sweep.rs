@@ -4,6 +4,7 @@ use std::fmt;
 
 use pyralog_shard::engine::planted::PlantedBug;
 
+use super::config::Kind;
 use super::faults::ClusterFaultCounts;
 use super::life::{ClusterReport, run};
 use crate::faults::FaultCounts;
@@ -38,6 +39,8 @@ pub struct ClusterTotals {
     pub cold_reads: u64,
     /// Journal files begun again.
     pub recycled: u64,
+    /// Moves of partitions that have ended.
+    pub moved: u64,
     /// Faults of network and nodes.
     pub cluster_faults: ClusterFaultCounts,
     /// Faults of disks, and of single nodes.
@@ -66,6 +69,7 @@ impl ClusterTotals {
         self.checkpoints += report.coverage.checkpoints;
         self.cold_reads += report.coverage.cold_reads;
         self.recycled += report.coverage.recycled;
+        self.moved += report.moved;
         self.cluster_faults.merge(&report.cluster_faults);
         self.faults.merge(&report.faults);
         self.aside += report.aside;
@@ -81,7 +85,7 @@ impl fmt::Display for ClusterTotals {
         write!(
             f,
             "lives {} of-five {} events {} acknowledged {} duplicates {} elections {} hand-overs {} snapshots {} \
-             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} | {} | {} | aside {} damage-reported {} violations {}",
+             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} moved {} | {} | {} | aside {} damage-reported {} violations {}",
             self.lives,
             self.of_five,
             self.events,
@@ -95,6 +99,7 @@ impl fmt::Display for ClusterTotals {
             self.checkpoints,
             self.cold_reads,
             self.recycled,
+            self.moved,
             self.cluster_faults,
             self.faults,
             self.aside,
@@ -112,6 +117,7 @@ impl fmt::Display for ClusterTotals {
 pub fn sweep(
     first: u64,
     count: u64,
+    kind: Kind,
     bug: Option<PlantedBug>,
     mut each: impl FnMut(&ClusterReport),
 ) -> ClusterTotals {
@@ -119,7 +125,7 @@ pub fn sweep(
     in_order(
         first,
         count,
-        |seed| run(seed, bug, false),
+        |seed| run(seed, kind, bug, false),
         |report| {
             totals.add(&report);
             each(&report);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pyralog_core::{GroupId, ShardId};
 use pyralog_net::message::PartitionState;
-use pyralog_replication::metadata::Catalog;
+use pyralog_replication::metadata::{Catalog, Command};
 use pyralog_shard::engine::{
     Action, ConnId, Engine, EngineConfig, Event, IoToken, Leadership, LogLevel, Now, PeerId, ReplyBody,
 };
@@ -61,6 +61,7 @@ pub(crate) enum Input {
     Catalog(Arc<Catalog>),
     Applied(ShardId, u64),
     Leaders(Vec<Leadership>),
+    Command(Box<Command>),
     Up(PeerId, u64),
     Down(PeerId),
     Dropped(PeerId),
@@ -234,6 +235,8 @@ pub(crate) struct World {
     pub node_counts: FaultCounts,
     /// Disk faults of disks that are gone.
     pub old_disks: FaultCounts,
+    /// Moves of partitions that have ended.
+    pub moved: u64,
     /// Replicas that take no part at the end.
     pub aside: u64,
     /// What went wrong first, and at which happening.
@@ -332,6 +335,7 @@ impl World {
             counts: ClusterFaultCounts::default(),
             node_counts: FaultCounts::default(),
             old_disks: FaultCounts::default(),
+            moved: 0,
             aside: 0,
             violation: None,
             trace: trace.then(Vec::new),
@@ -509,6 +513,7 @@ impl World {
             }
             Input::Catalog(catalog) => Event::CatalogPublished { catalog },
             Input::Applied(shard, version) => Event::CatalogApplied { shard, version },
+            Input::Command(command) => Event::ControllerTold { command },
             Input::Leaders(leaders) => Event::LeadersTold { leaders },
             Input::Up(peer, session) => Event::PeerUp { peer, session },
             Input::Down(peer) => Event::PeerDown { peer },
@@ -618,6 +623,10 @@ impl World {
                 self.send_frame(seat, to, control, batches);
             }
             Action::WantPeers { peers } => self.want(seat, peers),
+            Action::TellController { command } => {
+                let delay = self.rng.range(1, 80);
+                self.input_later(delay, Seat { shard: 0, ..seat }, Input::Command(command));
+            }
             Action::TellLeaders { leaders } => {
                 for shard in 0..self.config.shards {
                     let delay = self.rng.range(1, 80);

@@ -1,7 +1,7 @@
 //! What the replay makes of groups with several replicas: their entries, what they have promised, and what of it is lost.
 
 use pyralog_core::batch::BatchView;
-use pyralog_replication::raft::{EntryKind, Header, Position, Standing};
+use pyralog_replication::raft::{Configuration, EntryKind, Header, Position, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -94,13 +94,27 @@ impl Replay<'_> {
     }
 
     /// Who the replicas of a group are where its log begins, unless a checkpoint knows better.
-    pub(super) fn base_configuration(&mut self, frame: &FrameHeader, body: Body<'_>) {
+    pub(super) fn base_configuration(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
         let Some(partition) = self.partition_of(frame) else { return };
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
         if unplaced.log.start.index == 0 && unplaced.log.configuration.is_unknown() {
-            unplaced.log.configuration = frame.configuration(body.bytes).unwrap_or_default();
+            let said = frame.configuration(body.bytes).unwrap_or_default();
+            let came = came_by_a_move(&said);
+            unplaced.log.configuration = said;
             unplaced.log.made_after = (frame.epoch, frame.base_offset.unsigned_abs());
+            if came {
+                partition.entries_from_lsn = lsn;
+            }
         }
+    }
+
+    /// Whether a frame is of a replica that was here before the one that there is, and has moved away. The checkpoint names the
+    /// later one, and the replay begins before it.
+    pub(super) fn is_of_a_former_replica(&self, frame: &FrameHeader, lsn: u64) -> bool {
+        let index = self.by_group.get(&frame.group).copied();
+        let partition = index.and_then(|index| self.partitions.get(index as usize)?.as_deref());
+        // What a replica has promised before it was put aside for a catch-up the checkpoint says that puts it aside.
+        partition.is_some_and(|partition| lsn < partition.entries_from_lsn)
     }
 
     /// Where the group of a frame is. One that neither the checkpoint names nor a frame opened has had its opening in damage, or it was
@@ -151,6 +165,12 @@ impl Replay<'_> {
         }
         hard.commit = hard.commit.max(frame.index);
     }
+}
+
+/// Whether a replica that begins like this has come to a group that was there before it: another one of the group may have been here
+/// already, and gone.
+pub(in super::super) fn came_by_a_move(beginning: &Configuration) -> bool {
+    beginning.version() > 0 || !beginning.learners().is_empty()
 }
 
 /// Of one of several replicas: forgets what is not in segments.

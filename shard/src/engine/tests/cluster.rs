@@ -4,11 +4,13 @@
 
 mod campaigns;
 mod catch_up;
+mod check;
 mod damage;
 mod in_sync;
 mod lag;
 mod leaving;
 mod metadata;
+mod moving;
 mod passes;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -132,6 +134,8 @@ struct World {
     leaders: BTreeMap<(GroupId, u32), u32>,
     disks_lost: usize,
     damaged: usize,
+    /// Replicas that have left a node.
+    left: usize,
 }
 
 fn pair(a: u32, b: u32) -> (u32, u32) {
@@ -144,6 +148,10 @@ fn peer(node: u32) -> PeerId {
 
 impl World {
     fn new(seed: u64, nodes: u32, partitions: u32, write_quorum: u8) -> Self {
+        Self::with_copies(seed, nodes, nodes as u8, partitions, write_quorum)
+    }
+
+    fn with_copies(seed: u64, nodes: u32, copies: u8, partitions: u32, write_quorum: u8) -> Self {
         let metadata_replicas = (1..=nodes).map(peer).collect();
         let config = EngineConfig { metadata_replicas, max_buffer_time_us: 300_000, ..config() };
         let mut world = Self {
@@ -155,9 +163,9 @@ impl World {
             cut: BTreeSet::new(),
             groups: Vec::new(),
             quorums: Quorums {
-                replication_factor: nodes as u8,
+                replication_factor: copies,
                 write_quorum,
-                read_quorum: nodes as u8 + 1 - write_quorum,
+                read_quorum: copies + 1 - write_quorum,
                 min_insync_replicas: if seed.is_multiple_of(2) { write_quorum } else { 1 },
             },
             admin: ADMIN,
@@ -175,6 +183,7 @@ impl World {
             leaders: BTreeMap::new(),
             disks_lost: 0,
             damaged: 0,
+            left: 0,
         };
         for id in 1..=nodes {
             world.start(id);
@@ -296,13 +305,41 @@ impl World {
         let member = |group: &GroupId| {
             engine.partition(*group).is_some_and(|state| state.health == PartitionHealth::Online)
         };
-        self.groups.iter().chain(&[GroupId::METADATA]).all(member)
+        let here = |group: &&GroupId| self.may_hold(id, **group);
+        // Before it serves it does not say what it is.
+        engine.status().ready && self.groups.iter().chain(&[GroupId::METADATA]).filter(here).all(member)
+    }
+
+    /// The newest catalogue that anybody has.
+    fn newest(&self) -> Option<&Arc<Catalog>> {
+        let known = self.nodes.iter().filter_map(|node| node.catalog.as_ref());
+        known.max_by_key(|catalog| catalog.version)
+    }
+
+    /// Whether a node has a replica of a group, or may have one already.
+    fn may_hold(&self, id: u32, group: GroupId) -> bool {
+        group == GroupId::METADATA
+            || self.newest().is_none_or(|newest| newest.places(group).any(|place| place.node == id))
+    }
+
+    /// The nodes that hold a group when nothing is on its way.
+    fn holders(&self, group: GroupId) -> Vec<u32> {
+        self.ids().filter(|id| self.may_hold(*id, group)).collect()
+    }
+
+    /// A replica has left a node: nobody may count on what it has promised.
+    fn forget_votes(&mut self, id: u32) {
+        let Some(engine) = &self.nodes[id as usize - 1].engine else { return };
+        let gone: BTreeSet<GroupId> =
+            self.groups.iter().copied().filter(|group| engine.partition(*group).is_none()).collect();
+        self.node(id).voted.retain(|group, _| !gone.contains(group));
+        self.votes.retain(|(voter, group, _), _| *voter != id || !gone.contains(group));
     }
 
     /// Whether enough others know what they have promised.
     fn can_spare(&self, id: u32) -> bool {
         let unsettled = self.ids().filter(|other| *other != id && !self.is_settled(*other)).count();
-        unsettled < (self.nodes.len() - 1) / 2
+        unsettled < (usize::from(self.quorums.replication_factor) - 1) / 2
     }
 
     /// A disk is exchanged for an empty one, if enough others know what they have promised.
@@ -436,7 +473,12 @@ impl World {
                     }
                 }
                 Action::WantPeers { peers } => self.node(id).wanted = peers.into_iter().collect(),
-                Action::Log { level: LogLevel::Info, .. } => {}
+                Action::Log { level: LogLevel::Info, text } => {
+                    if text.contains("moved away") {
+                        self.left += 1;
+                        self.forget_votes(id);
+                    }
+                }
                 Action::PublishCatalog { catalog } => {
                     self.node(id).catalog = Some(Arc::clone(&catalog));
                     self.event(id, Event::CatalogPublished { catalog });
@@ -475,7 +517,9 @@ impl World {
         match message {
             Response::Produce(_) => open.retain(|(other, ..)| *other != sequence),
             Response::Error(error) => {
-                assert!(error.code.retriable() || error.code == ErrorCode::OutOfOrderSequence, "{error:?}");
+                // Those before it went to another leader, and are not committed.
+                let ahead = [ErrorCode::OutOfOrderSequence, ErrorCode::UnknownProducerId];
+                assert!(error.code.retriable() || ahead.contains(&error.code), "{error:?}");
                 open.iter_mut()
                     .filter(|(other, ..)| *other == sequence)
                     .for_each(|(.., waits)| *waits = false);
@@ -667,7 +711,7 @@ impl World {
         }
         for group in self.groups.iter().copied().chain([GroupId::METADATA]).collect::<Vec<_>>() {
             for id in self.ids() {
-                println!("node {id} {group}: {:?}", self.node(id).engine.as_ref().unwrap().partition(group));
+                self.describe(id, group);
             }
         }
         panic!("the replicas do not agree");
@@ -718,148 +762,8 @@ impl World {
         }
         panic!("the metadata's leader does not answer");
     }
-
-    fn converged(&self) -> bool {
-        let catalogs: BTreeSet<u64> = self
-            .nodes
-            .iter()
-            .map(|node| node.catalog.as_ref().map_or(0, |catalog| catalog.version))
-            .collect();
-        let metadata = [GroupId::METADATA];
-        catalogs.len() == 1
-            && self.ids().all(|id| self.is_settled(id))
-            && self.groups.iter().chain(&metadata).all(|group| {
-                let states = self.nodes.iter().filter_map(|node| node.engine.as_ref()?.partition(*group));
-                let seen: BTreeSet<(i64, i64, u32)> =
-                    states.map(|state| (state.high_watermark, state.log_end, state.leader)).collect();
-                self.leader(*group).is_some()
-                    && seen.len() == 1
-                    && seen.iter().all(|(mark, end, _)| mark == end)
-            })
-    }
-
-    /// Everything committed on a node, by offset.
-    fn read(&mut self, id: u32, group: GroupId) -> BTreeMap<i64, Vec<u8>> {
-        let mut values = BTreeMap::new();
-        let (mut offset, mut scratch) = (0, Vec::new());
-        loop {
-            self.correlation += 1;
-            let correlation_id = self.correlation;
-            let fetch = FetchRequest {
-                group,
-                offset,
-                min_bytes: 0,
-                max_bytes: 1 << 20,
-                max_wait_ms: 0,
-                consistency: Consistency::AnyReplica,
-            };
-            let bytes = self.fetch(id, correlation_id, fetch);
-            if bytes.is_empty() {
-                return values;
-            }
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                let (batch, behind) = BatchView::parse(rest).unwrap();
-                assert!(batch.verify_crc());
-                assert_eq!(batch.base_offset(), offset);
-                for record in batch.records(&mut scratch).unwrap() {
-                    let record = record.unwrap();
-                    values.insert(record.offset, record.value.unwrap().to_vec());
-                }
-                offset = batch.last_offset() + 1;
-                rest = behind;
-            }
-        }
-    }
-
-    fn fetch(&mut self, id: u32, correlation_id: u64, fetch: FetchRequest) -> Vec<u8> {
-        let (group, offset) = (fetch.group, fetch.offset);
-        let mut now = self.now;
-        let node = self.node(id);
-        let engine = node.engine.as_mut().unwrap();
-        let mut actions = Vec::new();
-        let mut got = None;
-        engine.handle(
-            now,
-            Event::Request { conn: ConnId(1), correlation_id, request: Request::Fetch(fetch) },
-            &mut actions,
-        );
-        for _ in 0..1_000 {
-            engine.end_of_pass(now, &mut actions);
-            for (token, op) in std::mem::take(&mut node.io) {
-                actions.push(Action::Io { token, op });
-            }
-            for action in std::mem::take(&mut actions) {
-                match action {
-                    Action::Reply { body, correlation_id: of, .. } if of == correlation_id => match body {
-                        ReplyBody::Fetch { slices, .. } => {
-                            got = Some(slices.iter().flat_map(|slice| slice.bytes().to_vec()).collect());
-                        }
-                        ReplyBody::Message(message) => panic!("{message:?}"),
-                    },
-                    Action::Io { token, op } => {
-                        let result = node.disk.run(op);
-                        engine.handle(now, Event::IoDone { token, result }, &mut actions);
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(bytes), true) = (&mut got, actions.is_empty()) {
-                return std::mem::take(bytes);
-            }
-            // A read that found no memory is tried again later.
-            now.monotonic_us += 1_000;
-            engine.handle(now, Event::Tick, &mut actions);
-        }
-        panic!("no reply to a fetch at {offset} from node {id}: {:?}", engine.partition(group));
-    }
-
-    fn check(&mut self) {
-        let first = self.nodes[0].catalog.clone().unwrap();
-        assert_eq!(first.nodes.len(), self.nodes.len(), "every node is registered");
-        for node in &self.nodes {
-            assert_eq!(node.catalog.as_ref().unwrap().encode(), first.encode(), "the catalogues differ");
-        }
-        for id in self.ids() {
-            self.check_metadata(id);
-            let status = self.node(id).engine.as_ref().unwrap().status();
-            assert_eq!(status.uncommitted_bytes, 0, "node {id}: everything is committed");
-        }
-        for group in self.groups.clone() {
-            let first = self.read(1, group);
-            let once: BTreeSet<_> = first.values().collect();
-            assert_eq!(once.len(), first.len(), "a value is there twice");
-            for id in self.ids().skip(1) {
-                assert!(self.read(id, group) == first, "node {id} differs in {group}");
-            }
-            let acknowledged = self.acknowledged.range((group, 0)..=(group, i64::MAX));
-            for ((_, offset), value) in acknowledged {
-                assert_eq!(first.get(offset), Some(value), "acknowledged offset {offset} of {group}");
-            }
-        }
-    }
 }
 
-impl World {
-    /// What a client is told by any node is so.
-    fn check_metadata(&mut self, id: u32) {
-        self.admin += 1;
-        let (correlation_id, page) = (self.admin, MetadataRequest { topic: None, start_after: 0 });
-        self.event(id, Event::Request { conn: ConnId(1), correlation_id, request: Request::Metadata(page) });
-        let Some(Response::Metadata(told)) = self.answer.take() else { panic!("{:?}", self.answer) };
-        assert_eq!(Some(told.controller), self.leader(GroupId::METADATA));
-        for group in self.groups.clone() {
-            let topic = told.topics.iter().find(|topic| topic.id == group.topic.0).unwrap();
-            let partition = topic.partitions[group.partition as usize];
-            assert_eq!(Some(partition.leader), self.leader(group), "node {id} on {group}");
-            assert_eq!((partition.shard, partition.replicas.iter().count()), (SHARD.0, self.nodes.len()));
-            let state = self.nodes[id as usize - 1].engine.as_ref().unwrap().partition(group).unwrap();
-            assert_eq!(partition.epoch, state.epoch);
-        }
-    }
-}
-
-/// A whole life.
 /// A disk that has lost nothing says who the replicas are of everything on it, without the catalogue.
 fn knows_its_replicas(engine: &Engine) {
     for partition in engine.each_partition().filter(|partition| partition.group != GroupId::METADATA) {
@@ -870,6 +774,7 @@ fn knows_its_replicas(engine: &Engine) {
     }
 }
 
+/// A whole life.
 fn life(seed: u64, steps: usize) -> World {
     live(seed, steps, |_| {})
 }

@@ -189,7 +189,10 @@ impl Shard {
             Action::Log { level, text } => self.logs.push((level, text)),
             Action::Stopped => self.stopped = true,
             Action::ShedSlowReaders { .. } => self.sheds += 1,
-            Action::SendPeer { .. } | Action::WantPeers { .. } | Action::TellLeaders { .. } => {}
+            Action::SendPeer { .. }
+            | Action::WantPeers { .. }
+            | Action::TellLeaders { .. }
+            | Action::TellController { .. } => {}
         }
     }
 

@@ -1,0 +1,215 @@
+//! Which replicas of this shard take part in their groups, with whom they begin, and which links that takes.
+//!
+//! Who the replicas of a group are its own log says. The catalogue says with whom a replica begins whose disk does not know, where a
+//! group's replicas are wanted, and which shards are to be reached for it.
+
+use std::sync::Arc;
+
+use pyralog_core::{GroupId, Quorums};
+use pyralog_replication::metadata::{Catalog, Replica as Place};
+use pyralog_replication::raft::{Configuration, GroupConfig, RaftGroup, Refused};
+
+use super::api::{Leadership, PeerId};
+use super::lag::Progress;
+use super::partition::Partition;
+use super::replica::{RaftReplica, Replica, Unplaced};
+use super::{Action, Engine, LogLevel};
+
+/// With whom a replica begins, and term and index of an entry that was committed before it was made.
+type Beginning = (Configuration, (u32, u64));
+
+impl Engine {
+    /// Makes every group of which the catalogue names several replicas take part, and asks for the links it needs.
+    pub(super) fn place_groups(&mut self, catalog: &Arc<Catalog>, actions: &mut Vec<Action>) {
+        let groups: Vec<GroupId> = self.each_partition().map(|partition| partition.group).collect();
+        for group in groups {
+            self.place_in(catalog, group, actions);
+            self.note_move(catalog, group);
+        }
+        // All of them: another shard may have begun anew.
+        let known = self.each_partition().filter_map(|partition| {
+            let (node, epoch) = match &partition.replica {
+                Replica::Single(_) => return None,
+                Replica::Raft(replica) => replica.told,
+                // It hears of nobody.
+                Replica::Unplaced(_) => (0, 0),
+            };
+            Some(Leadership { group: partition.group, node, epoch })
+        });
+        self.replication.leaders = known.collect();
+        self.want_links(catalog, actions);
+    }
+
+    /// Asks for links to every shard that holds a replica of a group of this one, or is to hold one.
+    pub(super) fn want_links(&mut self, catalog: &Catalog, actions: &mut Vec<Action>) {
+        let mut wanted: Vec<PeerId> = Vec::new();
+        if self.controller.is_some() {
+            wanted.extend(&self.config.metadata_replicas);
+        }
+        for partition in self.each_partition() {
+            if is_replicated(catalog, partition.group) {
+                wanted.extend(catalog.places(partition.group).map(PeerId::from));
+            }
+            if let Replica::Raft(replica) = &partition.replica {
+                wanted.extend(&replica.members);
+            }
+        }
+        wanted.retain(|peer| peer.node != self.config.node);
+        wanted.sort_unstable();
+        wanted.dedup();
+        if self.replication.links.want(&wanted, self.now.monotonic_us) {
+            actions.push(Action::WantPeers { peers: wanted });
+        }
+    }
+
+    /// Has a replica take part that could not before, if it can now.
+    pub(super) fn place_one(&mut self, group: GroupId, actions: &mut Vec<Action>) {
+        if group == GroupId::METADATA {
+            self.place_metadata(actions);
+        } else if let Some(catalog) = self.catalog.clone() {
+            self.place_in(&catalog, group, actions);
+        }
+    }
+
+    fn place_in(&mut self, catalog: &Catalog, group: GroupId, actions: &mut Vec<Action>) {
+        let Some(topic) = catalog.topics.get(&group.topic.0).filter(|_| is_replicated(catalog, group)) else {
+            return;
+        };
+        let beginning = self.beginning(catalog, group);
+        if let Err(refused) = self.place(group, beginning, topic.spec.quorums()) {
+            let text = format!("partition {group} can't take part: {refused}");
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+    }
+
+    /// With whom this shard's replica of a group begins on an empty disk.
+    pub(super) fn beginning(&self, catalog: &Catalog, group: GroupId) -> Beginning {
+        let own = Place { node: self.config.node.0, shard: self.config.shard.0 };
+        let (known, after) = catalog.begins_with(group);
+        match known.place(own.node) {
+            Some(_) => (known, after),
+            None => (known.joined_by(own), after),
+        }
+    }
+
+    /// A checkpoint is durable: replicas that waited for it take part.
+    pub(super) fn place_again(&mut self, actions: &mut Vec<Action>) {
+        let waits = |partition: &Partition| {
+            partition.place_after_seq > 0 && matches!(partition.replica, Replica::Unplaced(_))
+        };
+        if self.each_partition().any(waits) {
+            self.place_all(actions);
+        }
+    }
+
+    /// Has every replica take part that can.
+    fn place_all(&mut self, actions: &mut Vec<Action>) {
+        self.place_metadata(actions);
+        if let Some(catalog) = self.catalog.clone() {
+            self.place_groups(&catalog, actions);
+        }
+    }
+
+    /// Makes the metadata group one of several replicas, if the configuration names others. False: this node is alone.
+    pub(super) fn place_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
+        if self.controller.is_none() || !self.config.is_clustered() {
+            return false;
+        }
+        let members = &self.config.metadata_replicas;
+        let quorum = members.len() as u8 / 2 + 1;
+        let quorums = Quorums {
+            replication_factor: members.len() as u8,
+            write_quorum: quorum,
+            read_quorum: quorum,
+            min_insync_replicas: 1,
+        };
+        let founders = Configuration::of(members.iter().copied().map(PeerId::replica));
+        if let Err(refused) = self.place(GroupId::METADATA, (founders, (0, 0)), quorums) {
+            let text = format!("this node can't take part in the metadata group: {refused}");
+            actions.push(Action::Log { level: LogLevel::Error, text });
+        }
+        let high_watermark = self.find(GroupId::METADATA).and_then(|index| self.at(index));
+        let high_watermark = high_watermark.map_or(0, |partition| partition.replica.high_watermark());
+        self.metadata_committed(high_watermark, actions);
+        self.publish_catalog(actions);
+        self.register_due_us = Some(self.now.monotonic_us);
+        true
+    }
+
+    fn place(&mut self, group: GroupId, beginning: Beginning, quorums: Quorums) -> Result<(), Refused> {
+        let now_us = self.now.monotonic_us;
+        let (id, timing) = (self.config.node.0, self.config.election);
+        let life = self.journal.incarnation().rotate_left(32);
+        let Some(index) = self.find(group) else { return Ok(()) };
+        let newest_seq = self.flush.checkpoint_seq();
+        let Some(partition) = self.at_mut(index).filter(|p| p.place_after_seq <= newest_seq) else {
+            return Ok(());
+        };
+        // The group was written to by nobody yet when nothing of it is on the disk.
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
+        let newest = unplaced.newest_configuration();
+        let known = if newest.is_unknown() { beginning.0.clone() } else { newest.clone() };
+        let Some(begin) = self.begins(index, [&known, &beginning.0]) else { return Ok(()) };
+        let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
+            return Ok(());
+        };
+        let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
+        let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
+        log.hard = begin.hard_state(log.hard, id);
+        let flushed = log.start;
+        if log.configuration.is_unknown() {
+            (log.configuration, log.made_after) = beginning;
+        }
+        let seed = u64::from(group.topic.0) << 32
+            ^ u64::from(group.partition)
+            ^ life
+            ^ u64::from(id).rotate_left(48);
+        let write_quorum = usize::from(quorums.write_quorum);
+        let config = GroupConfig { group, id, write_quorum, timing, seed };
+        let raft = RaftGroup::new(config, log, now_us);
+        // Its log is gone with that: it must not be taken for an empty one.
+        let mut raft = raft.inspect_err(|_| partition.end_unknown = true)?;
+        raft.set_votes(begin.votes());
+        let members: Vec<PeerId> = raft.configuration().members().map(PeerId::from).collect();
+        partition.replica = Replica::Raft(Box::new(RaftReplica {
+            high_watermark: raft.high_watermark(),
+            acknowledged: 0,
+            changes: raft.changes(),
+            raft,
+            progress: vec![Progress::begun(0, now_us); members.len()],
+            members,
+            strangers: Vec::new(),
+            min_insync_replicas: usize::from(quorums.min_insync_replicas),
+            lsns,
+            flushed,
+            catch_up: None,
+            laid: Default::default(),
+            waiting: Default::default(),
+            led: false,
+            handing_over: false,
+            told: (0, 0),
+            moves: None,
+            queued: false,
+            timer_us: u64::MAX,
+            active_us: now_us,
+        }));
+        let up: Vec<PeerId> = self.replication.links.up().collect();
+        if let Some(replica) = self.raft_mut(index) {
+            for peer in up.iter().filter(|peer| replica.members.contains(peer)) {
+                replica.raft.peer_restarted(peer.node.0, now_us);
+            }
+        }
+        if let Some(catalog) = self.catalog.clone() {
+            self.note_move(&catalog, group);
+        }
+        self.recount_uncommitted(index);
+        self.queue_group(index);
+        Ok(())
+    }
+}
+
+/// Whether a partition has more than one replica.
+fn is_replicated(catalog: &Catalog, group: GroupId) -> bool {
+    let topic = catalog.topics.get(&group.topic.0);
+    topic.is_some_and(|topic| topic.spec.assignment.replication_factor() > 1)
+}

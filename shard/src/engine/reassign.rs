@@ -1,0 +1,72 @@
+//! Requests about partitions that move to other nodes.
+
+use pyralog_core::{ErrorCode, GroupId};
+use pyralog_net::message::{
+    ListReassignmentsReply, ListReassignmentsRequest, ReassignPartitionRequest, Reassignment, Response,
+};
+use pyralog_replication::metadata::{Command, Replica};
+
+use super::controller::{Client, Controller};
+use super::{Action, ConnId, Engine, reply};
+
+/// Partitions in one page.
+const PAGE: usize = 1_000;
+
+impl Engine {
+    /// Has the replicas of a partition be on other nodes.
+    pub(super) fn reassign_partition(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: &ReassignPartitionRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self.controls() {
+            return self.refuse_admin(conn, correlation_id, actions);
+        }
+        self.see_commits(actions);
+        let Some(newest) = self.controller.as_ref().map(Controller::newest) else { return };
+        let Some(topic) = newest.topic_by_name(request.topic).map(|topic| topic.id) else {
+            let detail = format!("no topic {:?}", request.topic);
+            return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
+        };
+        let partition = request.partition;
+        let group = GroupId::new(topic, partition);
+        let to = match request.nodes.is_empty() {
+            true if !newest.moves.contains_key(&group) => {
+                let detail =
+                    format!("partition {partition} of {:?} is not on its way anywhere", request.topic);
+                return self.refuse(conn, correlation_id, ErrorCode::InvalidRequest, detail, actions);
+            }
+            true => newest.replicas(group).collect(),
+            false => newest.shards_on(group, &request.nodes),
+        };
+        let command = Command::Reassign { topic, partition, to };
+        self.admin(Client { conn, correlation_id, answer: Response::ReassignPartition }, command, actions);
+    }
+
+    /// Tells which partitions are on their way, as this node's catalogue has it.
+    pub(super) fn list_reassignments(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: ListReassignmentsRequest,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(catalog) = &self.catalog else {
+            let detail = "the catalogue is not loaded yet".into();
+            return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
+        };
+        let nodes =
+            |replicas: &mut dyn Iterator<Item = Replica>| replicas.map(|replica| replica.node).collect();
+        let mut page = catalog.moves.range(request.from..);
+        let reassignments = page.by_ref().take(PAGE).map(|(group, wanted)| Reassignment {
+            group: *group,
+            from: nodes(&mut catalog.replicas(*group)),
+            to: nodes(&mut wanted.to.iter().copied()),
+        });
+        let reassignments = reassignments.collect();
+        let answer = ListReassignmentsReply { reassignments, more: page.next().is_some() };
+        reply(conn, correlation_id, Response::ListReassignments(answer), actions);
+    }
+}

@@ -1,0 +1,163 @@
+//! `reassign`: partitions go to other nodes.
+
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pyralog_core::GroupId;
+use pyralog_net::client::Client;
+use pyralog_net::message::{PartitionState, Reassignment, ReplicaRole, TopicMetadata};
+use serde::Serialize;
+
+use super::cli::{Format, Reassign};
+use super::{explain, output, topic};
+use crate::failure::Failure;
+use crate::units;
+
+/// Between two looks at how far a partition is.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(Serialize)]
+struct Row {
+    topic: String,
+    partition: u32,
+    /// Nodes of its replicas, the preferred leader first.
+    from: Vec<u32>,
+    /// Where they are wanted; the same when it is not on its way.
+    to: Vec<u32>,
+    state: &'static str,
+    /// Bytes that the nodes lack which are to get a replica; null when its leader does not tell.
+    bytes_left: Option<u64>,
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.topic.clone(),
+            self.partition.to_string(),
+            nodes(&self.from),
+            nodes(&self.to),
+            self.state.to_owned(),
+            self.bytes_left.map_or_else(|| "?".to_owned(), units::bytes),
+        ]
+    }
+}
+
+fn nodes(nodes: &[u32]) -> String {
+    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn table(rows: &[Row]) -> String {
+    let head = ["TOPIC", "PARTITION", "FROM", "TO", "STATE", "BYTES LEFT"];
+    output::table(&head, rows.iter().map(Row::cells))
+}
+
+/// `reassign …`.
+pub(crate) fn run(client: &mut Client, format: Format, arguments: &Reassign) -> Result<(), Failure> {
+    let Some(wanted) = &arguments.partition else { return list(client, format) };
+    if arguments.to.is_empty() && !arguments.cancel {
+        return Err(Failure::usage("name the nodes with --to, or take a move back with --cancel".to_owned()));
+    }
+    let (name, partition) = (wanted.topic.as_str(), wanted.partition);
+    topic::find(client, name)?;
+    let topic = client.topic_for_sure(name).map_err(|error| explain(error, Some(name)))?;
+    super::consume::check_partition(&topic, partition)?;
+    let before = replicas(&topic, partition);
+    client.reassign_partition(name, partition, &arguments.to).map_err(|error| explain(error, Some(name)))?;
+    let to = if arguments.to.is_empty() { before.clone() } else { arguments.to.clone() };
+    let mut row =
+        Row { topic: name.to_owned(), partition, from: before, to, state: "moving", bytes_left: None };
+    if arguments.no_wait {
+        row.bytes_left = progress(client, &topic, partition);
+        return output::print(format, &row, |row| table(std::slice::from_ref(row)));
+    }
+    await_arrival(client, &topic, partition, arguments)?;
+    let now = client.topic_for_sure(name).map_err(|error| explain(error, Some(name)))?;
+    let now = replicas(&now, partition);
+    row.state = if now == row.to { "arrived" } else { "elsewhere" };
+    row.bytes_left = Some(0);
+    let arrived = row.state == "arrived";
+    output::print(format, &row, |row| table(std::slice::from_ref(row)))?;
+    match arrived {
+        true => Ok(()),
+        false => Err(Failure::failed(format!(
+            "partition {partition} of {name:?} is on nodes {}: somebody has wanted it elsewhere meanwhile",
+            nodes(&now)
+        ))),
+    }
+}
+
+/// Everything that is on its way.
+fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
+    let moving = client.reassignments().map_err(|error| explain(error, None))?;
+    let (_, topics) = client.metadata().map_err(|error| explain(error, None))?;
+    let mut rows = Vec::new();
+    for Reassignment { group, from, to } in moving {
+        // A topic may have gone since.
+        let Some(topic) = topics.iter().find(|topic| topic.id == group.topic.0) else { continue };
+        let bytes_left = progress(client, topic, group.partition);
+        let (topic, partition) = (topic.name.clone(), group.partition);
+        rows.push(Row { topic, partition, from, to, state: "moving", bytes_left });
+    }
+    output::print(format, &rows, |rows| match rows.is_empty() {
+        true => "no partition is on its way to other nodes".into(),
+        false => table(rows),
+    })
+}
+
+fn replicas(topic: &TopicMetadata, partition: u32) -> Vec<u32> {
+    let place = topic.partitions.get(partition as usize);
+    place.into_iter().flat_map(|place| place.replicas.iter()).map(|replica| replica.node).collect()
+}
+
+/// Bytes that the nodes lack which are to get a replica, as the partition's leader tells.
+fn progress(client: &mut Client, topic: &TopicMetadata, partition: u32) -> Option<u64> {
+    let of_one = TopicMetadata { name: topic.name.clone(), ..topic.clone() };
+    let described = client.describe(&[of_one]).into_iter().flatten().nth(partition as usize)?;
+    let state = described.state.filter(|_| described.is_from_leader());
+    state.as_ref().map(bytes_left)
+}
+
+fn bytes_left(state: &PartitionState) -> u64 {
+    let joining = state.replicas.iter().filter(|replica| replica.role == ReplicaRole::Joining);
+    let lacks = joining.map(|replica| match replica.known_end() {
+        Some(_) => replica.lag_bytes,
+        // It has not said anything yet.
+        None => state.segment_bytes.max(state.cached_bytes),
+    });
+    lacks.sum()
+}
+
+/// Waits until the catalogue says that the partition is not on its way any more.
+fn await_arrival(
+    client: &mut Client,
+    topic: &TopicMetadata,
+    partition: u32,
+    arguments: &Reassign,
+) -> Result<(), Failure> {
+    let bar = match !arguments.quiet && io::stderr().is_terminal() {
+        true => ProgressBar::new(0),
+        false => ProgressBar::hidden(),
+    };
+    let style = ProgressStyle::with_template(
+        "{msg} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left (goes on when interrupted)",
+    );
+    bar.set_style(style.map_err(|error| Failure::failed(error.to_string()))?);
+    bar.set_message(format!("{}/{partition}", topic.name));
+    let group = GroupId::new(topic.id, partition);
+    let mut total = 0;
+    loop {
+        let moving = client.reassignments().map_err(|error| explain(error, Some(&topic.name)))?;
+        if !moving.iter().any(|moved| moved.group == group) {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        let looked = Instant::now();
+        if let Some(left) = progress(client, topic, partition) {
+            total = left.max(total);
+            bar.set_length(total);
+            bar.set_position(total - left);
+        }
+        std::thread::sleep(LOOK.saturating_sub(looked.elapsed()));
+    }
+}

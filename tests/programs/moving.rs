@@ -1,0 +1,143 @@
+//! Partitions go to other nodes while producers and a reader are at work and nodes die.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crate::harness::{Cluster, Reader, eventually, producer, value};
+
+const PARTITIONS: u32 = 2;
+
+/// Produces to all partitions, in turns, until it is told to end.
+struct Load {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Load {
+    fn begin(cluster: &Cluster) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let (mut producer, ended) = (producer(cluster.client(), "t"), Arc::clone(&done));
+        let thread = std::thread::spawn(move || {
+            let mut sent = 0;
+            while !ended.load(Ordering::Relaxed) {
+                for partition in 0..PARTITIONS {
+                    producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
+                }
+                sent += 1;
+            }
+            producer.flush().unwrap();
+            sent
+        });
+        Self { done, thread }
+    }
+
+    /// How many each partition has been acknowledged.
+    fn end(self) -> u64 {
+        self.done.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// The nodes of a partition's replicas, the preferred leader first.
+fn replicas(cluster: &Cluster, partition: usize) -> Vec<u32> {
+    let topic = cluster.client().topic("t").unwrap();
+    topic.partitions[partition].replicas.iter().map(|replica| replica.node).collect()
+}
+
+/// The folders in which a node has a partition's segments.
+fn folders(cluster: &Cluster, node: u32, partition: u32) -> Vec<PathBuf> {
+    let topic = cluster.client().topic("t").unwrap().id;
+    let shards = std::fs::read_dir(cluster.data(node as u16)).unwrap().map(|entry| entry.unwrap().path());
+    let folders = shards.map(|shard| shard.join(format!("{topic}-{partition}")));
+    folders.filter(|folder| folder.exists()).collect()
+}
+
+fn written(nodes: &[u32]) -> String {
+    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn a_partition_moves_under_load_while_nodes_die() {
+    let mut cluster = Cluster::formed_with(5, &[("PYRALOG__RUNTIME__SHARDS", "2")]);
+    let create = ["topic", "create", "t", "--replication-factor", "3", "--partitions"];
+    cluster.admin_ok(&[&create[..], &[&PARTITIONS.to_string()]].concat());
+    let load = Load::begin(&cluster);
+    let reader = Reader::begin(cluster.client(), "t", 0);
+    eventually(|| (reader.records() > 1_000).then_some(()));
+    let before = replicas(&cluster, 0);
+    let others: Vec<u32> = (1..=5).filter(|node| !before.contains(node)).collect();
+
+    // All but one go elsewhere, the leader with them; one of the new nodes dies on the way and comes back.
+    let to = [others[0], others[1], before[2]];
+    cluster.admin_ok(&["reassign", "t/0", "--to", &written(&to), "--no-wait"]);
+    cluster.kill(others[1] as u16);
+    cluster.start(others[1] as u16);
+    eventually(|| (replicas(&cluster, 0) == to).then_some(()));
+    assert_eq!(cluster.admin_ok(&["reassign"]).trim(), "no partition is on its way to other nodes");
+    eventually(|| (cluster.leader("t", 0) as u32 == to[0]).then_some(()));
+    for gone in &before[..2] {
+        eventually(|| folders(&cluster, *gone, 0).is_empty().then_some(()));
+    }
+    // A node dies without which the partition could not go on before.
+    cluster.kill(before[0] as u16);
+    let seen = reader.records();
+    eventually(|| (reader.records() > seen + 1_000).then_some(()));
+    cluster.start(before[0] as u16);
+
+    // And back, with the command waiting for it.
+    let moved = cluster.json(&["reassign", "t/0", "--to", &written(&before)]);
+    assert_eq!((moved["state"].as_str(), moved["bytes_left"].as_u64()), (Some("arrived"), Some(0)));
+    assert_eq!(replicas(&cluster, 0), before);
+    for gone in &others {
+        eventually(|| folders(&cluster, *gone, 0).is_empty().then_some(()));
+    }
+
+    // One that can't arrive is taken back.
+    cluster.kill(others[0] as u16);
+    cluster.admin_ok(&["reassign", "t/0", "--to", &written(&[others[0], before[1], before[2]]), "--no-wait"]);
+    let moving = cluster.json(&["reassign"]);
+    assert_eq!((moving[0]["topic"].as_str(), moving[0]["state"].as_str()), (Some("t"), Some("moving")));
+    let back = cluster.json(&["reassign", "t/0", "--cancel"]);
+    assert_eq!(back["state"].as_str(), Some("arrived"));
+    assert_eq!(replicas(&cluster, 0), before);
+
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+        if partition == 0 {
+            assert!(reader.records() <= sent);
+        }
+    }
+    let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
+    assert!(reader.end(sent) == expected, "the reader has read all in order");
+}
+
+#[test]
+fn what_can_not_be_is_refused_with_the_reason() {
+    let cluster = Cluster::formed(3);
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "1"]);
+    cluster.admin_ok(&["topic", "create", "alone", "--replication-factor", "1"]);
+    let refused = |arguments: &[&str], text: &str| {
+        let output = cluster.admin(&[&["reassign"], arguments].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    };
+    refused(&["t/0", "--to", "1,2,7"], "node 7 is not registered");
+    refused(&["t/0", "--to", "1,2"], "has 3 replicas, 2 nodes are named");
+    refused(&["t/0", "--to", "1,2,2"], "node 2 is named twice");
+    refused(&["t/0", "--cancel"], "is not on its way anywhere");
+    refused(&["alone/0", "--to", "2"], "has one replica");
+    refused(&["t/5", "--to", "1,2,3"], "partition");
+    refused(&["nobody/0", "--to", "1,2,3"], "nobody");
+    refused(&["t"], "no partition");
+    refused(&["t/0"], "--to");
+    // Another order of the same nodes is done at once: another one leads.
+    let now = replicas(&cluster, 0);
+    let to = [now[1], now[0], now[2]];
+    let moved = cluster.json(&["reassign", "t/0", "--to", &written(&to)]);
+    assert_eq!(moved["state"].as_str(), Some("arrived"));
+    eventually(|| (cluster.leader("t", 0) as u32 == to[0]).then_some(()));
+}
