@@ -49,6 +49,8 @@ pub mod kind {
     pub const REASSIGN_PARTITION: u16 = 11;
     /// Partitions whose replicas are on their way to other nodes.
     pub const LIST_REASSIGNMENTS: u16 = 12;
+    /// Remove a node that holds nothing.
+    pub const REMOVE_NODE: u16 = 13;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -66,6 +68,7 @@ pub mod kind {
         (PING, "Ping"),
         (REASSIGN_PARTITION, "ReassignPartition"),
         (LIST_REASSIGNMENTS, "ListReassignments"),
+        (REMOVE_NODE, "RemoveNode"),
     ];
 }
 

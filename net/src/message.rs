@@ -56,8 +56,10 @@ pub enum Request<'a> {
     Ping,
     /// Have the replicas of a partition be on other nodes (controller shard only).
     ReassignPartition(ReassignPartitionRequest<'a>),
-    /// Ask which partitions are on their way to other nodes.
+    /// Ask which partitions are on their way to other nodes (controller shard only).
     ListReassignments(ListReassignmentsRequest),
+    /// Remove a node for good (controller shard only).
+    RemoveNode(RemoveNodeRequest),
 }
 
 /// Append one batch to one partition.
@@ -184,6 +186,13 @@ pub struct ReassignPartitionRequest<'a> {
     pub nodes: Vec<u32>,
 }
 
+/// Remove a node that holds no replica and to which none is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoveNodeRequest {
+    /// Its id.
+    pub node: u32,
+}
+
 /// Partitions whose replicas are on their way to other nodes, in their order and in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListReassignmentsRequest {
@@ -229,6 +238,8 @@ pub enum Response {
     ReassignPartition,
     /// To `ListReassignments`.
     ListReassignments(ListReassignmentsReply),
+    /// To `RemoveNode`.
+    RemoveNode,
 }
 
 /// A request failed.

@@ -103,6 +103,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             "ListReassignments",
             Request::ListReassignments(ListReassignmentsRequest { from: GroupId::new(0, 0) }),
         ),
+        ("RemoveNode", Request::RemoveNode(RemoveNodeRequest { node: 4 })),
     ];
     let mut frames = Vec::new();
     let hello = Hello { protocol_min: 1, protocol_max: 1, wanted_shard: 1, client_name: "example" };
@@ -207,6 +208,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
                 more: false,
             }),
         ),
+        ("RemoveNode", Response::RemoveNode),
     ];
     let hello = HelloReply {
         protocol_version: 1,

@@ -59,6 +59,11 @@ pub(crate) enum Command {
     Consume(Consume),
     /// Have the replicas of a partition be on other nodes, and wait until they are; without a partition: list what is on its way.
     Reassign(Reassign),
+    /// Which node leads a partition.
+    #[command(subcommand)]
+    Leaders(LeadersCommand),
+    /// Even out replicas and leaders over the nodes that there are: shows what would move, asks, moves it.
+    Rebalance(Rebalance),
     /// Check the files of a node that is not running.
     #[command(subcommand)]
     Log(LogCommand),
@@ -68,6 +73,8 @@ pub(crate) enum Command {
 pub(crate) enum ClusterCommand {
     /// The nodes, which of them are up, who leads how much, and how much is not in sync.
     Info,
+    /// Have a node hold nothing any more, and leave the cluster for good.
+    RemoveNode(RemoveNode),
     /// Start a cluster on this machine, for trying things out; go on with one that was stopped.
     StartLocal(StartLocal),
     /// Stop such a cluster. Its data stays.
@@ -168,6 +175,55 @@ pub(crate) struct Reassign {
     /// Do not wait until it has arrived.
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// No progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LeadersCommand {
+    /// Have another replica lead a partition, now and whenever it can; waits until it does.
+    Transfer {
+        /// The partition, e.g. orders/2.
+        #[arg(value_name = "TOPIC/PARTITION", value_parser = parse_topic_partition)]
+        partition: TopicPartition,
+        /// The node that is to lead; it has a replica.
+        #[arg(long, value_name = "NODE")]
+        to: u32,
+    },
+}
+
+/// Partitions serve as before while they move. Interrupted, those under way go on; asked again, it goes on from where it is.
+#[derive(Args, Debug)]
+pub(crate) struct Rebalance {
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Show what would move, and nothing more.
+    #[arg(long, conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+    /// Take back whatever is on its way.
+    #[arg(long, conflicts_with_all = ["yes", "dry_run"])]
+    pub(crate) cancel: bool,
+    /// So many partitions move at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) at_once: u16,
+    /// No progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Its replicas go to the others; then it leaves the metadata. Refused when the others could not go on without it.
+#[derive(Args, Debug)]
+pub(crate) struct RemoveNode {
+    /// The node's id.
+    pub(crate) node: u32,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// So many partitions move at once.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) at_once: u16,
     /// No progress bar.
     #[arg(short, long)]
     pub(crate) quiet: bool,

@@ -9,6 +9,7 @@ mod offline;
 mod output;
 mod produce;
 mod reassign;
+mod rebalance;
 mod records;
 mod topic;
 
@@ -20,7 +21,7 @@ use pyralog_core::ErrorCode;
 use pyralog_net::client::{Client, ClientConfig, ClientError};
 
 use crate::failure::{self, Exit, Failure};
-use cli::{Cli, ClusterCommand, Command};
+use cli::{Cli, ClusterCommand, Command, LeadersCommand};
 
 /// Header of a record made from a last line without a newline (value `none`), so that reading gives back the
 /// same bytes.
@@ -41,6 +42,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(&mut client, cli.output, command),
         Command::Produce(arguments) => produce::run(&cli.cluster, client, cli.output, &arguments),
         Command::Consume(arguments) => consume::run(&cli.cluster, client, &arguments),
+        Command::Cluster(ClusterCommand::RemoveNode(arguments)) => {
+            rebalance::remove_node(&mut client, cli.output, &arguments)
+        }
+        Command::Leaders(LeadersCommand::Transfer { partition, to }) => {
+            reassign::transfer(&mut client, cli.output, &partition, to)
+        }
+        Command::Rebalance(arguments) => rebalance::run(&mut client, cli.output, &arguments),
         Command::Reassign(arguments) => reassign::run(&mut client, cli.output, &arguments),
         Command::Log(command) => offline::run(cli.output, command),
     }

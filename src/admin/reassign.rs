@@ -9,13 +9,15 @@ use pyralog_net::client::Client;
 use pyralog_net::message::{PartitionState, Reassignment, ReplicaRole, TopicMetadata};
 use serde::Serialize;
 
-use super::cli::{Format, Reassign};
+use super::cli::{Format, Reassign, TopicPartition};
 use super::{explain, output, topic};
 use crate::failure::Failure;
 use crate::units;
 
 /// Between two looks at how far a partition is.
 const LOOK: Duration = Duration::from_millis(200);
+/// A replica that has been reachable for long leads within a second or two of being the first; one that has just come needs longer.
+const LEADS_WITHIN: Duration = Duration::from_secs(15);
 
 #[derive(Serialize)]
 struct Row {
@@ -87,6 +89,58 @@ pub(crate) fn run(client: &mut Client, format: Format, arguments: &Reassign) -> 
     }
 }
 
+#[derive(Serialize)]
+struct Transfer {
+    topic: String,
+    partition: u32,
+    /// The node that leads.
+    leader: u32,
+    /// The nodes of its replicas, the preferred leader first.
+    replicas: Vec<u32>,
+}
+
+/// `leaders transfer`: the replicas in another order, and waiting for what follows from it.
+pub(crate) fn transfer(
+    client: &mut Client,
+    format: Format,
+    wanted: &TopicPartition,
+    to: u32,
+) -> Result<(), Failure> {
+    let (name, partition) = (wanted.topic.as_str(), wanted.partition);
+    topic::find(client, name)?;
+    let topic = client.topic_for_sure(name).map_err(|error| explain(error, Some(name)))?;
+    super::consume::check_partition(&topic, partition)?;
+    let mut order = replicas(&topic, partition);
+    let Some(at) = order.iter().position(|node| *node == to) else {
+        return Err(Failure::failed(format!(
+            "node {to} has no replica of partition {partition} of {name:?}, nodes {} have; `reassign` moves it there",
+            nodes(&order)
+        )));
+    };
+    if at > 0 {
+        order.swap(0, at);
+        client.reassign_partition(name, partition, &order).map_err(|error| explain(error, Some(name)))?;
+    }
+    let end = Instant::now() + LEADS_WITHIN;
+    loop {
+        let place =
+            client.describe(std::slice::from_ref(&topic)).into_iter().flatten().nth(partition as usize);
+        if place.is_some_and(|described| described.is_from_leader() && described.place.leader == to) {
+            let row = Transfer { topic: name.to_owned(), partition, leader: to, replicas: order };
+            return output::print(format, &row, |row| {
+                format!("node {} leads partition {} of {}", row.leader, row.partition, row.topic)
+            });
+        }
+        if Instant::now() >= end {
+            return Err(Failure::failed(format!(
+                "node {to} does not lead partition {partition} of {name:?} yet: it does as soon as it has been reachable and complete \
+                 for a few seconds"
+            )));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// Everything that is on its way.
 fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
     let moving = client.reassignments().map_err(|error| explain(error, None))?;
@@ -118,7 +172,7 @@ fn progress(client: &mut Client, topic: &TopicMetadata, partition: u32) -> Optio
     state.as_ref().map(bytes_left)
 }
 
-fn bytes_left(state: &PartitionState) -> u64 {
+pub(super) fn bytes_left(state: &PartitionState) -> u64 {
     let joining = state.replicas.iter().filter(|replica| replica.role == ReplicaRole::Joining);
     let lacks = joining.map(|replica| match replica.known_end() {
         Some(_) => replica.lag_bytes,

@@ -40,7 +40,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster of which no node runs yet.
     pub(crate) fn new(count: u16) -> Self {
-        let base = CLUSTERS.fetch_add(count + 1, Ordering::Relaxed) + 2;
+        // As many as a cluster can grow to.
+        let base = CLUSTERS.fetch_add(6, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
         Self { folder, nodes, count, base, settings: &[], network: None, wires: None }
     }
@@ -127,6 +128,19 @@ impl Cluster {
             command
         });
         self.nodes.insert(id, node);
+    }
+
+    /// Names one node more in the settings of all, restarts those that are there one after the other, and starts it.
+    pub(crate) fn add_node(&mut self) -> u16 {
+        let (before, added) = (self.count, self.count + 1);
+        self.count = added;
+        for id in 1..=before {
+            self.nodes.remove(&id).unwrap().stop();
+            self.start(id);
+        }
+        self.start(added);
+        self.await_formed();
+        added
     }
 
     pub(crate) fn kill(&mut self, id: u16) {

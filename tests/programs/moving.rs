@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::harness::{Cluster, Reader, eventually, producer, value};
 
 const PARTITIONS: u32 = 2;
+/// Between two records for each partition.
+const PACE: Duration = Duration::from_micros(200);
 
 /// Produces to all partitions, in turns, until it is told to end.
 struct Load {
@@ -26,6 +29,8 @@ impl Load {
                     producer.send(partition, 0, None, Some(&value(partition, sent)), &[]).unwrap();
                 }
                 sent += 1;
+                // As fast as it can it would write more than a node that comes can copy.
+                std::thread::sleep(PACE);
             }
             producer.flush().unwrap();
             sent
@@ -140,4 +145,93 @@ fn what_can_not_be_is_refused_with_the_reason() {
     let moved = cluster.json(&["reassign", "t/0", "--to", &written(&to)]);
     assert_eq!(moved["state"].as_str(), Some("arrived"));
     eventually(|| (cluster.leader("t", 0) as u32 == to[0]).then_some(()));
+    let led = cluster.json(&["leaders", "transfer", "t/0", "--to", &now[2].to_string()]);
+    assert_eq!(
+        (led["leader"].as_u64(), led["replicas"][0].as_u64()),
+        (Some(now[2].into()), Some(now[2].into()))
+    );
+    let output = cluster.admin(&["leaders", "transfer", "alone/0", "--to", "9"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("node 9 has no replica"));
+}
+
+/// A text without its numbers and sizes, line by line.
+fn shape(text: &str) -> Vec<String> {
+    let word = |word: &str| match word {
+        "B" | "KiB" | "MiB" | "GiB" => "SIZE".to_owned(),
+        number if number.chars().any(|c| c.is_ascii_digit()) && !number.contains(char::is_alphabetic) => {
+            "N".to_owned()
+        }
+        other => other.to_owned(),
+    };
+    text.lines().map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// What a command prints is what the operator's page shows, but for the numbers.
+fn is_on_the_page(printed: &str) {
+    let page = shape(include_str!("../../docs/operations/scaling.md"));
+    for line in shape(printed) {
+        assert!(page.contains(&line), "docs/operations/scaling.md lacks {line:?}");
+    }
+}
+
+/// Where the replicas of all partitions are.
+fn placed(cluster: &Cluster) -> Vec<Vec<u32>> {
+    (0..cluster.client().topic("t").unwrap().partitions.len())
+        .map(|partition| replicas(cluster, partition))
+        .collect()
+}
+
+#[test]
+fn a_cluster_grows_and_shrinks_under_load() {
+    let mut cluster = Cluster::formed(3);
+    let create = ["topic", "create", "t", "--replication-factor", "3", "--partitions"];
+    cluster.admin_ok(&[&create[..], &[&PARTITIONS.to_string()]].concat());
+    cluster.admin_ok(&["topic", "create", "u", "--replication-factor", "3", "--partitions", "8"]);
+    let load = Load::begin(&cluster);
+    // By the settings of all nodes, restarted one after the other.
+    for added in [4, 5] {
+        assert_eq!(cluster.add_node(), added);
+        eventually(|| {
+            (cluster.client().metadata_holders().unwrap().len() == usize::from(added)).then_some(())
+        });
+    }
+    let planned = cluster.json(&["rebalance", "--dry-run"]);
+    let moves = planned["moves"].as_array().unwrap().len();
+    assert!(moves > 0 && planned["done"] == false, "{planned}");
+    // The page shows those of one topic.
+    let planned = cluster.admin_ok(&["rebalance", "--dry-run"]);
+    let shown: Vec<&str> = planned.lines().filter(|line| !line.starts_with(" u ")).collect();
+    is_on_the_page(&shown.join("\n"));
+    let not_asked = cluster.admin(&["rebalance"]);
+    assert!(!not_asked.status.success(), "nobody has said yes: {not_asked:?}");
+    let moved = cluster.json(&["rebalance", "--yes"]);
+    assert_eq!((moved["moves"].as_array().unwrap().len(), &moved["done"]), (moves, &true.into()), "{moved}");
+    assert_eq!(cluster.json(&["rebalance", "--dry-run"])["moves"].as_array().unwrap().len(), 0);
+    let info = cluster.json(&["cluster", "info"]);
+    let held: Vec<u64> =
+        info["nodes"].as_array().unwrap().iter().map(|node| node["replicas"].as_u64().unwrap()).collect();
+    assert!(held.iter().all(|held| (5..=7).contains(held)), "30 replicas on five nodes: {held:?}");
+
+    // Two that were there first go, one of them the metadata's leader.
+    for gone in [1, 2] {
+        let text = cluster.admin_ok(&["cluster", "remove-node", &gone.to_string(), "--yes"]);
+        assert!(text.contains(&format!("node {gone} is not part of the cluster any more")), "{text}");
+        is_on_the_page(&text);
+        cluster.nodes.remove(&gone).unwrap().stop();
+        assert!(placed(&cluster).iter().all(|nodes| !nodes.contains(&gone.into())));
+    }
+    assert_eq!(cluster.client().metadata_holders().unwrap(), [3, 4, 5]);
+    let now = placed(&cluster).swap_remove(0);
+    let order = written(&[now[1], now[0], now[2]]);
+    is_on_the_page(&cluster.admin_ok(&["reassign", "t/0", "--to", &order]));
+    is_on_the_page(&cluster.admin_ok(&["reassign"]));
+    // Of the three that are left one may die.
+    cluster.kill(3);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+    let refused = cluster.admin(&["cluster", "remove-node", "4", "--yes"]);
+    assert!(!refused.status.success(), "three copies on two nodes: {refused:?}");
 }

@@ -2,11 +2,11 @@
 
 use pyralog_core::GroupId;
 
-use super::api::{Client, Kind, metadata_reply, unknown_topic};
+use super::api::{Client, Kind, NodeInfo, metadata_reply, unknown_topic};
 use super::error::ClientError;
 use crate::message::{
-    ListReassignmentsRequest, MetadataRequest, ReassignPartitionRequest, Reassignment, Request, Response,
-    TopicMetadata,
+    DescribePartitionsRequest, ListReassignmentsReply, ListReassignmentsRequest, MetadataRequest,
+    ReassignPartitionRequest, Reassignment, RemoveNodeRequest, ReplicaRole, Request, Response, TopicMetadata,
 };
 
 impl Client {
@@ -29,7 +29,31 @@ impl Client {
         })
     }
 
-    /// The partitions on their way to other nodes, in their order, as the node knows it that decides.
+    /// Removes a node for good that holds nothing. Returns when that is decided; it leaves the metadata after that.
+    ///
+    /// # Errors
+    /// `InvalidRequest` while it holds a replica or one is on its way to it.
+    pub fn remove_node(&mut self, node: u32) -> Result<(), ClientError> {
+        let request = Request::RemoveNode(RemoveNodeRequest { node });
+        self.call_controller(&request, Kind::Question, |received| match received.response {
+            Response::RemoveNode => Some(()),
+            _ => None,
+        })
+    }
+
+    /// The nodes that hold the metadata, in their order, as the one tells that leads it.
+    pub fn metadata_holders(&mut self) -> Result<Vec<u32>, ClientError> {
+        self.find_controller()?;
+        let request = Request::DescribePartitions(DescribePartitionsRequest { topic: 0, first: 0, count: 1 });
+        let states = self.call_controller(&request, Kind::Question, |received| match received.response {
+            Response::DescribePartitions(states) => Some(states),
+            _ => None,
+        })?;
+        let voters = states.iter().flat_map(|state| state.replicas.iter());
+        Ok(voters.filter(|replica| replica.role == ReplicaRole::Voter).map(|replica| replica.node).collect())
+    }
+
+    /// The partitions on their way to other nodes, in their order.
     pub fn reassignments(&mut self) -> Result<Vec<Reassignment>, ClientError> {
         let mut found: Vec<Reassignment> = Vec::new();
         loop {
@@ -39,16 +63,40 @@ impl Client {
                     .checked_add(1)
                     .map_or(GroupId::new(topic.0.saturating_add(1), 0), |next| GroupId::new(topic.0, next))
             });
-            let request = Request::ListReassignments(ListReassignmentsRequest { from });
-            let page =
-                self.call_controller(&request, Kind::Question, |received| match received.response {
-                    Response::ListReassignments(page) => Some(page),
-                    _ => None,
-                })?;
+            let page = self.reassignments_from(from)?;
             let more = page.more && !page.reassignments.is_empty();
             found.extend(page.reassignments);
             if !more {
                 return Ok(found);
+            }
+        }
+    }
+
+    fn reassignments_from(&mut self, from: GroupId) -> Result<ListReassignmentsReply, ClientError> {
+        let request = Request::ListReassignments(ListReassignmentsRequest { from });
+        self.call_controller(&request, Kind::Question, |received| match received.response {
+            Response::ListReassignments(page) => Some(page),
+            _ => None,
+        })
+    }
+
+    /// Has what is asked of the controller next reach it: nobody else answers this, while every node describes the cluster.
+    fn find_controller(&mut self) -> Result<(), ClientError> {
+        self.reassignments_from(GroupId::new(u32::MAX, u32::MAX)).map(|_| ())
+    }
+
+    /// The nodes and all topics as the node knows them that decides: what others know may be older.
+    pub fn metadata_for_sure(&mut self) -> Result<(NodeInfo, Vec<TopicMetadata>), ClientError> {
+        let (mut topics, mut start_after) = (Vec::new(), 0);
+        loop {
+            self.find_controller()?;
+            let request = Request::Metadata(MetadataRequest { topic: None, start_after });
+            let mut page = self.call_controller(&request, Kind::Question, metadata_reply)?;
+            let last = page.topics.last().map(|topic| topic.id);
+            topics.append(&mut page.topics);
+            match last {
+                Some(id) if page.more && id > start_after => start_after = id,
+                _ => return Ok((NodeInfo::from(page), topics)),
             }
         }
     }
@@ -59,6 +107,7 @@ impl Client {
     /// [`ErrorCode::UnknownTopicOrPartition`] when there is none of that name.
     pub fn topic_for_sure(&mut self, name: &str) -> Result<TopicMetadata, ClientError> {
         self.forget_topic(name);
+        self.find_controller()?;
         let request = Request::Metadata(MetadataRequest { topic: Some(name), start_after: 0 });
         let page = self.call_controller(&request, Kind::Question, metadata_reply)?;
         page.topics.into_iter().find(|topic| topic.name == name).ok_or_else(|| unknown_topic(name))

@@ -53,6 +53,7 @@ impl Response {
             Self::Pong => kind::PING | REPLY_BIT,
             Self::ReassignPartition => kind::REASSIGN_PARTITION | REPLY_BIT,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
+            Self::RemoveNode => kind::REMOVE_NODE | REPLY_BIT,
         }
     }
 
@@ -95,7 +96,7 @@ impl Response {
                 w.u32(count as u32).u8(u8::from(more)).reserved(3);
                 r.reassignments.iter().take(count).for_each(|moved| encode_reassignment(moved, &mut w));
             }
-            Self::DeleteTopic | Self::Pong | Self::ReassignPartition => {}
+            Self::DeleteTopic | Self::Pong | Self::ReassignPartition | Self::RemoveNode => {}
         }
         w.finish(following_bytes);
     }
@@ -136,6 +137,7 @@ impl Response {
                 kind::DESCRIBE_PARTITIONS => Self::DescribePartitions(decode_states(&mut reader)?),
                 kind::PING => Self::Pong,
                 kind::REASSIGN_PARTITION => Self::ReassignPartition,
+                kind::REMOVE_NODE => Self::RemoveNode,
                 kind::LIST_REASSIGNMENTS => Self::ListReassignments(decode_reassignments(&mut reader)?),
                 _ => return Err(DecodeError::UnknownKind { kind }),
             },

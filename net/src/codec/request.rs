@@ -11,7 +11,7 @@ use crate::frame::kind;
 use crate::message::{
     Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
     ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
-    ReassignPartitionRequest, Request,
+    ReassignPartitionRequest, RemoveNodeRequest, Request,
 };
 
 impl<'a> Request<'a> {
@@ -32,6 +32,7 @@ impl<'a> Request<'a> {
             kind::LIST_REASSIGNMENTS => {
                 Self::ListReassignments(ListReassignmentsRequest { from: decode_group(&mut reader)? })
             }
+            kind::REMOVE_NODE => Self::RemoveNode(decode_remove_node(&mut reader)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         };
         reader.finish()?;
@@ -52,6 +53,7 @@ impl<'a> Request<'a> {
             Self::Ping => kind::PING,
             Self::ReassignPartition(_) => kind::REASSIGN_PARTITION,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
+            Self::RemoveNode(_) => kind::REMOVE_NODE,
         }
     }
 
@@ -95,6 +97,7 @@ impl<'a> Request<'a> {
                 nodes(&mut w, &r.nodes).bytes(r.topic.as_bytes());
             }
             Self::ListReassignments(r) => _ = group(&mut w, r.from),
+            Self::RemoveNode(r) => _ = w.u32(r.node).reserved(4),
             Self::InitProducerId | Self::Ping => {}
         }
         w.finish(0);
@@ -123,7 +126,11 @@ impl<'a> Request<'a> {
                 name(r.topic)?;
                 EncodeError::check("node_count", r.nodes.len() as u64, u64::from(MAX_REPLICATION_FACTOR))
             }
-            Self::ListOffsets(_) | Self::InitProducerId | Self::Ping | Self::ListReassignments(_) => Ok(()),
+            Self::ListOffsets(_)
+            | Self::InitProducerId
+            | Self::Ping
+            | Self::ListReassignments(_)
+            | Self::RemoveNode(_) => Ok(()),
         }
     }
 }
@@ -265,4 +272,10 @@ fn decode_reassign<'a>(reader: &mut Reader<'a>) -> Result<ReassignPartitionReque
         nodes: decode_nodes(reader, count)?,
         topic: reader.text(len, "name")?,
     })
+}
+
+fn decode_remove_node(reader: &mut Reader<'_>) -> Result<RemoveNodeRequest, DecodeError> {
+    let node = reader.u32("node")?;
+    reader.reserved(4, "node")?;
+    Ok(RemoveNodeRequest { node })
 }

@@ -166,6 +166,7 @@ fn response() -> impl Strategy<Value = Response> {
         vec(state(), 0..20).prop_map(Response::DescribePartitions),
         Just(Response::Pong),
         Just(Response::ReassignPartition),
+        Just(Response::RemoveNode),
         (vec(reassignment(), 0..20), any::<bool>()).prop_map(|(reassignments, more)| {
             Response::ListReassignments(ListReassignmentsReply { reassignments, more })
         }),
@@ -205,6 +206,7 @@ proptest! {
                 topic: &name, partition: a, nodes: numbers.iter().take((b % 5) as usize).copied().collect(),
             }),
             Request::ListReassignments(ListReassignmentsRequest { from: group }),
+            Request::RemoveNode(RemoveNodeRequest { node: a }),
         ];
         for request in &requests {
             check_request(request, id);
@@ -243,7 +245,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..14, reply: bool, body in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..15, reply: bool, body in vec(any::<u8>(), 0..300)) {
         let kind = kind | if reply { 0x8000 } else { 0 };
         let header = FrameHeader { kind, body_bytes: body.len() as u32, correlation_id: 3 };
         check_frames(&[&header.encode()[..], &body].concat());

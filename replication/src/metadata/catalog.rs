@@ -31,6 +31,8 @@ pub struct Catalog {
     pub moves: BTreeMap<GroupId, Move>,
     /// What the last changes of partitions have ended with.
     pub settled: BTreeMap<GroupId, Settled>,
+    /// Nodes that were removed, and the numbers of their disks: with another disk one may come again.
+    pub removed: BTreeMap<u32, u64>,
     index: Index,
 }
 
@@ -80,6 +82,7 @@ impl Default for Catalog {
             topics: BTreeMap::new(),
             moves: BTreeMap::new(),
             settled: BTreeMap::new(),
+            removed: BTreeMap::new(),
             index: Index::default(),
         }
     }
@@ -145,14 +148,42 @@ impl Catalog {
             Command::Reassign { topic, partition, to } => {
                 self.check_reassign(GroupId::new(*topic, *partition), to)
             }
+            Command::RemoveNode { node } => self.check_remove(*node),
             Command::Reassigned { topic, partition, configuration, .. } => {
                 self.check_reassigned(GroupId::new(*topic, *partition), configuration)
             }
         }
     }
 
+    /// Whether a node can go: nothing is on it, or on its way there, and others are left.
+    fn check_remove(&self, node: u32) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+        if !self.nodes.contains_key(&node) {
+            return invalid(format!("node {node} is not registered"));
+        }
+        let (first, last) = (Replica { node, shard: 0 }, Replica { node, shard: u16::MAX });
+        let replicas: u32 = self.index.load.range(first..=last).map(|(_, load)| load.replicas).sum();
+        let coming = self.moves.values().flat_map(Move::places).filter(|place| place.node == node).count();
+        if replicas > 0 || coming > 0 {
+            return invalid(format!(
+                "node {node} has {replicas} replicas and {coming} are on their way to it or may be: move them away first"
+            ));
+        }
+        match self.nodes.len() {
+            1 => invalid(format!("node {node} is the last one")),
+            _ => Ok(()),
+        }
+    }
+
     fn check_node(&self, node: &NodeInfo) -> Result<(), Refusal> {
         check_node(node)?;
+        if self.removed.get(&node.id) == Some(&node.disk) {
+            let text = format!(
+                "node {} was removed from the cluster: stop it; to have it join again give it an empty data folder",
+                node.id
+            );
+            return Err((ErrorCode::InvalidRequest, text));
+        }
         if !self.nodes.contains_key(&node.id) && self.nodes.len() >= MAX_NODES {
             return Err((ErrorCode::LimitReached, format!("{MAX_NODES} nodes is the bound")));
         }
@@ -244,6 +275,7 @@ impl Catalog {
             Command::RegisterNode(node) => {
                 let known = self.nodes.get(&node.id).filter(|known| known.disk == node.disk);
                 let disk_since = known.map_or(self.version, |known| known.disk_since);
+                self.removed.remove(&node.id);
                 self.nodes.insert(node.id, NodeInfo { disk_since, ..node.clone() });
             }
             Command::CreateTopic(spec) => {
@@ -253,6 +285,11 @@ impl Catalog {
             }
             Command::DeleteTopic { topic } => {
                 self.remove(*topic);
+            }
+            Command::RemoveNode { node } => {
+                if let Some(gone) = self.nodes.remove(node) {
+                    self.removed.insert(*node, gone.disk);
+                }
             }
             Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),
             Command::Reassign { topic, partition, to } => self.reassign(GroupId::new(*topic, *partition), to),
@@ -294,6 +331,19 @@ impl Catalog {
             }
         }
         self.index.load.retain(|_, load| load.replicas > 0);
+    }
+
+    /// Takes over which nodes were removed, none of it believed.
+    pub(super) fn rebuild_removed(&mut self, removed: Vec<(u32, u64)>) -> Result<(), String> {
+        for (node, disk) in removed {
+            let last = self.removed.last_key_value().map_or(0, |(last, _)| *last);
+            let again = self.nodes.get(&node).is_some_and(|known| known.disk == disk);
+            if node <= last || again {
+                return Err(format!("node {node} was removed and is there, or is out of order"));
+            }
+            self.removed.insert(node, disk);
+        }
+        Ok(())
     }
 
     /// Puts together a catalogue from parts that nobody has checked.

@@ -45,6 +45,7 @@ struct Image {
     topics: Vec<Topic>,
     moves: Vec<(u32, u32, Move)>,
     settled: Vec<(u32, u32, Settled)>,
+    removed: Vec<(u32, u64)>,
 }
 
 /// The same in version 3.
@@ -118,6 +119,7 @@ impl Catalog {
                 .iter()
                 .map(|(group, known)| (group.topic.0, group.partition, known.clone()))
                 .collect(),
+            removed: self.removed.iter().map(|(node, disk)| (*node, *disk)).collect(),
         };
         versioned(rkyv::to_bytes::<rancor::Error>(&image))
     }
@@ -132,15 +134,17 @@ impl Catalog {
             (OLDEST, bytes) => {
                 let old = rkyv::from_bytes::<Image3, rancor::Error>(&bytes).map_err(malformed)?;
                 let Image3 { version, next_topic_id, next_producer_id, nodes, topics } = old;
-                let (moves, settled) = (Vec::new(), Vec::new());
-                Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled }
+                let (moves, settled, removed) = (Vec::new(), Vec::new(), Vec::new());
+                Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed }
             }
             (_, bytes) => rkyv::from_bytes::<Image, rancor::Error>(&bytes).map_err(malformed)?,
         };
-        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled } = image;
+        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed } =
+            image;
         let mut catalog = Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
             .map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_moves(moves, settled).map_err(DecodeError::Inconsistent)?;
+        catalog.rebuild_removed(removed).map_err(DecodeError::Inconsistent)?;
         Ok(catalog)
     }
 }

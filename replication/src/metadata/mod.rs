@@ -56,6 +56,11 @@ pub enum Command {
         /// Its index.
         index: u64,
     },
+    /// A node goes for good. It holds nothing any more but the metadata, of which it is to hold none either.
+    RemoveNode {
+        /// Its id.
+        node: u32,
+    },
 }
 
 /// A node of the cluster.

@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use pyralog_core::limits::MAX_METADATA_REPLICAS;
 use pyralog_core::{ErrorCode, GroupId};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::catalog::Refusal;
 use super::{Catalog, Replica, Topic};
-use crate::raft::Configuration;
+use crate::raft::{Configuration, Step};
 
 /// A partition whose replicas are to be others.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -67,9 +68,23 @@ impl Catalog {
         }
     }
 
+    /// Who is to hold the metadata when these voters do: those of them that were not removed, and whoever else is registered, as far as
+    /// there is room.
+    pub fn metadata_wanted(&self, voters: &[Replica]) -> Vec<Replica> {
+        let voters = voters.iter().copied().filter(|voter| !self.removed.contains_key(&voter.node));
+        let voters: Vec<Replica> = voters.collect();
+        let others = self.nodes.keys().filter(|node| !voters.iter().any(|voter| voter.node == **node));
+        let others = others.map(|node| Replica { node: *node, shard: 0 });
+        voters.iter().copied().chain(others).take(MAX_METADATA_REPLICAS).collect()
+    }
+
     /// Whether a group with this configuration is where the catalogue has it, and the catalogue knows that for sure. A leader may have
     /// gone on with it for a move that was taken back since, or replaced by another one to where it had been.
     pub fn is_settled(&self, group: GroupId, configuration: &Configuration) -> bool {
+        if group == GroupId::METADATA {
+            let wanted = self.metadata_wanted(configuration.voters());
+            return configuration.step_to(&wanted, |_| true) == Step::Done;
+        }
         let (settled, _) = self.begins_with(group);
         !self.moves.contains_key(&group) && configuration.version() <= settled.version()
     }

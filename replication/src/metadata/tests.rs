@@ -555,3 +555,34 @@ fn ten_thousand_creates() {
         );
     }
 }
+
+#[test]
+fn a_node_goes_when_nothing_is_on_it_and_comes_again_with_another_disk() {
+    let mut catalog = cluster(4);
+    let list = vec![replica(1, 0), replica(2, 0), replica(3, 0)];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&[list]).unwrap()))).unwrap();
+    let remove = |node| Command::RemoveNode { node };
+    let invalid = ErrorCode::InvalidRequest;
+    refused(&catalog, &remove(9), invalid, "node 9 is not registered");
+    refused(&catalog, &remove(3), invalid, "node 3 has 1 replicas");
+    catalog.apply(&reassign(1, 0, &[1, 2, 4])).unwrap();
+    refused(&catalog, &remove(4), invalid, "on their way to it");
+    let group = GroupId::new(1, 0);
+    catalog.apply(&reassigned(1, 0, walked(&catalog, group))).unwrap();
+    let voters = [replica(1, 0), replica(2, 0), replica(3, 0)];
+    assert_eq!(catalog.metadata_wanted(&voters), [voters.as_slice(), &[replica(4, 0)]].concat());
+    catalog.apply(&remove(3)).unwrap();
+    assert_eq!(catalog.metadata_wanted(&voters), [replica(1, 0), replica(2, 0), replica(4, 0)]);
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    let same = catalog.check(&Command::RegisterNode(node(3, 2)));
+    assert!(same.is_err_and(|(_, text)| text.contains("was removed")));
+    let mut wrong = catalog.clone();
+    wrong.nodes.insert(3, node(3, 2));
+    assert!(matches!(Catalog::decode(&wrong.encode()), Err(DecodeError::Inconsistent(_))));
+    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(3, 2) })).unwrap();
+    assert_eq!((catalog.removed.len(), catalog.nodes.len()), (0, 4));
+    let mut alone = cluster(1);
+    refused(&alone, &remove(1), invalid, "the last one");
+    alone.apply(&Command::RegisterNode(node(2, 1))).unwrap();
+    alone.apply(&remove(1)).unwrap();
+}

@@ -567,7 +567,9 @@ impl RaftGroup {
         }
         let last = self.last_index();
         let peers: Vec<u32> = self.peers().filter(|peer| reachable(*peer)).collect();
-        let agreed = self.commit() == last && peers.iter().all(|peer| self.matched_of(*peer) == last);
+        let agreed = self.commit() == last
+            && !self.has_change_to_apply()
+            && peers.iter().all(|peer| self.matched_of(*peer) == last);
         if !agreed || !self.has_quorum(|node| peers.contains(&node)) {
             return false;
         }

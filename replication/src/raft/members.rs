@@ -160,6 +160,8 @@ impl RaftGroup {
     /// Another configuration is in force.
     pub(super) fn note_configuration(&mut self) {
         self.changes += 1;
+        // It may have fallen quiet with the change on its way to its own disk only: whoever is new has heard nothing.
+        self.wake(self.now_us);
         let peers: Vec<u32> = self.peers().collect();
         self.timers.set_peers(&peers, self.now_us);
         self.snapshots.retain(|(node, _)| peers.contains(node));

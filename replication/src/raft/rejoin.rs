@@ -54,6 +54,8 @@ pub struct Answer {
     pub disk: u64,
     /// It has written the asker's disk down as one of the first.
     pub vouches: bool,
+    /// It knows of a node of the asker's name that was registered.
+    pub knows: bool,
 }
 
 /// What an undecided replica has found out.
@@ -131,6 +133,25 @@ impl Rejoin {
         all.iter().all(|(_, answer)| answer.standing == Standing::Undecided).then(founder)
     }
 
+    /// Whether there was nobody before the node `own` under its name: of the voters of every configuration that may have followed on the
+    /// first one a majority are members, and none of them knows it. It would have been registered before it became a voter, and a
+    /// majority would hold the change that made it one.
+    pub fn is_newcomer(&self, electorate: &Electorate, own: u32) -> bool {
+        let strangers = |half: &[Replica]| {
+            let told = |voter: &&Replica| {
+                let answer = self.answers.iter().find(|(other, _)| *other == voter.node);
+                answer.and_then(|(_, told)| *told).is_some_and(|told| told.standing == Standing::Member)
+            };
+            half.iter().filter(told).count() > half.len() / 2
+        };
+        let known = self.answers.iter().filter_map(|(_, told)| *told).any(|told| told.knows);
+        let named = electorate.all().any(|configuration| configuration.place(own).is_some());
+        !electorate.guessed
+            && !known
+            && !named
+            && electorate.all().flat_map(Configuration::halves).all(strangers)
+    }
+
     /// Where the log must reach, when all have answered.
     pub fn floor(&self) -> Option<Floor> {
         let all = self.all()?;
@@ -149,19 +170,49 @@ impl Rejoin {
 #[derive(Clone, Debug)]
 pub struct Electorate {
     base: Configuration,
+    /// The base is what the asker was told by its settings, and nobody who knows has said anything.
+    guessed: bool,
     said: Vec<Configuration>,
+    /// The newest one that is committed for sure.
+    committed: Configuration,
 }
 
 impl Electorate {
     /// Begins with what the asker knows.
     pub fn new(base: Configuration) -> Self {
-        Self { base, said: Vec::new() }
+        Self { committed: base.clone(), base, guessed: false, said: Vec::new() }
+    }
+
+    /// Begins with what the asker was told by its settings: the first member that answers knows better.
+    pub fn guess(base: Configuration) -> Self {
+        Self { guessed: true, ..Self::new(base) }
+    }
+
+    /// The newest configuration that is committed for sure, or guessed as long as nobody has said anything.
+    pub fn committed(&self) -> &Configuration {
+        &self.committed
+    }
+
+    /// A member is in this configuration: it takes the place of a guess.
+    pub fn heard_of_member(&mut self, committed: &Configuration) -> bool {
+        if std::mem::take(&mut self.guessed) {
+            (self.base, self.said) = (committed.clone(), Vec::new());
+            self.committed = committed.clone();
+            return true;
+        }
+        if committed.version() > self.committed.version() {
+            self.committed = committed.clone();
+        }
+        self.heard(committed)
     }
 
     /// The asker knows better now: what came before does not count any more.
     pub fn goes_on_from(&mut self, base: &Configuration) {
-        if base.version() > self.base.version() {
+        if base.version() > self.base.version() && !self.guessed {
             self.base = base.clone();
+            if base.version() > self.committed.version() {
+                self.committed = base.clone();
+            }
             self.said.retain(|said| said.version() >= base.version());
         }
     }
@@ -238,7 +289,7 @@ mod tests {
     }
 
     fn answer(standing: Standing, term: u32, leads: Option<u64>, vouches: bool) -> Answer {
-        Answer { standing, term, leads, disk: 70, vouches }
+        Answer { standing, term, leads, disk: 70, vouches, knows: false }
     }
 
     fn asked(answers: &[(u32, Answer)]) -> Rejoin {
@@ -288,5 +339,31 @@ mod tests {
         let deposed = asked(&[(2, leader(5, 10)), (3, follower(6))]).floor();
         assert_eq!(deposed, Some(Floor { term: 6, index: None }));
         assert!(deposed.is_some_and(|floor| !floor.is_reached(6, 90) && floor.is_reached(7, 1)));
+    }
+
+    #[test]
+    fn a_newcomer_is_one_whom_a_majority_does_not_know() {
+        let member = answer(Standing::Member, 4, None, false);
+        let knows = Answer { knows: true, ..member };
+        let lost = answer(Standing::Rejoining, 4, None, false);
+        let three = Configuration::of(nodes(&[1, 2, 3]));
+        let mut electorate = Electorate::guess(Configuration::of(nodes(&[1, 2, 3, 4, 5])));
+        let asked = |answers: &[(u32, Answer)]| {
+            let mut rejoin = Rejoin::new([1, 2, 3, 5]);
+            answers.iter().for_each(|(other, answer)| _ = rejoin.heard(*other, *answer));
+            rejoin
+        };
+        assert!(!asked(&[(1, member), (2, member), (3, member)]).is_newcomer(&electorate, 4), "only guessed");
+        assert!(electorate.heard_of_member(&three));
+        assert_eq!(asked_nodes(&electorate), [1, 2, 3], "node 5 is not needed");
+        assert!(!asked(&[(1, member)]).is_newcomer(&electorate, 4));
+        assert!(!asked(&[(1, member), (2, lost)]).is_newcomer(&electorate, 4), "it may have forgotten");
+        assert!(!asked(&[(1, member), (2, member), (3, knows)]).is_newcomer(&electorate, 4));
+        assert!(!asked(&[(1, member), (2, member)]).is_newcomer(&electorate, 2), "it is one of them");
+        assert!(asked(&[(1, member), (2, member)]).is_newcomer(&electorate, 4));
+        let joint = three.with_learners(nodes(&[5])).entering(nodes(&[2, 3, 5]));
+        assert!(electorate.heard(&joint));
+        assert!(!asked(&[(1, member), (2, member)]).is_newcomer(&electorate, 4), "the new ones may know it");
+        assert!(asked(&[(1, member), (2, member), (5, member)]).is_newcomer(&electorate, 4));
     }
 }

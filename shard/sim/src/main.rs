@@ -29,6 +29,9 @@ struct Arguments {
     /// Lives of a cluster of four or five nodes in which partitions move.
     #[arg(long, requires = "cluster")]
     moves: bool,
+    /// The same with three nodes, to which two are added.
+    #[arg(long, requires = "cluster", conflicts_with = "moves")]
+    grows: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
     quiet: bool,
@@ -48,6 +51,8 @@ enum Bug {
     AcceptOldTerms,
     /// Use a recycled journal file without a fresh generation.
     ReuseWithoutGeneration,
+    /// Delete a replica before the others have it (with --cluster --moves).
+    DeleteBeforeMoved,
 }
 
 impl From<Bug> for PlantedBug {
@@ -59,6 +64,7 @@ impl From<Bug> for PlantedBug {
             Bug::VoteWithoutFlush => Self::VoteWithoutFlush,
             Bug::AcceptOldTerms => Self::AcceptOldTerms,
             Bug::ReuseWithoutGeneration => Self::ReuseWithoutGeneration,
+            Bug::DeleteBeforeMoved => Self::DeleteBeforeMoved,
         }
     }
 }
@@ -66,7 +72,11 @@ impl From<Bug> for PlantedBug {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let bug = arguments.bug.map(PlantedBug::from);
-    let kind = if arguments.moves { Kind::Moves } else { Kind::Plain };
+    let kind = match (arguments.moves, arguments.grows) {
+        (true, _) => Kind::Moves,
+        (_, true) => Kind::Grows,
+        _ => Kind::Plain,
+    };
     let passed = match (arguments.cluster, arguments.seed) {
         (false, Some(seed)) => replay(seed, bug, !arguments.quiet),
         (true, Some(seed)) => replay_cluster(seed, kind, bug, !arguments.quiet),
@@ -110,7 +120,11 @@ fn many(first: u64, count: u64, bug: Option<PlantedBug>) -> bool {
 }
 
 fn many_clusters(first: u64, count: u64, kind: Kind, bug: Option<PlantedBug>) -> bool {
-    let option = if kind == Kind::Moves { " --moves" } else { "" };
+    let option = match kind {
+        Kind::Plain => "",
+        Kind::Moves => " --moves",
+        Kind::Grows => " --grows",
+    };
     let totals = cluster::sweep(first, count, kind, bug, |report| {
         if let Some(violation) = &report.violation {
             let seed = report.seed;

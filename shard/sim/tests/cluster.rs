@@ -10,13 +10,17 @@ const LIVES: u64 = 300;
 
 /// The lives from seed `first` on show the bug; `first` is so that it does not take many of them.
 fn is_caught(bug: PlantedBug, first: u64) {
-    let mut lives = (first..first + LIVES).map(|seed| run(seed, Kind::Plain, Some(bug), false));
+    is_caught_in(Kind::Plain, bug, first);
+}
+
+fn is_caught_in(kind: Kind, bug: PlantedBug, first: u64) {
+    let mut lives = (first..first + LIVES).map(|seed| run(seed, kind, Some(bug), false));
     let caught = lives.find_map(|report| Some((report.seed, report.violation?)));
     assert!(caught.is_some(), "{bug:?} is not caught by {LIVES} lives from seed {first} on");
     if let Some((seed, violation)) = caught {
         println!("{bug:?} caught by seed {seed} {violation}");
         // The same life without the bug is fine: what was caught is the bug.
-        assert_eq!(run(seed, Kind::Plain, None, false).violation, None, "seed {seed} without {bug:?}");
+        assert_eq!(run(seed, kind, None, false).violation, None, "seed {seed} without {bug:?}");
     }
 }
 
@@ -76,6 +80,33 @@ const ONCE_WRONG: &[u64] = &[
 fn lives_that_once_went_wrong_go_well() {
     for seed in ONCE_WRONG {
         assert_eq!(run(*seed, Kind::Plain, None, false).violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn deleting_a_replica_before_it_has_moved_is_caught() {
+    is_caught_in(Kind::Moves, PlantedBug::DeleteBeforeMoved, 1);
+}
+
+#[test]
+fn a_cluster_that_grows_loses_nothing() {
+    let totals = sweep(1, 60, Kind::Grows, None, |report| {
+        if let Some(violation) = &report.violation {
+            println!("seed {}: {violation}", report.seed);
+        }
+    });
+    assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --grows --seed N");
+    assert!(totals.acknowledged > 0, "{totals}");
+}
+
+#[test]
+fn growth_that_once_went_wrong_goes_well() {
+    for seed in [
+        30,  // a majority of the nodes that the settings name was asked for, not of those that hold the metadata
+        271, // a replica of the metadata that had lost who the others are, and was a member again, took them from its settings
+        272, // a new node did not find the metadata's leader, which was new as well
+    ] {
+        assert_eq!(run(seed, Kind::Grows, None, false).violation, None, "seed {seed}");
     }
 }
 

@@ -597,6 +597,7 @@ impl Engine {
         let mut frame = FrameHeader::bodyless(FrameKind::OpenGroup, group, 0, epoch);
         frame.record_count = opening as u32;
         let (configuration, made_after) = self.beginning(catalog, group);
+        frame.index = u64::from(came_by_a_move(&configuration));
         let several = configuration.members().nth(1).is_some();
         let opened = match self.journal.lay(&self.pool, &frame, &[], &[]) {
             Ok(laid) => laid,

@@ -429,6 +429,7 @@ impl Engine {
             Request::ReassignPartition(reassign) => {
                 self.reassign_partition(conn, correlation_id, &reassign, actions);
             }
+            Request::RemoveNode(remove) => self.remove_node(conn, correlation_id, remove, actions),
             Request::ListReassignments(list) => self.list_reassignments(conn, correlation_id, list, actions),
             Request::DescribePartitions(describe) => {
                 let states = (describe.first..describe.first.saturating_add(describe.count.min(1_000)))

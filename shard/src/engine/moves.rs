@@ -83,9 +83,10 @@ impl Engine {
         let (group, configuration) = (replica.raft.group(), replica.raft.configuration());
         let (before, _) = catalog.begins_with(group);
         let has_all = |node| replica.had_all_lately(node, now_us, lately_us);
+        let of_metadata = group == GroupId::METADATA;
         let step = match configuration.step_to(&next_stop(configuration, &catalog, group), has_all) {
             // It was never under way, or came back: that this is over is told by a newer version.
-            Step::Done if configuration.version() <= before.version() => {
+            Step::Done if configuration.version() <= before.version() && !of_metadata => {
                 Step::Propose(configuration.confirmed())
             }
             step => step,
@@ -93,6 +94,8 @@ impl Engine {
         self.replication.moves_due_us.get_or_insert(now_us + AGAIN_US);
         match step {
             Step::Propose(next) => self.propose_change(index, next, actions),
+            // The catalogue says nothing of it.
+            Step::Done if of_metadata => self.note_move(&catalog, group),
             Step::Done => self.tell_arrived(index, actions),
             Step::Wait(_) => {}
         }
@@ -182,7 +185,7 @@ impl Engine {
             actions.push(Action::Log { level: LogLevel::Info, text });
         }
         let group = replica.raft.group();
-        if let Some(catalog) = self.catalog.clone().filter(|_| group != GroupId::METADATA) {
+        if let Some(catalog) = self.catalog.clone() {
             self.note_move(&catalog, group);
         }
         let node = self.config.node;
@@ -197,6 +200,15 @@ impl Engine {
     /// Whether a group has moved away for good: a change is committed and confirmed that is newer than all that this replica knows, and
     /// it is none of the replicas. A catalogue from before the replica came here does not say that.
     pub(super) fn has_moved_away(&self, group: GroupId, catalog: &Catalog) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        if self.has_bug(super::planted::PlantedBug::DeleteBeforeMoved)
+            && catalog
+                .moves
+                .get(&group)
+                .is_some_and(|wanted| wanted.to.iter().all(|to| to.node != self.config.node.0))
+        {
+            return true;
+        }
         if catalog.wanted_on(self.config.node.0, group) == Some(self.config.shard.0) {
             return false;
         }
@@ -215,6 +227,9 @@ impl Engine {
 /// is not. There may be one that the catalogue does not know of any more, see [`Catalog::is_settled`], or not yet: then it stays.
 fn next_stop(configuration: &Configuration, catalog: &Catalog, group: GroupId) -> Vec<Place> {
     let voters = configuration.voters();
+    if group == GroupId::METADATA {
+        return catalog.metadata_wanted(voters);
+    }
     let fits = |to: &Place| configuration.place(to.node).is_none_or(|there| there == *to);
     let fits_voters = |to: &Place| fits(to) || !voters.iter().any(|voter| voter.node == to.node);
     let (wanted, replicas) = (catalog.wanted(group), catalog.replicas(group).collect::<Vec<_>>());

@@ -115,15 +115,10 @@ impl Engine {
         if self.controller.is_none() || !self.config.is_clustered() {
             return false;
         }
-        let members = &self.config.metadata_replicas;
-        let quorum = members.len() as u8 / 2 + 1;
-        let quorums = Quorums {
-            replication_factor: members.len() as u8,
-            write_quorum: quorum,
-            read_quorum: quorum,
-            min_insync_replicas: 1,
-        };
-        let founders = Configuration::of(members.iter().copied().map(PeerId::replica));
+        // A majority of the voters that there are, however many the settings name.
+        let quorums = Quorums { write_quorum: 1, min_insync_replicas: 1, ..Quorums::UNSET };
+        let named = self.config.metadata_replicas.iter().copied().map(PeerId::replica);
+        let founders = Configuration::of(named);
         if let Err(refused) = self.place(GroupId::METADATA, (founders, (0, 0)), quorums) {
             let text = format!("this node can't take part in the metadata group: {refused}");
             actions.push(Action::Log { level: LogLevel::Error, text });
@@ -137,6 +132,7 @@ impl Engine {
     }
 
     fn place(&mut self, group: GroupId, beginning: Beginning, quorums: Quorums) -> Result<(), Refused> {
+        let own = PeerId { node: self.config.node, shard: self.config.shard }.replica();
         let now_us = self.now.monotonic_us;
         let (id, timing) = (self.config.node.0, self.config.election);
         let life = self.journal.incarnation().rotate_left(32);
@@ -149,16 +145,26 @@ impl Engine {
         let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
         let newest = unplaced.newest_configuration();
         let known = if newest.is_unknown() { beginning.0.clone() } else { newest.clone() };
-        let Some(begin) = self.begins(index, [&known, &beginning.0]) else { return Ok(()) };
+        // Who has the metadata its settings say, until somebody says it who knows.
+        let guessed = group == GroupId::METADATA && newest.is_unknown();
+        let Some(begin) = self.begins(index, [&known, &beginning.0], guessed) else { return Ok(()) };
         let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
             return Ok(());
         };
+        let told = partition.told_by_others().map(|told| match told.place(id) {
+            Some(_) => told.clone(),
+            None => told.joined_by(own),
+        });
         let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
         let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
         log.hard = begin.hard_state(log.hard, id);
         let flushed = log.start;
         if log.configuration.is_unknown() {
             (log.configuration, log.made_after) = beginning;
+        }
+        // What it has lost the others know, and entries that would say it may be before those that it will be sent.
+        if let Some(told) = told.filter(|told| guessed || told.version() > log.configuration.version()) {
+            log.configuration = told;
         }
         let seed = u64::from(group.topic.0) << 32
             ^ u64::from(group.partition)

@@ -17,6 +17,8 @@ pub enum PlantedBug {
     ReuseWithoutGeneration,
     /// A replica whose disk was exchanged for an empty one votes as if nothing had been.
     BlankDiskVotes,
+    /// A replica is deleted as soon as it is wanted elsewhere, not when the others have it.
+    DeleteBeforeMoved,
 }
 
 impl super::Engine {

@@ -2,7 +2,8 @@
 
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    ListReassignmentsReply, ListReassignmentsRequest, ReassignPartitionRequest, Reassignment, Response,
+    ListReassignmentsReply, ListReassignmentsRequest, ReassignPartitionRequest, Reassignment,
+    RemoveNodeRequest, Response,
 };
 use pyralog_replication::metadata::{Command, Replica};
 
@@ -45,7 +46,23 @@ impl Engine {
         self.admin(Client { conn, correlation_id, answer: Response::ReassignPartition }, command, actions);
     }
 
-    /// Tells which partitions are on their way, as this node's catalogue has it.
+    /// Removes a node that holds nothing.
+    pub(super) fn remove_node(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: RemoveNodeRequest,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self.controls() {
+            return self.refuse_admin(conn, correlation_id, actions);
+        }
+        self.see_commits(actions);
+        let client = Client { conn, correlation_id, answer: Response::RemoveNode };
+        self.admin(client, Command::RemoveNode { node: request.node }, actions);
+    }
+
+    /// Tells which partitions are on their way.
     pub(super) fn list_reassignments(
         &mut self,
         conn: ConnId,
@@ -53,10 +70,11 @@ impl Engine {
         request: ListReassignmentsRequest,
         actions: &mut Vec<Action>,
     ) {
-        let Some(catalog) = &self.catalog else {
-            let detail = "the catalogue is not loaded yet".into();
-            return self.refuse(conn, correlation_id, ErrorCode::NotReady, detail, actions);
-        };
+        if !self.controls() {
+            return self.refuse_admin(conn, correlation_id, actions);
+        }
+        self.see_commits(actions);
+        let Some(catalog) = self.controller.as_ref().map(Controller::catalog) else { return };
         let nodes =
             |replicas: &mut dyn Iterator<Item = Replica>| replicas.map(|replica| replica.node).collect();
         let mut page = catalog.moves.range(request.from..);

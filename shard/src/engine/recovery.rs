@@ -843,9 +843,7 @@ impl ScanSink for Replay<'_> {
                     });
                     self.batch(header.lsn, frame, body());
                 }
-                FrameKind::Configuration if frame.index == 0 => {
-                    self.base_configuration(header.lsn, frame, body())
-                }
+                FrameKind::Configuration if frame.index == 0 => self.base_configuration(frame, body()),
                 FrameKind::Batch | FrameKind::NewTerm | FrameKind::Configuration => {
                     self.entry(header.lsn, frame, body());
                 }
@@ -857,6 +855,8 @@ impl ScanSink for Replay<'_> {
                             partition.standing = Standing::Rejoining;
                         }
                         partition.end_unknown = frame.record_count > 1;
+                        // It came by a move: another one of the group may have been here before.
+                        partition.entries_from_lsn = if frame.index > 0 { header.lsn } else { 0 };
                         self.insert(partition);
                         // Its first vote may be in the part of the commit that is damaged.
                         if self.config.is_clustered() && header.lsn <= self.damaged_to_lsn {

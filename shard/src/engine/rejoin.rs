@@ -15,7 +15,7 @@ use pyralog_replication::raft::{
 use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::api::{LogLevel, PeerId};
-use super::partition::Told;
+use super::partition::{Partition, Told};
 use super::pending::Pending;
 use super::replica::Replica;
 use super::replicate::SMALL_FRAMES_BYTES;
@@ -82,10 +82,17 @@ impl Begin {
     }
 }
 
+impl Partition {
+    /// Who the replicas are, as others have said that this one has asked.
+    pub(super) fn told_by_others(&self) -> Option<&Configuration> {
+        self.asking.as_ref().map(|asking| asking.electorate.committed())
+    }
+}
+
 impl Engine {
     /// Whether a replica can take part by now, and how; has it ask the others if not. `known` says who they are, of which the
     /// newest counts.
-    pub(super) fn begins(&mut self, index: u32, known: [&Configuration; 2]) -> Option<Begin> {
+    pub(super) fn begins(&mut self, index: u32, known: [&Configuration; 2], guessed: bool) -> Option<Begin> {
         let (node, now_us) = (self.config.node, self.now.monotonic_us);
         let partition = self.at_mut(index)?;
         if partition.standing == Standing::Member {
@@ -99,9 +106,13 @@ impl Engine {
         }
         let (standing, damaged) = (partition.standing, partition.end_unknown);
         let [first, second] = known;
-        let asking = partition
-            .asking
-            .get_or_insert_with(|| Box::new(Asking::new(Electorate::new(first.clone()), node)));
+        let asking = partition.asking.get_or_insert_with(|| {
+            let electorate = match guessed {
+                true => Electorate::guess(first.clone()),
+                false => Electorate::new(first.clone()),
+            };
+            Box::new(Asking::new(electorate, node))
+        });
         asking.electorate.goes_on_from(second);
         asking.ask_all(node);
         let (changing, floor) = (asking.changing, asking.rejoin.floor());
@@ -180,6 +191,7 @@ impl Engine {
         // Who is registered was a member once, and does not ask whether it is a founder unless it has lost that.
         let registered =
             self.controller.as_ref().is_some_and(|c| c.catalog().nodes.contains_key(&from.node.0));
+        answer.reject_hint = u64::from(registered);
         answer.reject = registered || self.founders.get(&from.node.0) != Some(&message.index);
         answer.configurations = configurations_known(&partition.replica);
         self.post_beside(from, answer);
@@ -197,16 +209,23 @@ impl Engine {
             leads: message.transfer.then_some(message.index),
             disk: message.read,
             vouches: !message.reject,
+            knows: message.reject_hint > 0,
         };
         if message.configurations.len() > 2 {
             return Err("a standing with more configurations than it takes".into());
         }
         message.configurations.iter().try_for_each(Configuration::check)?;
         let own = self.config.node;
+        let own_place = PeerId { node: own, shard: self.config.shard }.replica();
         let Some(partition) = self.at_mut(index) else { return Ok(()) };
         let Some(asking) = &mut partition.asking else { return Ok(()) };
-        for said in &message.configurations {
-            if asking.electorate.heard(said) {
+        let of_member = answer.standing == Standing::Member;
+        for (nth, said) in message.configurations.iter().enumerate() {
+            let news = match nth {
+                0 if of_member => asking.electorate.heard_of_member(said),
+                _ => asking.electorate.heard(said),
+            };
+            if news {
                 asking.ask_all(own);
             }
         }
@@ -215,9 +234,16 @@ impl Engine {
         }
         match partition.standing {
             Standing::Member => {}
+            Standing::Undecided if asking.rejoin.is_newcomer(&asking.electorate, own.0) => {
+                let base = asking.electorate.committed().joined_by(own_place);
+                self.begin_with(index, base);
+                self.lay_standing(index, Standing::Member);
+            }
             Standing::Undecided => match asking.rejoin.verdict() {
                 Some(Verdict::Founder(disks)) => {
+                    let base = asking.electorate.committed().clone();
                     self.founders = disks.into_iter().collect();
+                    self.begin_with(index, base);
                     self.lay_standing(index, Standing::Member);
                 }
                 Some(Verdict::Rejoining) => self.lay_standing(index, Standing::Rejoining),
@@ -245,14 +271,22 @@ impl Engine {
         }
     }
 
+    /// Who the others are, of which the disk says nothing yet. It is laid down with what the replica becomes.
+    fn begin_with(&mut self, index: u32, configuration: Configuration) {
+        let unplaced = self.at_mut(index).and_then(|partition| partition.replica.unplaced_mut());
+        if let Some(unplaced) = unplaced.filter(|unplaced| unplaced.log.configuration.is_unknown()) {
+            unplaced.log.configuration = configuration;
+        }
+    }
+
     /// Lays down what a replica has become; it is that when that is durable. Without room it is tried again.
     fn lay_standing(&mut self, index: u32, standing: Standing) {
         if self.at(index).is_none() || !self.journal.has_room(&self.pool, SMALL_FRAMES_BYTES) {
             return;
         }
         let frames = self.standing_frames(index, standing);
-        for frame in frames {
-            match self.journal.lay(&self.pool, &frame, &[], &[]) {
+        for (frame, body) in frames {
+            match self.journal.lay(&self.pool, &frame, &[], &body) {
                 Ok(laid) if frame.kind == FrameKind::Rejoin => {
                     if let Some(partition) = self.at_mut(index) {
                         partition.entries_from_lsn = laid.lsn;
@@ -273,7 +307,7 @@ impl Engine {
         self.attach(Pending::Standing { partition: index, standing });
     }
 
-    fn standing_frames(&self, index: u32, standing: Standing) -> Vec<FrameHeader> {
+    fn standing_frames(&self, index: u32, standing: Standing) -> Vec<(FrameHeader, Vec<u8>)> {
         let Some(partition) = self.at(index) else { return Vec::new() };
         let (group, term) = (partition.group, partition.replica.epoch());
         let frame = |kind| FrameHeader::bodyless(kind, group, 0, term);
@@ -283,22 +317,33 @@ impl Engine {
             FrameHeader { index: last.index, ..FrameHeader::bodyless(kind, group, last.offset, last.term) }
         };
         if standing == Standing::Rejoining {
-            return vec![held(FrameKind::Rejoin)];
+            return vec![(held(FrameKind::Rejoin), Vec::new())];
         }
         let mut frames = Vec::new();
         if group == GroupId::METADATA && partition.standing == Standing::Undecided {
-            frames.extend(self.founders.iter().map(|(node, disk)| FrameHeader {
-                record_count: *node,
-                index: *disk,
-                ..frame(FrameKind::Founder)
-            }));
+            let founder = |(node, disk): (&u32, &u64)| {
+                let founder = frame(FrameKind::Founder);
+                (FrameHeader { record_count: *node, index: *disk, ..founder }, Vec::new())
+            };
+            frames.extend(self.founders.iter().map(founder));
+        }
+        // With whom it is one: what said so before may be lost, and its log may begin behind the last entry that does.
+        let (configuration, (term_before, entry_before)) = match &partition.replica {
+            Replica::Raft(replica) => (replica.raft.configuration().clone(), replica.raft.made_after()),
+            Replica::Unplaced(unplaced) => (unplaced.log.configuration.clone(), unplaced.log.made_after),
+            Replica::Single(_) => Default::default(),
+        };
+        if !configuration.is_unknown() {
+            let body = configuration.encode();
+            let entry = entry_before.cast_signed();
+            frames.push((FrameHeader::of_configuration(group, entry, term_before, 0, &body), body));
         }
         // What it promised meanwhile was not laid down as long as it asked again after each start.
         if let Some(replica) = partition.replica.raft() {
             let (record_count, index) = (replica.raft.vote(), replica.raft.commit());
-            frames.push(FrameHeader { record_count, index, ..frame(FrameKind::Vote) });
+            frames.push((FrameHeader { record_count, index, ..frame(FrameKind::Vote) }, Vec::new()));
         }
-        frames.push(held(FrameKind::Joined));
+        frames.push((held(FrameKind::Joined), Vec::new()));
         frames
     }
 
@@ -329,6 +374,9 @@ impl Engine {
             return;
         }
         let (level, text) = match (before, standing) {
+            (Standing::Undecided, Standing::Member) if self.founders.is_empty() => {
+                (LogLevel::Info, "this node is new in the cluster")
+            }
             (Standing::Undecided, Standing::Member) => {
                 (LogLevel::Info, "this node is one of those with which the cluster begins")
             }

@@ -1,6 +1,8 @@
 //! Commands that are not a client's: a node registers itself, a leader tells that its group has moved. They go to the metadata's leader,
 //! from the shard that holds the metadata here, and are sent again until the catalogue holds them.
 
+use std::collections::BTreeSet;
+
 use pyralog_core::batch::BatchView;
 use pyralog_core::{ErrorCode, GroupId, NodeId};
 use pyralog_replication::metadata::{Command, NodeInfo};
@@ -78,9 +80,19 @@ impl Engine {
         }
         let leader = replica.raft.leader().and_then(|node| replica.member(node));
         let term = replica.raft.term();
-        let Some((leader, controller)) = leader.zip(self.controller.as_mut()) else { return Ok(()) };
+        // A node that is new hears of no leader before that knows it: one of all others is.
+        let to: Vec<PeerId> = match leader {
+            Some(leader) => vec![leader],
+            None => {
+                let named = self.config.metadata_replicas.iter().copied().chain(replica.voters());
+                named.filter(|peer| self.is_linked(*peer)).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+        };
+        let Some(controller) = self.controller.as_mut() else { return Ok(()) };
         let bytes = build_command(&mut controller.builder, timestamp, &command)?;
-        self.send_command(leader, term, &bytes);
+        for peer in to {
+            self.send_command(peer, term, &bytes);
+        }
         Ok(())
     }
 
@@ -95,6 +107,14 @@ impl Engine {
         self.replication.outbox.add(to, message, batches);
     }
 
+    /// Whether a node is registered as it wants to be, and has not heard of that yet.
+    fn is_in_catalog(&self, command: &Command) -> bool {
+        let newest = self.controller.as_ref().map(Controller::newest);
+        let Some((newest, Command::RegisterNode(node))) = newest.zip(Some(command)) else { return false };
+        let known = newest.nodes.get(&node.id);
+        known.is_some_and(|known| *known == NodeInfo { disk_since: known.disk_since, ..node.clone() })
+    }
+
     /// Another node sent a command: nodes register themselves, and tell which of their groups have moved.
     pub(super) fn command_came(&mut self, from: NodeId, batch: &[u8]) -> Result<(), String> {
         let batch = BatchView::parse_exact(batch).map_err(|error| error.to_string())?;
@@ -106,6 +126,9 @@ impl Engine {
             };
             if !own {
                 return Err("a command that is not the sender's to give".into());
+            }
+            if self.is_in_catalog(&command) {
+                continue;
             }
             // It asks again when this one can't take it now.
             let _ = self.append_command(command, None);

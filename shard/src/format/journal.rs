@@ -253,6 +253,7 @@ pub enum FrameKind {
     Batch = 1,
     /// The group is on this shard from here on; `base_offset` is where its log starts. With a `record_count` of 1 it was
     /// here before, on a disk that is lost, and the replica begins as with [`FrameKind::Rejoin`]; with 2 it was the only one.
+    /// With an `index` of 1 it came by a move, and earlier frames of the group are of one that was here before it and has gone.
     OpenGroup = 2,
     /// The group is gone; earlier frames of it mean nothing. `index` is the version of the catalogue that says so.
     DropGroup = 3,
@@ -462,7 +463,8 @@ impl FrameHeader {
             "record count"
         } else if match self.kind {
             FrameKind::NewTerm => self.index == 0,
-            FrameKind::OpenGroup | FrameKind::NewLife => self.index != 0,
+            FrameKind::OpenGroup => self.index > 1,
+            FrameKind::NewLife => self.index != 0,
             FrameKind::Batch
             | FrameKind::DropGroup
             | FrameKind::Vote

@@ -38,6 +38,8 @@ pub struct NetworkPlan {
 pub struct ClusterConfig {
     /// Nodes.
     pub nodes: usize,
+    /// With so many the cluster begins; the others are added later.
+    pub first_nodes: usize,
     /// Shards of each node.
     pub shards: usize,
     /// The engine's settings; they differ in node, shard, addresses and journal id.
@@ -76,13 +78,16 @@ pub enum Kind {
     Plain,
     /// Four or five nodes; partitions have three replicas and move between them.
     Moves,
+    /// The same with three nodes first, to which two are added.
+    Grows,
 }
 
 impl ClusterConfig {
     /// The settings of the life of this generator.
     pub fn draw(rng: &mut Rng, bug: Option<PlantedBug>, kind: Kind) -> Self {
-        let moves = kind == Kind::Moves;
+        let moves = kind != Kind::Plain;
         let nodes = match rng.percent(25) {
+            _ if kind == Kind::Grows => 5,
             _ if moves => 4 + rng.below(2) as usize,
             true => 5,
             false => 3,
@@ -99,7 +104,8 @@ impl ClusterConfig {
         let disks = Disks::draw(rng, nodes, (topic_nodes - 1) / 2);
         let topics = (0..rng.range(1, 2)).map(|_| topic(rng, topic_nodes, disks.liars.len())).collect();
         let low_us = rng.magnitude(20, 2_000);
-        let engine = engine(rng, nodes, shards, heavy, bug);
+        let first_nodes = if kind == Kind::Grows { 3 } else { nodes };
+        let engine = engine(rng, first_nodes, shards, heavy, bug);
         // So much is written that journal files are begun again.
         let goes_round = heavy && !engine.journal_files_ahead;
         let (produce_budget, byte_budget) = match heavy {
@@ -118,6 +124,7 @@ impl ClusterConfig {
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             moves,
+            first_nodes,
             reads_anywhere: rng.percent(30),
             think_us: rng.magnitude(500, 50_000),
             network: NetworkPlan {

@@ -185,6 +185,10 @@ impl World {
             }
         }
         let all_up = self.nodes.iter().all(|node| node.state == NodeState::Up);
+        let holders = self.leader_of(GroupId::METADATA).map_or(0, |leader| leader.replicas.len());
+        if all_up && holders < self.config.nodes {
+            return Err(format!("{holders} nodes hold the metadata"));
+        }
         if let Some((group, wanted)) = newest.moves.first_key_value().filter(|_| all_up) {
             return Err(format!("{group} does not arrive where it is wanted, {:?}", wanted.to));
         }

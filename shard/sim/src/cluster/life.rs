@@ -9,6 +9,7 @@ use super::clients::{Admin, Reader, Role};
 use super::config::{ClusterConfig, Kind};
 use super::faults::ClusterFaultCounts;
 use super::session::Session;
+use super::trouble::Trouble;
 use super::world::{Coverage, Happening, World};
 use crate::faults::FaultCounts;
 use crate::life::guarded;
@@ -113,11 +114,15 @@ impl World {
         let config = format!("{:?}", self.config);
         self.note(|| config);
         self.add_client(Role::Harness { answer: None });
-        for node in 0..self.config.nodes {
+        for node in 0..self.config.first_nodes {
             let delay = self.rng.magnitude(1, 100_000);
             self.schedule(delay, Happening::Start { node, attempt: 0 });
         }
         self.begin_troubles();
+        if self.config.first_nodes < self.config.nodes {
+            let delay = self.rng.range(self.config.active_us / 10, self.config.active_us / 2);
+            self.schedule(delay, Happening::Trouble(Trouble::Grow));
+        }
         self.invite();
         let until = self.now_us + self.config.active_us;
         while self.now_us < until && !self.over() && self.step() {

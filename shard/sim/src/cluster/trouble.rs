@@ -1,6 +1,9 @@
 //! What goes wrong by the clock: links, ways between nodes, nodes, clocks, and disks that rot or fill up.
 
 use super::faults::ClusterFault;
+use pyralog_shard::engine::PeerId;
+
+use super::config::ClusterConfig;
 use super::world::{Happening, NodeState, World};
 use crate::faults::FaultKind;
 
@@ -21,6 +24,8 @@ pub(crate) enum Trouble {
     ClockJump,
     Rot(usize),
     DiskFull(usize, bool),
+    /// Every node's settings name the nodes that come to it.
+    Grow,
 }
 
 impl World {
@@ -62,7 +67,7 @@ impl World {
             Trouble::ClockJump => troubles.jump_every_us,
             Trouble::Rot(node) => disk(node).rot_every_us,
             Trouble::DiskFull(node, _) => disk(node).full_every_us,
-            Trouble::Mend(_) | Trouble::SlowLinkOver(..) | Trouble::CrashOf(_) => 0,
+            Trouble::Mend(_) | Trouble::SlowLinkOver(..) | Trouble::CrashOf(_) | Trouble::Grow => 0,
         }
     }
 
@@ -104,6 +109,7 @@ impl World {
                     self.stop(node);
                 }
             }
+            Trouble::Grow => return self.grow(),
             Trouble::Pause => self.pause_one(),
             Trouble::ClockJump => {
                 let jump_ms = self.rng.magnitude(1, 5_000_000) as i64;
@@ -130,6 +136,26 @@ impl World {
             }
         }
         self.again(trouble);
+    }
+
+    /// An operator names all nodes in the settings of each, restarts those that are there, one after the other, and starts the new ones
+    /// in the midst of it.
+    fn grow(&mut self) {
+        self.note(|| "nodes are added".into());
+        let all = self.config.nodes;
+        let named: Vec<PeerId> = (0..all).map(|node| ClusterConfig::peer(node, 0)).collect();
+        for shard in self.nodes.iter_mut().flat_map(|node| &mut node.shards) {
+            shard.config.metadata_replicas.clone_from(&named);
+        }
+        let most_us = self.config.active_us / 4;
+        for node in 0..all {
+            let delay = self.rng.range(1, most_us);
+            let what = match node < self.config.first_nodes {
+                true => Happening::Trouble(Trouble::CrashOf(node)),
+                false => Happening::Start { node, attempt: 0 },
+            };
+            self.schedule(delay, what);
+        }
     }
 
     fn two_nodes(&mut self) -> (usize, usize) {

@@ -93,18 +93,16 @@ impl Replay<'_> {
         });
     }
 
-    /// Who the replicas of a group are where its log begins, unless a checkpoint knows better.
-    pub(super) fn base_configuration(&mut self, lsn: u64, frame: &FrameHeader, body: Body<'_>) {
+    /// Who the replicas of a group were when this one began, or became a member again; unless it is known better.
+    pub(super) fn base_configuration(&mut self, frame: &FrameHeader, body: Body<'_>) {
         let Some(partition) = self.partition_of(frame) else { return };
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
-        if unplaced.log.start.index == 0 && unplaced.log.configuration.is_unknown() {
-            let said = frame.configuration(body.bytes).unwrap_or_default();
-            let came = came_by_a_move(&said);
+        let Ok(said) = frame.configuration(body.bytes) else { return };
+        let known = &unplaced.log.configuration;
+        if known.is_unknown() || said.version() > known.version() {
             unplaced.log.configuration = said;
-            unplaced.log.made_after = (frame.epoch, frame.base_offset.unsigned_abs());
-            if came {
-                partition.entries_from_lsn = lsn;
-            }
+            let after = (frame.epoch, frame.base_offset.unsigned_abs());
+            unplaced.log.made_after = after.max(unplaced.log.made_after);
         }
     }
 
