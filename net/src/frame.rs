@@ -51,6 +51,8 @@ pub mod kind {
     pub const LIST_REASSIGNMENTS: u16 = 12;
     /// Remove a node that holds nothing.
     pub const REMOVE_NODE: u16 = 13;
+    /// Change the settings of a topic, or add partitions.
+    pub const ALTER_TOPIC: u16 = 14;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -69,6 +71,7 @@ pub mod kind {
         (REASSIGN_PARTITION, "ReassignPartition"),
         (LIST_REASSIGNMENTS, "ListReassignments"),
         (REMOVE_NODE, "RemoveNode"),
+        (ALTER_TOPIC, "AlterTopic"),
     ];
 }
 

@@ -60,6 +60,8 @@ pub enum Request<'a> {
     ListReassignments(ListReassignmentsRequest),
     /// Remove a node for good (controller shard only).
     RemoveNode(RemoveNodeRequest),
+    /// Change the settings of a topic, or add partitions (controller shard only).
+    AlterTopic(AlterTopicRequest<'a>),
 }
 
 /// Append one batch to one partition.
@@ -186,6 +188,26 @@ pub struct ReassignPartitionRequest<'a> {
     pub nodes: Vec<u32>,
 }
 
+/// Change the settings of a topic, or add partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlterTopicRequest<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How many partitions it is to have, not fewer than it has; 0 = as many as it has.
+    pub partitions: u32,
+    /// Quorums; 0 = as they are. The replication factor stays: it is 0.
+    pub quorums: Quorums,
+    /// Retention by size per partition, bytes; -1 = the node's default, 0 = unlimited, -2 = as it is.
+    pub retention_bytes: i64,
+    /// Retention by age, milliseconds; -1 = the node's default, 0 = unlimited, -2 = as it is.
+    pub retention_ms: i64,
+}
+
+impl AlterTopicRequest<'_> {
+    /// A retention that stays as it is.
+    pub const AS_IT_IS: i64 = -2;
+}
+
 /// Remove a node that holds no replica and to which none is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoveNodeRequest {
@@ -240,6 +262,8 @@ pub enum Response {
     ListReassignments(ListReassignmentsReply),
     /// To `RemoveNode`.
     RemoveNode,
+    /// To `AlterTopic`.
+    AlterTopic,
 }
 
 /// A request failed.

@@ -104,6 +104,16 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::ListReassignments(ListReassignmentsRequest { from: GroupId::new(0, 0) }),
         ),
         ("RemoveNode", Request::RemoveNode(RemoveNodeRequest { node: 4 })),
+        (
+            "AlterTopic",
+            Request::AlterTopic(AlterTopicRequest {
+                name: "orders",
+                partitions: 6,
+                quorums: Quorums::UNSET,
+                retention_bytes: AlterTopicRequest::AS_IT_IS,
+                retention_ms: 86_400_000,
+            }),
+        ),
     ];
     let mut frames = Vec::new();
     let hello = Hello { protocol_min: 1, protocol_max: 1, wanted_shard: 1, client_name: "example" };
@@ -209,6 +219,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("RemoveNode", Response::RemoveNode),
+        ("AlterTopic", Response::AlterTopic),
     ];
     let hello = HelloReply {
         protocol_version: 1,

@@ -143,6 +143,30 @@ pub(crate) enum TopicCommand {
         #[arg(long)]
         detailed: bool,
     },
+    /// Change the settings of a topic, or add partitions; what is not named stays as it is.
+    Alter {
+        /// Its name.
+        name: String,
+        /// How many partitions it is to have. Records stay where they are; of keys that choose a partition, some choose another one
+        /// from then on.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: Option<u32>,
+        /// Copies that must be durable before a record is acknowledged.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        write_quorum: Option<u8>,
+        /// Copies that a linearizable read asks.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        read_quorum: Option<u8>,
+        /// Copies that must be in sync for a partition to take writes.
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+        min_insync_replicas: Option<u8>,
+        /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound.
+        #[arg(long, value_parser = parse_bytes)]
+        retention_bytes: Option<u64>,
+        /// Keep records for this long, milliseconds; 0 = for ever.
+        #[arg(long)]
+        retention_ms: Option<u64>,
+    },
     /// Delete a topic and all its records.
     Delete {
         /// Its name.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use pyralog_core::{ErrorCode, Quorums};
 use pyralog_net::client::{Client, ClientConfig, ClientError, Described};
 use pyralog_net::message::{
-    CreateTopicRequest, PartitionState, ReplicaRole, ReplicaState, ReplicationState, TopicMetadata,
+    AlterTopicRequest, CreateTopicRequest, PartitionState, ReplicaRole, ReplicaState, ReplicationState,
+    TopicMetadata,
 };
 use serde::Serialize;
 
@@ -152,6 +153,33 @@ pub(crate) fn run(client: &mut Client, format: Format, command: TopicCommand) ->
             client.create_topic_with(request).map_err(|error| explain(error, None))?;
             let topic = client.topic(name).map_err(|error| explain(error, None))?;
             await_known_everywhere(client, name)?;
+            output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
+        }
+        TopicCommand::Alter {
+            name,
+            partitions,
+            write_quorum,
+            read_quorum,
+            min_insync_replicas,
+            retention_bytes,
+            retention_ms,
+        } => {
+            let quorums = Quorums {
+                replication_factor: 0,
+                write_quorum: write_quorum.unwrap_or(0),
+                read_quorum: read_quorum.unwrap_or(0),
+                min_insync_replicas: min_insync_replicas.unwrap_or(0),
+            };
+            let retention = |wanted: Option<u64>| match wanted {
+                None => Ok(AlterTopicRequest::AS_IT_IS),
+                wanted => retention_argument(wanted),
+            };
+            let (retention_bytes, retention_ms) = (retention(retention_bytes)?, retention(retention_ms)?);
+            let (name, partitions) = (name.as_str(), partitions.unwrap_or(0));
+            find(client, name)?;
+            let request = AlterTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
+            client.alter_topic(request).map_err(|error| explain(error, Some(name)))?;
+            let topic = client.topic_for_sure(name).map_err(|error| explain(error, Some(name)))?;
             output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
         }
         TopicCommand::List => list(client, format),

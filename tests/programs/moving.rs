@@ -235,3 +235,37 @@ fn a_cluster_grows_and_shrinks_under_load() {
     let refused = cluster.admin(&["cluster", "remove-node", "4", "--yes"]);
     assert!(!refused.status.success(), "three copies on two nodes: {refused:?}");
 }
+
+#[test]
+fn a_topic_is_altered_while_it_is_used() {
+    let cluster = Cluster::formed(3);
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
+    let load = Load::begin(&cluster);
+    let alter = |arguments: &[&str]| cluster.json(&[&["topic", "alter", "t"], arguments].concat());
+    let altered = alter(&["--partitions", "5", "--retention-bytes", "1GiB"]);
+    assert_eq!(
+        (altered["partitions"].as_u64(), altered["retention_bytes"].as_u64()),
+        (Some(5), Some(1 << 30))
+    );
+    let altered = alter(&["--write-quorum", "3", "--min-insync-replicas", "3"]);
+    assert_eq!((altered["write_quorum"].as_u64(), altered["partitions"].as_u64()), (Some(3), Some(5)));
+    let refused = |arguments: &[&str], text: &str| {
+        let output = cluster.admin(&[&["topic", "alter"], arguments].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    };
+    refused(&["t", "--partitions", "4"], "none can be taken away");
+    refused(&["t", "--write-quorum", "1"], "two leaders");
+    refused(&["nobody", "--partitions", "4"], "nobody");
+    // The partitions that were added take records.
+    eventually(|| (cluster.leader("t", 4) != 0).then_some(()));
+    let mut added = producer(cluster.client(), "t");
+    added.send(4, 0, None, Some(&value(4, 0)), &[]).unwrap();
+    added.flush().unwrap();
+    assert_eq!(cluster.read("t", 4), [value(4, 0)]);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+}

@@ -10,9 +10,9 @@ use super::connection::{Connection, Received};
 use super::error::ClientError;
 use super::place::Place;
 use crate::message::{
-    Consistency, CreateTopicRequest, DeleteTopicRequest, FetchReplyHead, FetchRequest, InitProducerIdReply,
-    ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata, OffsetSpec, Request,
-    Response, TopicMetadata,
+    AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest, FetchReplyHead, FetchRequest,
+    InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata,
+    OffsetSpec, Request, Response, TopicMetadata,
 };
 
 /// A page of metadata behind all topics: the nodes, and nothing else.
@@ -280,6 +280,16 @@ impl Client {
         let request = Request::CreateTopic(request);
         self.call_controller(&request, Kind::Change, |received| match received.response {
             Response::CreateTopic(reply) => Some(reply.id),
+            _ => None,
+        })
+    }
+
+    /// Changes the settings of a topic, or adds partitions.
+    pub fn alter_topic(&mut self, request: AlterTopicRequest<'_>) -> Result<(), ClientError> {
+        self.forget_topic(request.name);
+        let request = Request::AlterTopic(request);
+        self.call_controller(&request, Kind::Question, |received| match received.response {
+            Response::AlterTopic => Some(()),
             _ => None,
         })
     }

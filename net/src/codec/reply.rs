@@ -54,6 +54,7 @@ impl Response {
             Self::ReassignPartition => kind::REASSIGN_PARTITION | REPLY_BIT,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
             Self::RemoveNode => kind::REMOVE_NODE | REPLY_BIT,
+            Self::AlterTopic => kind::ALTER_TOPIC | REPLY_BIT,
         }
     }
 
@@ -96,7 +97,11 @@ impl Response {
                 w.u32(count as u32).u8(u8::from(more)).reserved(3);
                 r.reassignments.iter().take(count).for_each(|moved| encode_reassignment(moved, &mut w));
             }
-            Self::DeleteTopic | Self::Pong | Self::ReassignPartition | Self::RemoveNode => {}
+            Self::DeleteTopic
+            | Self::Pong
+            | Self::ReassignPartition
+            | Self::RemoveNode
+            | Self::AlterTopic => {}
         }
         w.finish(following_bytes);
     }
@@ -138,6 +143,7 @@ impl Response {
                 kind::PING => Self::Pong,
                 kind::REASSIGN_PARTITION => Self::ReassignPartition,
                 kind::REMOVE_NODE => Self::RemoveNode,
+                kind::ALTER_TOPIC => Self::AlterTopic,
                 kind::LIST_REASSIGNMENTS => Self::ListReassignments(decode_reassignments(&mut reader)?),
                 _ => return Err(DecodeError::UnknownKind { kind }),
             },

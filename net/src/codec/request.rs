@@ -9,8 +9,8 @@ use pyralog_core::{GroupId, Quorums};
 use super::{DecodeError, EncodeError, MAX_DESCRIBED_PARTITIONS, Reader, Writer};
 use crate::frame::kind;
 use crate::message::{
-    Acks, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchRequest,
-    ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
+    Acks, AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest,
+    FetchRequest, ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
     ReassignPartitionRequest, RemoveNodeRequest, Request,
 };
 
@@ -32,6 +32,7 @@ impl<'a> Request<'a> {
             kind::LIST_REASSIGNMENTS => {
                 Self::ListReassignments(ListReassignmentsRequest { from: decode_group(&mut reader)? })
             }
+            kind::ALTER_TOPIC => Self::AlterTopic(decode_alter_topic(&mut reader)?),
             kind::REMOVE_NODE => Self::RemoveNode(decode_remove_node(&mut reader)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         };
@@ -54,6 +55,7 @@ impl<'a> Request<'a> {
             Self::ReassignPartition(_) => kind::REASSIGN_PARTITION,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
             Self::RemoveNode(_) => kind::REMOVE_NODE,
+            Self::AlterTopic(_) => kind::ALTER_TOPIC,
         }
     }
 
@@ -97,6 +99,11 @@ impl<'a> Request<'a> {
                 nodes(&mut w, &r.nodes).bytes(r.topic.as_bytes());
             }
             Self::ListReassignments(r) => _ = group(&mut w, r.from),
+            Self::AlterTopic(r) => {
+                w.u32(r.partitions).u16(r.name.len() as u16).reserved(2);
+                quorums(&mut w, r.quorums).reserved(4);
+                w.i64(r.retention_bytes).i64(r.retention_ms).bytes(r.name.as_bytes());
+            }
             Self::RemoveNode(r) => _ = w.u32(r.node).reserved(4),
             Self::InitProducerId | Self::Ping => {}
         }
@@ -119,6 +126,7 @@ impl<'a> Request<'a> {
             Self::Metadata(r) => name(r.topic.unwrap_or_default()),
             Self::CreateTopic(r) => name(r.name),
             Self::DeleteTopic(r) => name(r.name),
+            Self::AlterTopic(r) => name(r.name),
             Self::DescribePartitions(r) => {
                 EncodeError::check("count", u64::from(r.count), u64::from(MAX_DESCRIBED_PARTITIONS))
             }
@@ -278,4 +286,11 @@ fn decode_remove_node(reader: &mut Reader<'_>) -> Result<RemoveNodeRequest, Deco
     let node = reader.u32("node")?;
     reader.reserved(4, "node")?;
     Ok(RemoveNodeRequest { node })
+}
+
+fn decode_alter_topic<'a>(reader: &mut Reader<'a>) -> Result<AlterTopicRequest<'a>, DecodeError> {
+    // The same layout as that of a new topic.
+    let CreateTopicRequest { name, partitions, quorums, retention_bytes, retention_ms } =
+        decode_create_topic(reader)?;
+    Ok(AlterTopicRequest { name, partitions, quorums, retention_bytes, retention_ms })
 }

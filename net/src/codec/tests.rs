@@ -167,6 +167,7 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::Pong),
         Just(Response::ReassignPartition),
         Just(Response::RemoveNode),
+        Just(Response::AlterTopic),
         (vec(reassignment(), 0..20), any::<bool>()).prop_map(|(reassignments, more)| {
             Response::ListReassignments(ListReassignmentsReply { reassignments, more })
         }),
@@ -207,6 +208,9 @@ proptest! {
             }),
             Request::ListReassignments(ListReassignmentsRequest { from: group }),
             Request::RemoveNode(RemoveNodeRequest { node: a }),
+            Request::AlterTopic(AlterTopicRequest {
+                name: &name, partitions: b, quorums, retention_bytes: y, retention_ms: z,
+            }),
         ];
         for request in &requests {
             check_request(request, id);
@@ -245,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..15, reply: bool, body in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..16, reply: bool, body in vec(any::<u8>(), 0..300)) {
         let kind = kind | if reply { 0x8000 } else { 0 };
         let header = FrameHeader { kind, body_bytes: body.len() as u32, correlation_id: 3 };
         check_frames(&[&header.encode()[..], &body].concat());

@@ -52,6 +52,15 @@ impl Assignment {
         Ok(assignment)
     }
 
+    /// The same with more partitions behind those that there are.
+    ///
+    /// # Errors
+    /// What is wrong with them; see [`Self::check`].
+    pub fn extended(&self, added: &[Vec<Replica>]) -> Result<Self, String> {
+        let known = (0..self.partitions()).map(|partition| self.replicas(partition).collect());
+        Self::new(&known.chain(added.iter().cloned()).collect::<Vec<_>>())
+    }
+
     /// The same with other replicas of one partition, as many as it has.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct Catalog {
     pub moves: BTreeMap<GroupId, Move>,
     /// What the last changes of partitions have ended with.
     pub settled: BTreeMap<GroupId, Settled>,
+    /// Partitions that were added to topics: the first of those that came together, and the version of the catalogue that has them first.
+    pub grown: BTreeMap<GroupId, u64>,
     /// Nodes that were removed, and the numbers of their disks: with another disk one may come again.
     pub removed: BTreeMap<u32, u64>,
     index: Index,
@@ -82,6 +84,7 @@ impl Default for Catalog {
             topics: BTreeMap::new(),
             moves: BTreeMap::new(),
             settled: BTreeMap::new(),
+            grown: BTreeMap::new(),
             removed: BTreeMap::new(),
             index: Index::default(),
         }
@@ -149,10 +152,71 @@ impl Catalog {
                 self.check_reassign(GroupId::new(*topic, *partition), to)
             }
             Command::RemoveNode { node } => self.check_remove(*node),
+            Command::AlterTopic { .. } => self.altered(command).map(|_| ()),
             Command::Reassigned { topic, partition, configuration, .. } => {
                 self.check_reassigned(GroupId::new(*topic, *partition), configuration)
             }
         }
+    }
+
+    /// What a topic becomes.
+    fn altered(&self, command: &Command) -> Result<Topic, Refusal> {
+        let Command::AlterTopic { topic, quorums, retention_bytes, retention_ms, added } = command else {
+            return Err((ErrorCode::Internal, "not a command that alters a topic".into()));
+        };
+        let Some(known) = self.topics.get(topic) else {
+            return Err((ErrorCode::UnknownTopicOrPartition, format!("no topic with id {topic}")));
+        };
+        if self.partitions() + added.len() > MAX_PARTITIONS_PER_NODE as usize {
+            let text = format!("{MAX_PARTITIONS_PER_NODE} partitions of all topics together is the bound");
+            return Err((ErrorCode::LimitReached, text));
+        }
+        let mut altered = Topic::clone(known);
+        let spec = &mut altered.spec;
+        (spec.write_quorum, spec.read_quorum, spec.min_insync_replicas) = *quorums;
+        (spec.retention_bytes, spec.retention_ms) = (*retention_bytes, *retention_ms);
+        if !added.is_empty() {
+            spec.assignment =
+                spec.assignment.extended(added).map_err(|text| (ErrorCode::InvalidTopic, text))?;
+        }
+        self.check_topic(spec)?;
+        Ok(altered)
+    }
+
+    fn alter(&mut self, command: &Command) {
+        let Ok(altered) = self.altered(command) else { return };
+        let Some(before) = self.topics.remove(&altered.id) else { return };
+        self.index.count(&before, |count| *count -= 1);
+        self.index.count(&altered, |count| *count += 1);
+        self.index.load.retain(|_, load| load.replicas > 0);
+        if altered.partitions() > before.partitions() {
+            self.index.partitions += (altered.partitions() - before.partitions()) as usize;
+            self.grown.insert(GroupId::new(altered.id, before.partitions()), self.version);
+        }
+        self.topics.insert(altered.id, Arc::new(altered));
+    }
+
+    /// Version of the catalogue that has a partition of a topic first.
+    pub(super) fn made(&self, topic: &Topic, group: GroupId) -> u64 {
+        let since = self.grown.range(GroupId::new(topic.id, 0)..=group).next_back();
+        since.map_or(topic.created, |(_, version)| *version)
+    }
+
+    /// Takes over when partitions were added, none of it believed.
+    pub(super) fn rebuild_grown(&mut self, grown: Vec<(u32, u32, u64)>) -> Result<(), String> {
+        for (topic, partition, version) in grown {
+            let group = GroupId::new(topic, partition);
+            let there =
+                self.topics.get(&topic).is_some_and(|topic| partition > 0 && partition < topic.partitions());
+            let last = self.grown.last_key_value().map(|(last, _)| *last);
+            if !there || version > self.version || last.is_some_and(|last| last >= group) {
+                return Err(format!(
+                    "partitions from {group} on were added where there are none, or out of order"
+                ));
+            }
+            self.grown.insert(group, version);
+        }
+        Ok(())
     }
 
     /// Whether a node can go: nothing is on it, or on its way there, and others are left.
@@ -286,6 +350,7 @@ impl Catalog {
             Command::DeleteTopic { topic } => {
                 self.remove(*topic);
             }
+            Command::AlterTopic { .. } => self.alter(command),
             Command::RemoveNode { node } => {
                 if let Some(gone) = self.nodes.remove(node) {
                     self.removed.insert(*node, gone.disk);
@@ -318,6 +383,7 @@ impl Catalog {
             self.index.load.retain(|_, load| load.replicas > 0);
         }
         self.topics.remove(&id);
+        self.grown.retain(|group, _| group.topic.0 != id);
         self.forget_moves_of(id);
     }
 

@@ -46,6 +46,7 @@ struct Image {
     moves: Vec<(u32, u32, Move)>,
     settled: Vec<(u32, u32, Settled)>,
     removed: Vec<(u32, u64)>,
+    grown: Vec<(u32, u32, u64)>,
 }
 
 /// The same in version 3.
@@ -120,6 +121,7 @@ impl Catalog {
                 .map(|(group, known)| (group.topic.0, group.partition, known.clone()))
                 .collect(),
             removed: self.removed.iter().map(|(node, disk)| (*node, *disk)).collect(),
+            grown: self.grown.iter().map(|(group, since)| (group.topic.0, group.partition, *since)).collect(),
         };
         versioned(rkyv::to_bytes::<rancor::Error>(&image))
     }
@@ -134,15 +136,26 @@ impl Catalog {
             (OLDEST, bytes) => {
                 let old = rkyv::from_bytes::<Image3, rancor::Error>(&bytes).map_err(malformed)?;
                 let Image3 { version, next_topic_id, next_producer_id, nodes, topics } = old;
-                let (moves, settled, removed) = (Vec::new(), Vec::new(), Vec::new());
-                Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed }
+                let (moves, settled, removed, grown) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+                Image {
+                    version,
+                    next_topic_id,
+                    next_producer_id,
+                    nodes,
+                    topics,
+                    moves,
+                    settled,
+                    removed,
+                    grown,
+                }
             }
             (_, bytes) => rkyv::from_bytes::<Image, rancor::Error>(&bytes).map_err(malformed)?,
         };
-        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed } =
+        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed, grown } =
             image;
         let mut catalog = Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
             .map_err(DecodeError::Inconsistent)?;
+        catalog.rebuild_grown(grown).map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_moves(moves, settled).map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_removed(removed).map_err(DecodeError::Inconsistent)?;
         Ok(catalog)

@@ -56,6 +56,19 @@ pub enum Command {
         /// Its index.
         index: u64,
     },
+    /// A topic has other settings from now on, and more partitions.
+    AlterTopic {
+        /// Its id.
+        topic: u32,
+        /// Its quorums; the replication factor stays.
+        quorums: (u8, u8, u8),
+        /// Bytes per partition; -1 = the node's default, 0 = unlimited.
+        retention_bytes: i64,
+        /// Milliseconds; -1 = the node's default, 0 = unlimited.
+        retention_ms: i64,
+        /// The replicas of the partitions that are added.
+        added: Vec<Vec<Replica>>,
+    },
     /// A node goes for good. It holds nothing any more but the metadata, of which it is to hold none either.
     RemoveNode {
         /// Its id.

@@ -24,8 +24,8 @@ pub struct Move {
     /// Where they were wanted before that, without having arrived: there may be one still, be it that the group has become that and
     /// nobody has said so.
     pub passed: Vec<Replica>,
-    /// Version of the catalogue that wanted it first.
-    pub since: u64,
+    /// For each node of both, ascending, the version of the catalogue that wanted a replica on it first.
+    pub since: Vec<(u32, u64)>,
 }
 
 impl Move {
@@ -124,10 +124,14 @@ impl Catalog {
     pub(super) fn placed_at(&self, group: GroupId, node: u32) -> u64 {
         let Some(topic) = self.topics.get(&group.topic.0) else { return 0 };
         if topic.spec.assignment.shard_on(node, group.partition).is_none() {
-            return self.moves.get(&group).map_or(0, |wanted| wanted.since);
+            let since = self.moves.get(&group).into_iter().flat_map(|wanted| &wanted.since);
+            return since.clone().find(|(known, _)| *known == node).map_or(0, |(_, version)| *version);
         }
         let settled = self.settled.get(&group).into_iter().flat_map(|settled| &settled.placed);
-        settled.clone().find(|(known, _)| *known == node).map_or(topic.created, |(_, version)| *version)
+        settled
+            .clone()
+            .find(|(known, _)| *known == node)
+            .map_or_else(|| self.made(topic, group), |(_, version)| *version)
     }
 
     pub(super) fn check_reassign(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
@@ -206,10 +210,12 @@ impl Catalog {
                 let passed = std::mem::take(&mut wanted.passed).into_iter().chain(before);
                 let passed: BTreeSet<Replica> = passed.filter(|place| !to.contains(place)).collect();
                 wanted.passed = passed.into_iter().collect();
+                wanted.since = since(wanted, self.version);
             }
             None if same => self.put_replicas(group, to),
             None => {
-                let wanted = Move { to: to.to_vec(), passed: Vec::new(), since: self.version };
+                let mut wanted = Move { to: to.to_vec(), passed: Vec::new(), since: Vec::new() };
+                wanted.since = since(&wanted, self.version);
                 self.moves.insert(group, wanted);
             }
         }
@@ -295,7 +301,10 @@ impl Catalog {
             let group = GroupId::new(topic, partition);
             self.check_places(group, &wanted.to).map_err(|(_, text)| text)?;
             self.check_passed(group, &wanted)?;
-            if wanted.since > self.version
+            let nodes: BTreeSet<u32> = wanted.places().map(|place| place.node).collect();
+            let since = wanted.since.iter();
+            if !since.clone().map(|(node, _)| *node).eq(nodes)
+                || since.clone().any(|(_, version)| *version > self.version)
                 || self.moves.last_key_value().is_some_and(|(last, _)| *last >= group)
             {
                 return Err(format!("the move of partition {group} is out of order or of a version to come"));
@@ -309,4 +318,12 @@ impl Catalog {
 /// The replicas of a partition, and whether each is the preferred leader.
 pub(super) fn replicas_of(topic: &Topic, partition: u32) -> impl Iterator<Item = (Replica, bool)> + '_ {
     topic.spec.assignment.replicas(partition).enumerate().map(|(at, replica)| (replica, at == 0))
+}
+
+/// For each node that is wanted, when it was first, if not before then now.
+fn since(wanted: &Move, now: u64) -> Vec<(u32, u64)> {
+    let nodes: BTreeSet<u32> = wanted.places().map(|place| place.node).collect();
+    let known =
+        |node: u32| wanted.since.iter().find(|(known, _)| *known == node).map(|(_, version)| *version);
+    nodes.into_iter().map(|node| (node, known(node).unwrap_or(now))).collect()
 }

@@ -328,6 +328,14 @@ fn a_move_is_taken_back_and_an_order_changed_at_once() {
     catalog.apply(&reassign(1, 0, &[1, 2, 4])).unwrap();
     assert_eq!(catalog.moves[&group].passed, [replica(3, 0), replica(5, 0)]);
     catalog.apply(&reassign(1, 0, &[1, 2, 3])).unwrap();
+    // Who is wanted from a later version on is there from that on.
+    let first = catalog.moves[&group].since.iter().map(|(_, since)| *since).min().unwrap();
+    catalog.apply(&Command::RegisterNode(node(6, 2))).unwrap();
+    catalog.apply(&reassign(1, 0, &[1, 2, 6])).unwrap();
+    let since = catalog.moves[&group].since.iter().map(|(node, since)| (*node, since - first));
+    assert_eq!(since.collect::<Vec<_>>(), [(1, 1), (2, 1), (3, 0), (4, 0), (5, 0), (6, 5)]);
+    assert!(catalog.is_younger_than_disk(group, 6, 6));
+    catalog.apply(&reassign(1, 0, &[1, 2, 3])).unwrap();
     let end = walked(&catalog, group);
     catalog.apply(&reassigned(1, 0, end)).unwrap();
     assert_eq!((catalog.moves.len(), catalog.load(replica(4, 0)).replicas), (0, 0));
@@ -408,16 +416,27 @@ fn a_snapshot_that_contradicts_itself_is_refused() {
     inconsistent(&|c| change_topic(c, 1, |t| t.spec.write_quorum = 1), "two leaders");
     let group = GroupId::new(1, 0);
     let passed = Vec::new;
-    let wanted = || Move { to: (1..4).map(|node| replica(node, 7)).collect(), passed: passed(), since: 1 };
+    let wanted = || {
+        let to = (1..4).map(|node| replica(node, 7)).collect();
+        Move { to, passed: passed(), since: vec![(1, 1), (2, 1), (3, 1)] }
+    };
     inconsistent(&|c| drop(c.moves.insert(GroupId::new(9, 0), wanted())), "no partition 9-0");
     inconsistent(&|c| drop(c.moves.insert(group, wanted())), "has no shard 7");
     let to = |c: &Catalog| c.replicas(GroupId::new(1, 0)).collect::<Vec<_>>();
     inconsistent(
-        &|c| drop(c.moves.insert(group, Move { to: to(c), passed: passed(), since: 99 })),
+        &|c| {
+            drop(
+                c.moves.insert(
+                    group,
+                    Move { to: to(c), passed: passed(), since: vec![(1, 1), (2, 99), (3, 1)] },
+                ),
+            )
+        },
         "a version to come",
     );
     for place in [replica(9, 0), replica(2, 7), replica(1, 1), replica(1, 0)] {
-        let wanted = |c: &Catalog| Move { to: to(c), passed: vec![place], since: 1 };
+        let wanted =
+            |c: &Catalog| Move { to: to(c), passed: vec![place], since: vec![(1, 1), (2, 1), (3, 1)] };
         inconsistent(&|c| drop(c.moves.insert(group, wanted(c))), "was wanted before where it could not be");
     }
     let settled = |c: &Catalog, configuration: Configuration| {
@@ -585,4 +604,49 @@ fn a_node_goes_when_nothing_is_on_it_and_comes_again_with_another_disk() {
     refused(&alone, &remove(1), invalid, "the last one");
     alone.apply(&Command::RegisterNode(node(2, 1))).unwrap();
     alone.apply(&remove(1)).unwrap();
+}
+
+#[test]
+fn a_topic_gets_other_settings_and_more_partitions() {
+    let mut catalog = cluster(4);
+    let list = vec![replica(1, 0), replica(2, 0), replica(3, 0)];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&[list]).unwrap()))).unwrap();
+    catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(3, 2) })).unwrap();
+    let alter = |quorums, retention_bytes, added: Vec<Vec<Replica>>| Command::AlterTopic {
+        topic: 1,
+        quorums,
+        retention_bytes,
+        retention_ms: 5,
+        added,
+    };
+    let more = vec![vec![replica(3, 0), replica(4, 0), replica(2, 1)]; 2];
+    catalog.apply(&alter((2, 2, 2), 7, Vec::new())).unwrap();
+    assert_eq!((catalog.topics[&1].partitions(), catalog.grown.len()), (1, 0));
+    catalog.apply(&alter((3, 1, 3), 7, more.clone())).unwrap();
+    let spec = &catalog.topics[&1].spec;
+    assert_eq!(
+        (spec.assignment.partitions(), catalog.partitions(), catalog.load(replica(3, 0)).leaders),
+        (3, 3, 2)
+    );
+    assert_eq!((spec.write_quorum, spec.retention_bytes, spec.retention_ms), (3, 7, 5));
+    // The first one was on node 3 before it had its disk, those that were added never were.
+    let young = |partition| catalog.is_younger_than_disk(GroupId::new(1, partition), 3, 99);
+    assert_eq!((young(0), young(1), young(2)), (false, true, true));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    let mut wrong = catalog.clone();
+    wrong.grown.insert(GroupId::new(1, 3), 1);
+    assert!(matches!(Catalog::decode(&wrong.encode()), Err(DecodeError::Inconsistent(_))));
+    refused(&catalog, &alter((1, 1, 1), 7, Vec::new()), ErrorCode::InvalidTopic, "two leaders");
+    refused(&catalog, &alter((2, 2, 2), -5, Vec::new()), ErrorCode::InvalidTopic, "retention_bytes");
+    refused(
+        &catalog,
+        &alter((2, 2, 2), 7, vec![vec![replica(1, 0)]]),
+        ErrorCode::InvalidTopic,
+        "different numbers",
+    );
+    let nowhere = vec![vec![replica(1, 0), replica(2, 0), replica(9, 0)]];
+    refused(&catalog, &alter((2, 2, 2), 7, nowhere), ErrorCode::InvalidTopic, "node 9 is not registered");
+    catalog.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
+    assert_eq!((catalog.grown.len(), catalog.partitions()), (0, 0));
+    assert!(catalog.check(&alter((2, 2, 2), 7, more)).is_err());
 }

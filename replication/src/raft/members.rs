@@ -125,6 +125,11 @@ impl RaftGroup {
         self.configuration().halves().map(lost).min().unwrap_or(u64::MAX)
     }
 
+    /// From now on an acknowledgement takes so many copies, as in [`super::GroupConfig::write_quorum`].
+    pub fn set_write_quorum(&mut self, write_quorum: usize) {
+        self.write_quorum = write_quorum;
+    }
+
     /// Durable copies that an acknowledgement takes in one half of the configuration.
     fn copies(&self, half: &[Replica]) -> usize {
         self.write_quorum.clamp(majority(half), half.len())

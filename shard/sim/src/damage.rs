@@ -17,6 +17,8 @@ const FRAME_HEADER: usize = 48;
 const ALIGN: u64 = 4096;
 const NEW_LIFE: u8 = 4;
 const NEW_TERM: u8 = 5;
+const DROP_GROUP: u8 = 3;
+const CONFIGURATION: u8 = 10;
 
 /// What the simulator reads of a group commit's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,9 @@ fn frames(bytes: &[u8], position: u64, head: &CommitHead) -> Vec<Frame> {
             kind,
             group: GroupId { topic: TopicId(topic), partition },
             batch: (kind == 1).then_some(base as i64),
-            index: u64_at(bytes, at + 32).filter(|_| matches!(kind, 1 | NEW_TERM)).unwrap_or(0),
+            index: u64_at(bytes, at + 32)
+                .filter(|_| matches!(kind, 1 | NEW_TERM | CONFIGURATION))
+                .unwrap_or(0),
             epoch: u32_at(bytes, at + 24).unwrap_or(0),
             crc: bytes.get(at + FRAME_HEADER..).and_then(batch::head).map_or(0, |head| head.crc),
             range: position + at as u64..position + end as u64,
@@ -221,6 +225,9 @@ impl Tracker {
                 self.hit_lsns.retain(|lsn| *lsn < head.lsn);
             }
             for frame in &commit.frames {
+                if frame.kind == DROP_GROUP {
+                    self.left(frame.group);
+                }
                 self.superseded(frame.group, frame.index);
                 if let Some(base) = frame.batch {
                     let place = Place {

@@ -510,12 +510,8 @@ impl Engine {
                         self.read_ahead(ahead_at, actions);
                     }
                     (Some(_), None) => {
-                        self.fail_job(
-                            &job,
-                            ErrorCode::UnknownTopicOrPartition,
-                            "the topic was deleted".into(),
-                            actions,
-                        );
+                        let (code, detail) = self.not_here(job.group);
+                        self.fail_job(&job, code, detail, actions);
                     }
                     // Read ahead: keep it from the batch that was asked for on.
                     (None, _) => {
@@ -541,12 +537,8 @@ impl Engine {
 
     fn serve_time(&mut self, mut job: Job, chunk: &Rc<Chunk>, wanted: i64, actions: &mut Vec<Action>) {
         let (Stage::Log { position }, Some(index)) = (job.stage, self.find(job.group)) else {
-            return self.fail_job(
-                &job,
-                ErrorCode::UnknownTopicOrPartition,
-                "the topic was deleted".into(),
-                actions,
-            );
+            let (code, detail) = self.not_here(job.group);
+            return self.fail_job(&job, code, detail, actions);
         };
         let Some(partition) = self.at(index) else { return };
         let bytes = chunk.bytes(0, chunk.filled());
@@ -643,8 +635,8 @@ impl Engine {
         let index = self.find(job.group).and_then(|index| self.at(index));
         let Some(partition) = index else {
             // The files went away under the read: nothing is damaged.
-            let detail = format!("partition {}: the topic was deleted", job.group);
-            return self.fail_job(job, ErrorCode::UnknownTopicOrPartition, detail, actions);
+            let (code, detail) = self.not_here(job.group);
+            return self.fail_job(job, code, detail, actions);
         };
         if !partition.segments.iter().any(|segment| segment.base == job.segment) {
             let detail = format!("partition {}: retention removed the segment", job.group);

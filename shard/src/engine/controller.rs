@@ -470,7 +470,7 @@ impl Engine {
             return self.postpone_catalog(catalog);
         }
         for group in drops {
-            if !self.drop_group(group, catalog.version, actions) {
+            if !self.drop_group(group, &catalog, actions) {
                 return self.postpone_catalog(catalog);
             }
         }
@@ -635,7 +635,8 @@ impl Engine {
         true
     }
 
-    fn drop_group(&mut self, group: GroupId, version: u64, actions: &mut Vec<Action>) -> bool {
+    fn drop_group(&mut self, group: GroupId, catalog: &Catalog, actions: &mut Vec<Action>) -> bool {
+        let (version, deleted) = (catalog.version, !catalog.topics.contains_key(&group.topic.0));
         let Some(index) = self.find(group) else { return true };
         let epoch = self.journal.incarnation() as u32;
         let mut frame = FrameHeader::bodyless(FrameKind::DropGroup, group, 0, epoch);
@@ -650,12 +651,12 @@ impl Engine {
         self.by_group.remove(&group);
         let taken = self.partitions.get_mut(index as usize).and_then(Option::take);
         if let Some(mut partition) = taken {
-            self.fail_group(&mut partition.replica, actions);
+            self.fail_group(&mut partition.replica, deleted, actions);
             self.producer_count -= partition.producers.len();
             self.cached_batches -= partition.tail.len();
             self.replication.uncommitted.remove(partition.uncommitted);
             self.flush.forget(index, &partition);
-            self.fail_fetches_of(&partition, actions);
+            self.fail_fetches_of(&partition, deleted, actions);
             self.cold.forget_group(group);
         }
         true

@@ -257,17 +257,19 @@ impl Engine {
     }
 
     /// Refuses the fetches that wait on a partition that goes away.
-    pub(super) fn fail_fetches_of(&mut self, partition: &Partition, actions: &mut Vec<Action>) {
+    pub(super) fn fail_fetches_of(
+        &mut self,
+        partition: &Partition,
+        deleted: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let (code, detail) = match deleted {
+            true => (ErrorCode::UnknownTopicOrPartition, "the topic was deleted"),
+            false => (ErrorCode::NotLeader, "the partition has moved to other nodes"),
+        };
         for id in &partition.waiting {
             if let Some(waiter) = self.fetches.take(*id) {
-                let detail = "the topic was deleted".into();
-                self.refuse(
-                    waiter.conn,
-                    waiter.correlation_id,
-                    ErrorCode::UnknownTopicOrPartition,
-                    detail,
-                    actions,
-                );
+                self.refuse(waiter.conn, waiter.correlation_id, code, detail.into(), actions);
             }
         }
     }

@@ -21,7 +21,7 @@
 //! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
 //! | `catch_up` | a follower gets what its leader has in segments only |
-//! | `reassign` | requests about partitions that move to other nodes |
+//! | `reassign`, `alter` | requests about partitions that move to other nodes; about topics that change |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller`, `relay` | shard 0: the metadata group; every shard: opens and drops partitions as it says; commands that are no client's |
@@ -29,6 +29,7 @@
 //! | `rejoin` | replicas that can't know what they have promised |
 //! | `reload` | what recovery left in the journal is read back when it is used |
 
+mod alter;
 pub mod api;
 mod balance;
 mod campaigns;
@@ -429,6 +430,7 @@ impl Engine {
             Request::ReassignPartition(reassign) => {
                 self.reassign_partition(conn, correlation_id, &reassign, actions);
             }
+            Request::AlterTopic(alter) => self.alter_topic(conn, correlation_id, &alter, actions),
             Request::RemoveNode(remove) => self.remove_node(conn, correlation_id, remove, actions),
             Request::ListReassignments(list) => self.list_reassignments(conn, correlation_id, list, actions),
             Request::DescribePartitions(describe) => {

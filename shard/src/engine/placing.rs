@@ -75,8 +75,17 @@ impl Engine {
         let Some(topic) = catalog.topics.get(&group.topic.0).filter(|_| is_replicated(catalog, group)) else {
             return;
         };
+        let quorums = topic.spec.quorums();
+        if let Some(index) = self.find(group)
+            && let Some(replica) = self.raft_mut(index)
+        {
+            replica.raft.set_write_quorum(usize::from(quorums.write_quorum));
+            replica.min_insync_replicas = usize::from(quorums.min_insync_replicas);
+            // With fewer copies somebody may have what was waited for.
+            return self.queue_group(index);
+        }
         let beginning = self.beginning(catalog, group);
-        if let Err(refused) = self.place(group, beginning, topic.spec.quorums()) {
+        if let Err(refused) = self.place(group, beginning, quorums) {
             let text = format!("partition {group} can't take part: {refused}");
             actions.push(Action::Log { level: LogLevel::Error, text });
         }

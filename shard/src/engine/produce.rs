@@ -160,8 +160,17 @@ impl Engine {
                 ErrorCode::NotLeader,
                 format!("partition {group} is on shard {shard}, this is {}", self.config.shard),
             ),
+            // It has moved to other nodes, or never was here.
+            _ if self.is_known(group) => {
+                (ErrorCode::NotLeader, format!("partition {group} is not on node {}", self.config.node))
+            }
             _ => (ErrorCode::UnknownTopicOrPartition, format!("partition {group}")),
         }
+    }
+
+    /// Whether the catalogue has a partition.
+    fn is_known(&self, group: GroupId) -> bool {
+        self.catalog.as_ref().is_some_and(|catalog| catalog.replicas(group).next().is_some())
     }
 
     pub(super) fn no_room(&self) -> Refusal {
@@ -419,9 +428,9 @@ impl Engine {
             return;
         };
         let Some(partition) = self.at(partition) else {
-            // Deleted while the batch was on its way.
-            let detail = "the topic was deleted".into();
-            return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
+            // Deleted or moved away while the batch was on its way: others may have it.
+            let detail = "the partition has gone from this node".into();
+            return self.refuse(conn, correlation_id, ErrorCode::LeaderChanged, detail, actions);
         };
         let durability = match self.config.fsync {
             FsyncPolicy::EveryWrite if acks == Acks::Leader => Durability::LeaderDurable,

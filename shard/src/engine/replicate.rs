@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use pyralog_core::batch::BatchView;
-use pyralog_core::limits::CHUNK_BYTES;
+use pyralog_core::limits::{CHUNK_BYTES, COMMIT_TARGET_BYTES, JOURNAL_ALIGN};
 use pyralog_core::{ErrorCode, GroupId, NodeId};
 use pyralog_replication::raft::{
     Configuration, EntryKind, Header, MAX_CONFIGURATION_BYTES, Message, MessageKind, Output,
@@ -219,7 +219,7 @@ impl Engine {
 
     fn has_room_for_frames(&self, bytes: usize) -> bool {
         match bytes <= CHUNK_BYTES / 2 {
-            true => self.journal.has_room(&self.pool, bytes),
+            true => self.journal.has_room(&self.pool, bytes + commits_of(bytes) * JOURNAL_ALIGN),
             false => self.journal.has_room_for_all(&self.pool, bytes),
         }
     }
@@ -744,11 +744,12 @@ impl Engine {
         }
     }
 
-    /// The group is dropped: so is who waits for it.
-    pub(super) fn fail_group(&mut self, replica: &mut Replica, actions: &mut Vec<Action>) {
+    /// The group is dropped: so is who waits for it. Of one that has moved away others may have what was appended.
+    pub(super) fn fail_group(&mut self, replica: &mut Replica, deleted: bool, actions: &mut Vec<Action>) {
         let waiting = replica.raft_mut().map(|replica| std::mem::take(&mut replica.waiting));
+        let code = if deleted { ErrorCode::UnknownTopicOrPartition } else { ErrorCode::LeaderChanged };
         for pending in waiting.into_iter().flatten() {
-            self.tell_unknown(pending, ErrorCode::UnknownTopicOrPartition, actions);
+            self.tell_unknown(pending, code, actions);
         }
     }
 
@@ -775,4 +776,10 @@ impl Engine {
             replica.raft.not_sent(to);
         }
     }
+}
+
+/// In how many commits frames of so many bytes are laid down at most, each of which is filled up to a whole block: two that follow on
+/// one another hold more than one is meant to.
+const fn commits_of(bytes: usize) -> usize {
+    2 * bytes.div_ceil(COMMIT_TARGET_BYTES) + 2
 }
