@@ -177,11 +177,11 @@ impl Engine {
         (replica.members, replica.progress) = (members.clone(), progress);
         replica.strangers.clear();
         if replica.raft.is_leader() {
-            let text = format!(
-                "partition {}: its replicas are on nodes {}",
-                replica.raft.group(),
-                replica.raft.configuration()
-            );
+            let (group, nodes) = (replica.raft.group(), replica.raft.configuration());
+            let text = match group == GroupId::METADATA {
+                true => format!("the metadata is on nodes {nodes}"),
+                false => format!("partition {group}: its replicas are on nodes {nodes}"),
+            };
             actions.push(Action::Log { level: LogLevel::Info, text });
         }
         let group = replica.raft.group();
