@@ -104,7 +104,7 @@ error_codes! {
     Fenced = 16, true, NotAccepted, "the shard is re-reading its disk after an I/O error; send again shortly";
     /// The wanted range is damaged on disk and there is no other copy.
     CorruptRange = 17, false, NotAccepted,
-        "this range is damaged on disk and has no other copy; offsets outside it stay readable";
+        "this range is damaged on disk; it is repaired if another replica has it, and offsets outside it stay readable";
     /// The end of the partition's log can't be established after corruption; it is read-only.
     LogEndUnknown = 18, false, NotAccepted,
         "corruption hides where this log ends; it is readable but takes no writes until it is repaired";

@@ -36,6 +36,8 @@ pub const MAX_SHARDS: u16 = 256;
 pub const MAX_REPLICATION_FACTOR: u8 = 5;
 /// Longest name of a cluster, bytes.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
+/// Longest name of a rack, bytes.
+pub const MAX_RACK_BYTES: usize = MAX_CLUSTER_NAME_BYTES;
 /// Longest address of a node, bytes.
 pub const MAX_ADDRESS_BYTES: usize = 512;
 /// Requests of one connection whose replies are outstanding; beyond it the socket is not read, and what was read
@@ -346,16 +348,16 @@ const _: () = {
     // Everything that one shard can hold, written down: a producer with its batches, a partition, a segment, a topic.
     let producers = MAX_PRODUCERS_PER_SHARD * (19 + 16 * (BATCHES_PER_PRODUCER + 1));
     let partitions = MAX_PARTITIONS_PER_NODE as usize * 64;
-    let segments = MAX_SEGMENTS_PER_SHARD * 32;
+    let segments = MAX_SEGMENTS_PER_SHARD * 36;
     let topics = MAX_TOPICS as usize * (MAX_TOPIC_NAME_BYTES + 64);
     let replicas = MAX_PARTITIONS_PER_NODE as usize * MAX_REPLICATION_FACTOR as usize * 10;
-    let nodes = MAX_NODES * (2 * MAX_ADDRESS_BYTES + 64);
+    let nodes = MAX_NODES * (2 * MAX_ADDRESS_BYTES + MAX_RACK_BYTES + 64);
     assert!(producers + partitions + segments + topics + replicas + nodes <= MAX_CHECKPOINT_BYTES);
     // The placement of the largest topic fits one record: two bytes a replica and eight for each shard that has one.
     let slots = MAX_PARTITIONS_PER_TOPIC as usize * MAX_REPLICATION_FACTOR as usize * 2;
     let homes = MAX_NODES * MAX_SHARDS as usize * 8;
     assert!(slots + homes + 1024 + BATCH_HEADER_BYTES <= MAX_BATCH_BYTES);
-    assert!(MAX_NODES * MAX_SHARDS as usize <= 1 << 16);
+    assert!(MAX_NODES * (MAX_SHARDS as usize) < 1 << 16);
 };
 
 #[cfg(test)]

@@ -61,6 +61,22 @@ impl Quorums {
         }
     }
 
+    /// The numbers for a partition that has another number of copies than its topic is to have, because it is on its way there. With
+    /// fewer, as many may be missing as will be then, if that leaves a majority; with more, no more are asked for than a majority, unless
+    /// the topic asks for more.
+    pub const fn with_copies(self, copies: u8) -> Self {
+        let lacking = self.replication_factor.saturating_sub(copies);
+        let write_quorum = within(self.write_quorum.saturating_sub(lacking), majority(copies), copies);
+        let in_sync = self.min_insync_replicas.saturating_sub(lacking);
+        let in_sync = within(in_sync, majority(copies), copies);
+        Self {
+            replication_factor: copies,
+            write_quorum,
+            read_quorum: within(self.read_quorum, copies.saturating_sub(write_quorum) + 1, copies),
+            min_insync_replicas: within(self.min_insync_replicas, 1, in_sync),
+        }
+    }
+
     /// Whether these numbers fit each other.
     ///
     /// # Errors
@@ -104,6 +120,16 @@ const fn or(wanted: u8, default: u8) -> u8 {
     if wanted == 0 { default } else { wanted }
 }
 
+const fn within(number: u8, least: u8, most: u8) -> u8 {
+    if number < least {
+        least
+    } else if number > most {
+        most
+    } else {
+        number
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +161,31 @@ mod tests {
                 && in_sync <= copies;
             assert_eq!(quorums(numbers).check().is_ok(), safe, "{numbers:?}");
         }
+    }
+
+    /// On the way from any numbers to any other number of copies, what holds is safe, and no more may be missing than before.
+    #[test]
+    fn what_holds_on_the_way_is_safe() {
+        for numbers in (0..5u32.pow(4)).map(|n| [n / 125, n / 25 % 5, n / 5 % 5, n % 5].map(|n| n as u8 + 1))
+        {
+            let topic = quorums(numbers);
+            if topic.check().is_err() {
+                continue;
+            }
+            assert_eq!(topic.with_copies(topic.replication_factor), topic);
+            for copies in 1..=MAX_REPLICATION_FACTOR {
+                let now = topic.with_copies(copies);
+                now.check().unwrap();
+                let missing = |quorums: Quorums| quorums.replication_factor - quorums.write_quorum;
+                assert!(
+                    copies > topic.replication_factor || missing(now) <= missing(topic),
+                    "{topic:?} {now:?}"
+                );
+            }
+        }
+        assert_eq!(quorums([5, 3, 3, 3]).with_copies(3), quorums([3, 2, 3, 2]));
+        assert_eq!(quorums([5, 3, 3, 1]).with_copies(3).min_insync_replicas, 1);
+        assert_eq!(quorums([3, 2, 2, 2]).with_copies(5), quorums([5, 3, 3, 2]));
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub mod kind {
     pub const REMOVE_NODE: u16 = 13;
     /// Change the settings of a topic, or add partitions.
     pub const ALTER_TOPIC: u16 = 14;
+    /// How far a shard is with scrubbing.
+    pub const SCRUB: u16 = 15;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -72,6 +74,7 @@ pub mod kind {
         (LIST_REASSIGNMENTS, "ListReassignments"),
         (REMOVE_NODE, "RemoveNode"),
         (ALTER_TOPIC, "AlterTopic"),
+        (SCRUB, "Scrub"),
     ];
 }
 

@@ -62,6 +62,8 @@ pub enum Request<'a> {
     RemoveNode(RemoveNodeRequest),
     /// Change the settings of a topic, or add partitions (controller shard only).
     AlterTopic(AlterTopicRequest<'a>),
+    /// Ask how far this shard is with scrubbing, and have it begin.
+    Scrub(ScrubRequest),
 }
 
 /// Append one batch to one partition.
@@ -215,6 +217,13 @@ pub struct RemoveNodeRequest {
     pub node: u32,
 }
 
+/// How far a shard is with scrubbing: reading its segments again to find what has rotted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubRequest {
+    /// Begin a scrub of all segments now, unless one is under way.
+    pub start: bool,
+}
+
 /// Partitions whose replicas are on their way to other nodes, in their order and in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListReassignmentsRequest {
@@ -264,6 +273,31 @@ pub enum Response {
     RemoveNode,
     /// To `AlterTopic`.
     AlterTopic,
+    /// To `Scrub`.
+    Scrub(ScrubReply),
+}
+
+/// How far a shard is with scrubbing. Counts are of the time since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubReply {
+    /// All segments are being read.
+    pub running: bool,
+    /// Damaged ranges at present: they are refused.
+    pub damaged: u32,
+    /// Read of them so far, bytes.
+    pub done_bytes: u64,
+    /// All segments, bytes.
+    pub total_bytes: u64,
+    /// When all of them had been read last, milliseconds since the Unix epoch; 0 = not yet.
+    pub ended_ms: i64,
+    /// Damaged ranges that were found, by a scrub or by a reader.
+    pub found: u64,
+    /// Damaged ranges that are whole again.
+    pub repaired: u64,
+    /// Bytes that were fetched from other replicas for that.
+    pub repaired_bytes: u64,
+    /// Times that no other replica could give them, or that the disk did not keep them.
+    pub failed: u64,
 }
 
 /// A request failed.
@@ -338,6 +372,8 @@ pub struct NodeMetadata {
     pub shards: u16,
     /// Address that clients should use, `host:port`.
     pub address: String,
+    /// What fails together with it, at most 64 bytes; empty when nobody has said.
+    pub rack: String,
 }
 
 /// One topic.

@@ -114,6 +114,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
                 retention_ms: 86_400_000,
             }),
         ),
+        ("Scrub", Request::Scrub(ScrubRequest { start: true })),
     ];
     let mut frames = Vec::new();
     let hello = Hello { protocol_min: 1, protocol_max: 1, wanted_shard: 1, client_name: "example" };
@@ -135,7 +136,12 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
         let replicas = [leader, leader % 3 + 1, (leader + 1) % 3 + 1].map(replica).into_iter().collect();
         PartitionMetadata { leader, epoch: 1, shard, replicas }
     };
-    let node = |id: u32| NodeMetadata { id, shards: 2, address: format!("log{id}.example.org:9092") };
+    let node = |id: u32| NodeMetadata {
+        id,
+        shards: 2,
+        address: format!("log{id}.example.org:9092"),
+        rack: if id < 3 { format!("east-{id}") } else { String::new() },
+    };
     let metadata = MetadataReply {
         node: 1,
         controller: 2,
@@ -220,6 +226,20 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("RemoveNode", Response::RemoveNode),
         ("AlterTopic", Response::AlterTopic),
+        (
+            "Scrub",
+            Response::Scrub(ScrubReply {
+                running: true,
+                damaged: 1,
+                done_bytes: 1 << 20,
+                total_bytes: 3 << 30,
+                ended_ms: 1_700_000_000_000,
+                found: 3,
+                repaired: 2,
+                repaired_bytes: 8_192,
+                failed: 1,
+            }),
+        ),
     ];
     let hello = HelloReply {
         protocol_version: 1,

@@ -5,6 +5,7 @@ pub mod group;
 pub mod metadata;
 pub mod moves;
 pub mod placement;
+mod racks;
 pub mod raft;
 
 pub use group::{Group, SingleVoter};

@@ -1,6 +1,6 @@
 //! Which replicas move when nodes come, go, or hold too much: a pure function of what is where, the same on every node.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use pyralog_core::GroupId;
 
@@ -26,6 +26,8 @@ pub struct Holding {
     pub group: GroupId,
     /// Its replicas, the preferred leader first.
     pub replicas: Vec<Replica>,
+    /// How many it is to have.
+    pub copies: usize,
     /// What one replica holds, bytes.
     pub bytes: u64,
 }
@@ -69,7 +71,7 @@ pub enum PlanError {
     },
 }
 
-/// The moves after which no node that leaves holds anything, the replicas of a partition lie in as many racks as there
+/// The moves after which every partition has as many replicas as it is to have, no node that leaves holds anything, the replicas of a partition lie in as many racks as there
 /// are, and the numbers of replicas on the nodes that stay differ by at most one, unless racks stand against it; then
 /// leaders are evened out by the order of replicas, which moves nothing. Few bytes are moved: what has to move goes
 /// where there is least, and to even out, the smallest partitions go first.
@@ -78,10 +80,22 @@ pub enum PlanError {
 /// Too few nodes are left for a partition, or one is not known.
 pub fn plan(hosts: &[Host<'_>], holdings: &[Holding]) -> Result<Vec<Move>, PlanError> {
     let mut plan = Plan::new(hosts, holdings)?;
+    plan.resize();
     plan.leave();
     plan.spread_over_racks();
     plan.even_out();
-    plan.even_out_leaders();
+    even_out_leaders(plan.nodes.keys().copied(), &mut plan.now);
+    Ok(plan.moves())
+}
+
+/// The moves after which every partition has as many replicas as it is to have, and nothing else has changed: who comes goes to a rack
+/// without one, and where there is least; who goes is no leader, unless it shares a rack.
+///
+/// # Errors
+/// As [`plan`].
+pub fn resize(hosts: &[Host<'_>], holdings: &[Holding]) -> Result<Vec<Move>, PlanError> {
+    let mut plan = Plan::new(hosts, holdings)?;
+    plan.resize();
     Ok(plan.moves())
 }
 
@@ -105,7 +119,7 @@ impl<'a> Plan<'a> {
             stay.flat_map(|host| (0..host.shards).map(move |shard| (Replica { node: host.node, shard }, 0)));
         let mut plan = Self { holdings, now: Vec::new(), shards: shards.collect(), nodes, hosts };
         for holding in holdings {
-            let (group, copies, left) = (holding.group, holding.replicas.len(), plan.nodes.len());
+            let (group, copies, left) = (holding.group, holding.copies, plan.nodes.len());
             if copies > left {
                 return Err(PlanError::TooFewNodes { group, copies, left });
             }
@@ -147,8 +161,11 @@ impl<'a> Plan<'a> {
 
     /// Where the replica at `place` of a holding would go best: another node, which has none of it.
     fn best_for(&self, at: usize, place: usize) -> Option<Replica> {
-        let replicas = self.now.get(at)?;
-        let gone = replicas.get(place)?.node;
+        self.best_beside(self.now.get(at)?, self.now.get(at)?.get(place)?.node)
+    }
+
+    /// Where one more replica would go best beside these, of which the one on node `gone` does not count.
+    fn best_beside(&self, replicas: &[Replica], gone: u32) -> Option<Replica> {
         let free = self.nodes.iter().filter(|(node, _)| replicas.iter().all(|held| held.node != **node));
         let best =
             free.min_by_key(|(node, count)| (self.in_rack_of(**node, replicas, gone), **count, **node));
@@ -160,6 +177,38 @@ impl<'a> Plan<'a> {
         let from = std::mem::replace(slot, to);
         self.count(from, -1);
         self.count(to, 1);
+    }
+
+    /// Every partition gets as many replicas as it is to have.
+    fn resize(&mut self) {
+        // What goes makes room for what comes.
+        for (at, holding) in self.holdings.iter().enumerate() {
+            while let Some(place) = self.place_too_many(at, holding.copies)
+                && let Some(replicas) = self.now.get_mut(at)
+            {
+                let gone = replicas.remove(place);
+                self.count(gone, -1);
+            }
+        }
+        for (at, holding) in self.holdings.iter().enumerate() {
+            while let Some(replicas) = self.now.get(at).filter(|replicas| replicas.len() < holding.copies)
+                && let Some(to) = self.best_beside(replicas, 0)
+            {
+                self.now.get_mut(at).into_iter().for_each(|replicas| replicas.push(to));
+                self.count(to, 1);
+            }
+        }
+    }
+
+    /// The place of the replica that is best without, if there are more than `copies`.
+    fn place_too_many(&self, at: usize, copies: usize) -> Option<usize> {
+        let replicas = self.now.get(at).filter(|replicas| replicas.len() > copies.max(1))?;
+        let worth = |(place, replica): &(usize, &Replica)| {
+            let count = self.nodes.get(&replica.node);
+            let crowd = self.in_rack_of(replica.node, replicas, replica.node);
+            (count.is_none(), crowd, *place > 0, count.copied(), *place)
+        };
+        replicas.iter().enumerate().max_by_key(worth).map(|(place, _)| place)
     }
 
     /// Nothing stays on a node that leaves.
@@ -227,58 +276,6 @@ impl<'a> Plan<'a> {
         (!has && !crowds).then_some(place)
     }
 
-    /// The first of a partition's replicas leads: who leads too much steps back behind who leads least.
-    fn even_out_leaders(&mut self) {
-        let mut led: BTreeMap<u32, u32> = self.nodes.keys().map(|node| (*node, 0)).collect();
-        for first in self.now.iter().filter_map(|replicas| replicas.first()) {
-            *led.entry(first.node).or_default() += 1;
-        }
-        while let Some(path) = self.path_of_leaders(&led) {
-            for (at, place) in path {
-                let Some(replicas) = self.now.get_mut(at) else { continue };
-                let (before, after) = (replicas.first().copied(), replicas.get(place).copied());
-                replicas.swap(0, place);
-                for (replica, by) in [(before, -1), (after, 1)] {
-                    if let Some(count) = replica.and_then(|replica| led.get_mut(&replica.node)) {
-                        *count = count.saturating_add_signed(by);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Partitions and the places that are to lead them, by which one leader goes from a node to one with two less; over
-    /// others where none goes directly.
-    fn path_of_leaders(&self, led: &BTreeMap<u32, u32>) -> Option<Vec<(usize, usize)>> {
-        let mut givers: Vec<(u32, u32)> = led.iter().map(|(node, count)| (*count, *node)).collect();
-        givers.sort_by_key(|(count, node)| (std::cmp::Reverse(*count), *node));
-        let mut of_leader: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (at, replicas) in self.now.iter().enumerate() {
-            if let Some(first) = replicas.first() {
-                of_leader.entry(first.node).or_default().push(at);
-            }
-        }
-        givers.into_iter().find_map(|(most, giver)| {
-            let mut seen = BTreeSet::from([giver]);
-            let mut paths = VecDeque::from([(giver, Vec::new())]);
-            while let Some((node, path)) = paths.pop_front() {
-                if led.get(&node).is_some_and(|count| count + 1 < most) {
-                    return Some(path);
-                }
-                for at in of_leader.get(&node).into_iter().flatten() {
-                    for (place, replica) in self.now.get(*at).into_iter().flatten().enumerate().skip(1) {
-                        if seen.insert(replica.node) {
-                            let mut longer = path.clone();
-                            longer.push((*at, place));
-                            paths.push_back((replica.node, longer));
-                        }
-                    }
-                }
-            }
-            None
-        })
-    }
-
     fn moves(self) -> Vec<Move> {
         let pairs = self.holdings.iter().zip(self.now);
         let changed = pairs.filter(|(holding, now)| holding.replicas != *now);
@@ -291,8 +288,95 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The first of a partition's replicas leads: who of these nodes leads too much steps back behind who leads least.
+pub(crate) fn even_out_leaders(nodes: impl Iterator<Item = u32>, partitions: &mut [Vec<Replica>]) {
+    let mut leaders =
+        Leaders { led: nodes.map(|node| (node, 0)).collect(), ways: BTreeMap::new(), partitions };
+    // The first partition of a way is taken first: it is noted last.
+    for at in (0..leaders.partitions.len()).rev() {
+        leaders.note(at);
+    }
+    while let Some(path) = leaders.path() {
+        path.windows(2).for_each(|step| {
+            if let [from, to] = *step {
+                leaders.step(from, to);
+            }
+        });
+    }
+}
+
+/// Who leads what, and who could instead.
+struct Leaders<'a> {
+    led: BTreeMap<u32, u32>,
+    /// By leader and by another node of its partitions, those partitions. Some have another leader by now.
+    ways: BTreeMap<u32, BTreeMap<u32, Vec<usize>>>,
+    partitions: &'a mut [Vec<Replica>],
+}
+
+impl Leaders<'_> {
+    /// Counts the leader of a partition in.
+    fn note(&mut self, at: usize) {
+        let Some([leader, others @ ..]) = self.partitions.get(at).map(Vec::as_slice) else { return };
+        *self.led.entry(leader.node).or_default() += 1;
+        let ways = self.ways.entry(leader.node).or_default();
+        others.iter().for_each(|other| ways.entry(other.node).or_default().push(at));
+    }
+
+    /// Has a partition that `from` leads be led by `to`.
+    fn step(&mut self, from: u32, to: u32) {
+        let way = self.ways.get_mut(&from).and_then(|ways| ways.get_mut(&to));
+        let Some(at) = way.and_then(Vec::pop) else { return };
+        let Some(replicas) = self.partitions.get_mut(at) else { return };
+        if let Some(place) = replicas.iter().position(|replica| replica.node == to) {
+            replicas.swap(0, place);
+            self.led.entry(from).and_modify(|count| *count -= 1);
+            self.note(at);
+        }
+    }
+
+    /// Nodes by which one leader goes from the first, which leads most, to the last, which leads two less at least; over others where
+    /// none goes directly.
+    fn path(&mut self) -> Option<Vec<u32>> {
+        let mut givers: Vec<(u32, u32)> = self.led.iter().map(|(node, count)| (*count, *node)).collect();
+        givers.sort_by_key(|(count, node)| (std::cmp::Reverse(*count), *node));
+        givers.into_iter().find_map(|(most, giver)| {
+            let mut come_from = BTreeMap::from([(giver, giver)]);
+            let mut reached = VecDeque::from([giver]);
+            while let Some(node) = reached.pop_front() {
+                if self.led.get(&node).is_some_and(|count| count + 1 < most) {
+                    return Some(way_back(&come_from, node));
+                }
+                for (other, way) in self.ways.get_mut(&node).into_iter().flatten() {
+                    let leads = |at: &usize| {
+                        self.partitions
+                            .get(*at)
+                            .and_then(|list| list.first())
+                            .is_some_and(|first| first.node == node)
+                    };
+                    while way.pop_if(|at| !leads(at)).is_some() {}
+                    if !way.is_empty() && !come_from.contains_key(other) {
+                        come_from.insert(*other, node);
+                        reached.push_back(*other);
+                    }
+                }
+            }
+            None
+        })
+    }
+}
+
+/// The nodes from where it began to `node`.
+fn way_back(come_from: &BTreeMap<u32, u32>, node: u32) -> Vec<u32> {
+    let before = |node: &u32| come_from.get(node).copied().filter(|before| before != node);
+    let mut path: Vec<u32> = std::iter::successors(Some(node), before).collect();
+    path.reverse();
+    path
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -305,7 +389,7 @@ mod tests {
 
     fn holding(partition: u32, nodes: &[u32], bytes: u64) -> Holding {
         let replicas = nodes.iter().map(|node| Replica { node: *node, shard: 0 }).collect();
-        Holding { group: GroupId::new(1, partition), replicas, bytes }
+        Holding { group: GroupId::new(1, partition), copies: nodes.len(), replicas, bytes }
     }
 
     fn after(holdings: &[Holding], moves: &[Move]) -> Vec<Vec<Replica>> {
@@ -331,7 +415,7 @@ mod tests {
         #[test]
         fn nothing_stays_on_who_leaves_and_the_rest_is_even(
             nodes in 3u32..9, leaving in proptest::collection::btree_set(1u32..9, 0..3), racks in 0usize..5,
-            partitions in proptest::collection::vec((1u64..1000, 1usize..4, 0u32..9), 1..60),
+            partitions in proptest::collection::vec((1u64..1000, 1usize..4, 0u32..9, 0usize..6), 1..60),
         ) {
             let mut hosts = hosts(nodes);
             for host in &mut hosts {
@@ -339,11 +423,13 @@ mod tests {
                 host.rack = if racks == 0 { "" } else { RACKS[host.node as usize % racks.min(4)] };
             }
             let stay: Vec<Host<'_>> = hosts.iter().filter(|host| !host.leaves).copied().collect();
-            let holdings: Vec<Holding> = (0..).zip(&partitions).map(|(number, (bytes, copies, first))| {
+            let holdings: Vec<Holding> = (0..).zip(&partitions).map(|(number, (bytes, copies, first, wanted))| {
                 let list: Vec<u32> = (0..*copies as u32).map(|copy| (first + copy) % nodes + 1).collect();
-                holding(number, &list, *bytes)
+                // Some are to have another number.
+                let copies = if (1..4).contains(wanted) { *wanted } else { *copies };
+                Holding { copies, ..holding(number, &list, *bytes) }
             }).collect();
-            let copies = partitions.iter().map(|(_, copies, _)| *copies).max().unwrap();
+            let copies = holdings.iter().map(|holding| holding.copies).max().unwrap();
             let plan = plan(&hosts, &holdings);
             if copies > stay.len() {
                 let refused = matches!(plan, Err(PlanError::TooFewNodes { .. }));
@@ -352,8 +438,15 @@ mod tests {
             }
             let moves = plan.unwrap();
             prop_assert_eq!(&super::plan(&hosts, &holdings).unwrap(), &moves, "the same again");
+            let resized = after(&holdings, &resize(&hosts, &holdings).unwrap());
+            for (holding, resized) in holdings.iter().zip(&resized) {
+                prop_assert_eq!(resized.len(), holding.copies);
+                let kept = resized.iter().filter(|replica| holding.replicas.contains(replica)).count();
+                prop_assert_eq!(kept, holding.copies.min(holding.replicas.len()), "one comes or one goes");
+            }
             let now = after(&holdings, &moves);
-            for replicas in &now {
+            for (replicas, holding) in now.iter().zip(&holdings) {
+                prop_assert_eq!(replicas.len(), holding.copies);
                 let on: BTreeSet<u32> = replicas.iter().map(|replica| replica.node).collect();
                 prop_assert_eq!(on.len(), replicas.len(), "no node twice");
                 prop_assert!(on.iter().all(|node| stay.iter().any(|host| host.node == *node)));
@@ -391,6 +484,46 @@ mod tests {
         assert!(moves.iter().all(|one| one.to.iter().all(|replica| replica.node == 3)));
         let shards: BTreeSet<u16> = moves.iter().map(|one| one.to[0].shard).collect();
         assert_eq!(shards.len(), 2, "both of its shards");
+    }
+
+    #[test]
+    fn a_topic_gets_more_replicas_and_fewer_evenly_and_keeps_its_leaders() {
+        let mut hosts = hosts(5);
+        for (host, rack) in hosts.iter_mut().zip(["a", "a", "b", "b", "c"]) {
+            host.rack = rack;
+        }
+        let lists = [[1, 3], [2, 4], [3, 1], [4, 2], [5, 1], [2, 5]];
+        let grows: Vec<Holding> =
+            (0..).zip(lists).map(|(at, list)| Holding { copies: 3, ..holding(at, &list, 7) }).collect();
+        let moves = resize(&hosts, &grows).unwrap();
+        assert!(moves.iter().all(|one| one.bytes == 7 && one.to[..2] == one.from), "{moves:?}");
+        let grown = after(&grows, &moves);
+        let rack = |replica: &Replica| hosts[replica.node as usize - 1].rack;
+        assert!(
+            grown.iter().all(|list| list.iter().map(rack).collect::<BTreeSet<_>>().len() == 3),
+            "{grown:?}"
+        );
+        let shrinks: Vec<Holding> = (0..)
+            .zip(&grown)
+            .map(|(at, list)| Holding {
+                group: GroupId::new(1, at),
+                replicas: list.clone(),
+                copies: 2,
+                bytes: 7,
+            })
+            .collect();
+        let moves = resize(&hosts, &shrinks).unwrap();
+        assert!(moves.iter().all(|one| one.bytes == 0 && one.to[0] == one.from[0]), "{moves:?}");
+        assert!(
+            apart(&counts(&hosts, after(&shrinks, &moves).iter().flatten().map(|r| r.node))) <= 1,
+            "{moves:?}"
+        );
+        // Two in a rack are one too many, also when one of them leads.
+        let crowded = [Holding { copies: 2, ..holding(0, &[1, 3, 2], 1) }];
+        let moves = resize(&hosts, &crowded).unwrap();
+        assert_eq!(after(&crowded, &moves)[0].iter().map(|r| r.node).collect::<Vec<_>>(), [1, 3]);
+        let too_many = resize(&hosts, &[Holding { copies: 6, ..holding(0, &[1, 2], 1) }]);
+        assert!(too_many.unwrap_err().to_string().contains("add nodes first"));
     }
 
     #[test]

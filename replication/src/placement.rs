@@ -6,6 +6,8 @@ use pyralog_core::limits::{MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR};
 use pyralog_core::{GroupId, NodeId};
 
 use crate::metadata::{Assignment, Catalog, Load, NodeInfo, Replica};
+use crate::moves::even_out_leaders;
+use crate::racks;
 
 /// Why a topic can't be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +32,7 @@ pub enum PlacementError {
 /// Per topic, the numbers of replicas and of preferred leaders differ by at most one between nodes, and between the
 /// shards of a node, whatever was placed before. Where one more has to go somewhere, it goes where all topics
 /// together have least. Nodes count the same whatever their number of shards. No node holds two replicas of a
-/// partition.
+/// partition, and as long as there are racks without one, no rack does; to that end nodes may get more than others.
 ///
 /// # Errors
 /// Fewer nodes than copies, or a number out of its bounds.
@@ -48,14 +50,20 @@ pub fn place(catalog: &Catalog, partitions: u32, copies: u8) -> Result<Assignmen
         return Err(PlacementError::TooFewNodes { wanted: copies, registered: nodes.len() });
     }
     nodes.sort_by_key(|node| (node.before.replicas, node.before.leaders, node.id));
-    let windows = deal(&mut nodes, partitions as usize, usize::from(copies));
-    let replicas = spread_over_shards(&mut nodes, &windows);
+    let (partitions, copies) = (partitions as usize, usize::from(copies));
+    let racked = nodes.iter().map(|node| (node.rack, node.before.replicas));
+    let dealt = match racks::deal(racked, partitions, copies) {
+        Some(dealt) => lead_evenly(&mut nodes, dealt),
+        None => deal(&mut nodes, partitions, copies),
+    };
+    let replicas = spread_over_shards(&mut nodes, &dealt);
     Assignment::new(&replicas).map_err(PlacementError::Bound)
 }
 
 /// A node while a topic is placed.
-struct Node {
+struct Node<'a> {
     id: u32,
+    rack: &'a str,
     /// What other topics have on it.
     before: Load,
     /// Preferred leaders of this topic.
@@ -71,14 +79,14 @@ struct Shard {
     leaders: u32,
 }
 
-impl Node {
-    fn new(catalog: &Catalog, node: &NodeInfo) -> Self {
+impl<'a> Node<'a> {
+    fn new(catalog: &Catalog, node: &'a NodeInfo) -> Self {
         let load = |shard| catalog.load(Replica { node: node.id, shard });
         let shards: Vec<Shard> =
             (0..node.shards).map(|shard| Shard { before: load(shard), replicas: 0, leaders: 0 }).collect();
         let sum = |of: fn(&Load) -> u32| shards.iter().map(|shard| of(&shard.before)).sum();
         let before = Load { replicas: sum(|load| load.replicas), leaders: sum(|load| load.leaders) };
-        Self { id: node.id, before, leaders: 0, shards }
+        Self { id: node.id, rack: &node.rack, before, leaders: 0, shards }
     }
 }
 
@@ -87,20 +95,13 @@ impl Node {
 /// Replicas are dealt like cards, `copies` to a partition, so that no node is ever two ahead. Which of them leads is
 /// chosen where there are fewest leaders; if that should leave one node two ahead of another, the leaders are dealt
 /// as well.
-fn deal(nodes: &mut [Node], partitions: usize, copies: usize) -> Vec<Vec<usize>> {
+fn deal(nodes: &mut [Node<'_>], partitions: usize, copies: usize) -> Vec<Vec<usize>> {
     let count = nodes.len();
     let window = |partition: usize| (0..copies).map(move |card| (partition * copies + card) % count);
     let mut dealt: Vec<Vec<usize>> = Vec::with_capacity(partitions);
     for partition in 0..partitions {
         let mut members: Vec<usize> = window(partition).collect();
-        let fewest = |member: &usize| {
-            nodes.get(*member).map_or((u32::MAX, 0), |n| (n.leaders, n.before.leaders + n.leaders))
-        };
-        let leader = (0..copies).min_by_key(|at| members.get(*at).map(fewest)).unwrap_or(0);
-        members.rotate_left(leader);
-        if let Some(node) = members.first().and_then(|first| nodes.get_mut(*first)) {
-            node.leaders += 1;
-        }
+        choose_leader(nodes, &mut members);
         dealt.push(members);
     }
     let most = nodes.iter().map(|node| node.leaders).max().unwrap_or(0);
@@ -118,12 +119,34 @@ fn deal(nodes: &mut [Node], partitions: usize, copies: usize) -> Vec<Vec<usize>>
     dealt
 }
 
+/// Puts first who leads least.
+fn choose_leader(nodes: &mut [Node<'_>], members: &mut [usize]) {
+    let fewest = |member: &usize| {
+        nodes.get(*member).map_or((u32::MAX, 0), |n| (n.leaders, n.before.leaders + n.leaders))
+    };
+    let leader = (0..members.len()).min_by_key(|at| members.get(*at).map(fewest)).unwrap_or(0);
+    members.rotate_left(leader);
+    if let Some(node) = members.first().and_then(|first| nodes.get_mut(*first)) {
+        node.leaders += 1;
+    }
+}
+
+/// Chooses who leads each partition, whose nodes are given.
+fn lead_evenly(nodes: &mut [Node<'_>], mut dealt: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+    dealt.iter_mut().for_each(|members| choose_leader(nodes, members));
+    let as_replica = |member: usize| Replica { node: member as u32, shard: 0 };
+    let mut lists: Vec<Vec<Replica>> =
+        dealt.iter().map(|members| members.iter().copied().map(as_replica).collect()).collect();
+    even_out_leaders(0..nodes.len() as u32, &mut lists);
+    lists.iter().map(|list| list.iter().map(|replica| replica.node as usize).collect()).collect()
+}
+
 fn greatest_common_divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 /// Picks a shard for every replica: for the leaders first, which have more to do, then for the others.
-fn spread_over_shards(nodes: &mut [Node], dealt: &[Vec<usize>]) -> Vec<Vec<Replica>> {
+fn spread_over_shards(nodes: &mut [Node<'_>], dealt: &[Vec<usize>]) -> Vec<Vec<Replica>> {
     let mut placed: Vec<Vec<Replica>> =
         dealt.iter().map(|members| Vec::with_capacity(members.len())).collect();
     for (members, replicas) in dealt.iter().zip(&mut placed) {
@@ -141,7 +164,7 @@ fn spread_over_shards(nodes: &mut [Node], dealt: &[Vec<usize>]) -> Vec<Vec<Repli
     placed
 }
 
-impl Node {
+impl Node<'_> {
     /// The least loaded shard, which gets one more replica.
     fn take(&mut self, leader: bool) -> Replica {
         let weight = |shard: &Shard| {
@@ -205,17 +228,24 @@ pub fn rebalance(partitions: &[Leadership], at_most: usize) -> Vec<(GroupId, Nod
 mod tests {
     use super::*;
     use crate::metadata::{Command, TopicSpec};
+    use crate::moves::{Holding, Host, plan};
     use proptest::prelude::*;
     use pyralog_core::Quorums;
+    use std::collections::BTreeSet;
 
     fn catalog(nodes: u32, shards: u16) -> Catalog {
+        racked(&vec![""; nodes as usize], shards)
+    }
+
+    fn racked(racks: &[&str], shards: u16) -> Catalog {
         let mut catalog = Catalog::default();
-        for id in 1..=nodes {
+        for (id, rack) in (1..).zip(racks) {
             let client_address = format!("n{id}:9092");
             let node = NodeInfo {
                 id,
                 client_address,
                 internal_address: String::new(),
+                rack: (*rack).to_owned(),
                 shards,
                 disk: 1,
                 disk_since: 0,
@@ -226,10 +256,11 @@ mod tests {
     }
 
     fn create(catalog: &mut Catalog, name: &str, assignment: Assignment) {
-        let quorums = Quorums::of(assignment.replication_factor());
+        let quorums = Quorums::of(assignment.width());
         let command = Command::CreateTopic(TopicSpec {
             name: name.into(),
             assignment,
+            replication_factor: quorums.replication_factor,
             write_quorum: quorums.write_quorum,
             read_quorum: quorums.read_quorum,
             min_insync_replicas: quorums.min_insync_replicas,
@@ -279,7 +310,7 @@ mod tests {
                 let copies = copies.min(nodes as u8);
                 let placed = place(&catalog, partitions, copies).unwrap();
                 prop_assert_eq!(&place(&catalog, partitions, copies).unwrap(), &placed, "the same again");
-                prop_assert_eq!((placed.partitions(), placed.replication_factor()), (partitions, copies));
+                prop_assert_eq!((placed.partitions(), placed.width()), (partitions, copies));
                 let (a, b, c, d) = differences(placed.iter(), nodes, shards);
                 prop_assert!(a <= 1 && b <= 1 && c <= 1 && d <= 1, "one topic: {:?}", (a, b, c, d));
                 create(&mut catalog, &format!("t{number}"), placed);
@@ -295,6 +326,44 @@ mod tests {
                     prop_assert!(leaders <= 3, "leaders of all topics per node: {}", leaders);
                     prop_assert!(on_shards <= 3, "replicas of all topics per shard: {}", on_shards);
                 }
+            }
+        }
+
+        /// In as many racks as there are, as even as that admits: a plan finds nothing to move.
+        #[test]
+        fn replicas_lie_in_different_racks(
+            racks in proptest::collection::vec(0usize..5, 2..10), shards in 1u16..4,
+            topics in proptest::collection::vec((1u32..40, 1u8..=5), 1..6),
+        ) {
+            let racks: Vec<&str> = racks.iter().map(|rack| ["", "a", "b", "c", "d"][*rack]).collect();
+            let rack = |node: u32| match racks[node as usize - 1] {
+                "" => format!("of node {node}"),
+                named => named.to_owned(),
+            };
+            let there: BTreeSet<String> = (1..=racks.len() as u32).map(rack).collect();
+            let hosts = |node: u32| Host { node, shards, rack: racks[node as usize - 1], leaves: false };
+            let hosts: Vec<Host<'_>> = (1..=racks.len() as u32).map(hosts).collect();
+            let mut catalog = racked(&racks, shards);
+            for (number, (partitions, copies)) in topics.into_iter().enumerate() {
+                let copies = copies.min(racks.len() as u8);
+                let placed = place(&catalog, partitions, copies).unwrap();
+                prop_assert_eq!(&place(&catalog, partitions, copies).unwrap(), &placed, "the same again");
+                prop_assert_eq!((placed.partitions(), placed.width()), (partitions, copies));
+                let mut holdings = Vec::new();
+                for partition in 0..partitions {
+                    let replicas: Vec<Replica> = placed.replicas(partition).collect();
+                    let used: BTreeSet<String> = replicas.iter().map(|replica| rack(replica.node)).collect();
+                    prop_assert_eq!(used.len(), there.len().min(replicas.len()), "{:?}", replicas);
+                    holdings.push(Holding { group: GroupId::new(1, partition), copies: replicas.len(), replicas, bytes: 1 });
+                }
+                prop_assert_eq!(plan(&hosts, &holdings).unwrap(), []);
+                for name in &there {
+                    let counts = (1..=racks.len() as u32).filter(|node| rack(*node) == *name).map(|node| {
+                        placed.iter().filter(|(replica, _)| replica.node == node).count() as u32
+                    });
+                    prop_assert!(spread(counts) <= 1, "nodes of rack {}", name);
+                }
+                create(&mut catalog, &format!("t{number}"), placed);
             }
         }
 
@@ -373,6 +442,20 @@ mod tests {
         assert!(command.len() <= pyralog_core::limits::MAX_BATCH_BYTES - 1024, "{} bytes", command.len());
         assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
         assert_eq!(differences(bytes.iter(), 64, 256).0, 0);
+    }
+
+    /// A shard places it between requests: a look at all partitions for each leader that is evened out would take seconds.
+    #[test]
+    fn the_largest_topic_is_placed_in_uneven_racks() {
+        let rack = |node: usize| ["a", "b", "c", "b"][node % 4];
+        let racks: Vec<&str> = (0..64).map(rack).collect();
+        for copies in [2, 3, 5] {
+            let placed = place(&racked(&racks, 4), 65_536, copies).unwrap();
+            let mut led = BTreeMap::new();
+            let leaders = placed.iter().filter(|(_, leads)| *leads);
+            leaders.for_each(|(replica, _)| *led.entry(replica.node).or_insert(0u32) += 1);
+            assert!(led.len() == 64 && led.values().all(|count| *count == 1024), "{copies}: {led:?}");
+        }
     }
 
     #[test]

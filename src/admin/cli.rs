@@ -9,7 +9,7 @@ use crate::units::parse_bytes;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; `produce`: every record was acknowledged; `log verify`: no damage
-  1  a request was refused, a record was not acknowledged, or damage was found
+  1  a request was refused, a record was not acknowledged, or damage was found or stays
   2  the command line is wrong
   4  the cluster cannot be reached";
 
@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Leaders(LeadersCommand),
     /// Even out replicas and leaders over the nodes that there are: shows what would move, asks, moves it.
     Rebalance(Rebalance),
+    /// Have nodes read their segments again, find what has rotted, and repair it from other replicas.
+    #[command(subcommand)]
+    Scrub(ScrubCommand),
     /// Check the files of a node that is not running.
     #[command(subcommand)]
     Log(LogCommand),
@@ -105,33 +108,15 @@ pub(crate) struct StopLocal {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
-    /// Create a topic; returns when every shard serves its partitions.
+    /// Create a topic; returns when every shard serves its partitions. What is not named is as the nodes' settings say.
     Create {
         /// 1 to 249 of a-z A-Z 0-9 . _ -
         name: String,
         /// How many partitions.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         partitions: u32,
-        /// Copies of each partition, each on a node of its own, at most 5. Default: the node's setting.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        replication_factor: Option<u8>,
-        /// Copies that must be durable before a record is acknowledged: a majority or more. Default: the node's
-        /// setting.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        write_quorum: Option<u8>,
-        /// Copies that a linearizable read asks; with the write quorum more than all copies. Default: the node's
-        /// setting.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        read_quorum: Option<u8>,
-        /// Copies that must be in sync for a partition to take writes. Default: the node's setting.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        min_insync_replicas: Option<u8>,
-        /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound. Default: the node's setting.
-        #[arg(long, value_parser = parse_bytes)]
-        retention_bytes: Option<u64>,
-        /// Keep records for this long, milliseconds; 0 = for ever. Default: the node's setting.
-        #[arg(long)]
-        retention_ms: Option<u64>,
+        #[command(flatten)]
+        settings: TopicSettings,
     },
     /// All topics.
     List,
@@ -143,7 +128,8 @@ pub(crate) enum TopicCommand {
         #[arg(long)]
         detailed: bool,
     },
-    /// Change the settings of a topic, or add partitions; what is not named stays as it is.
+    /// Change the settings of a topic, or add partitions; what is not named stays as it is. With another number of copies, returns when
+    /// every partition has so many; interrupted, those under way go on, and asked again it goes on from there.
     Alter {
         /// Its name.
         name: String,
@@ -151,21 +137,14 @@ pub(crate) enum TopicCommand {
         /// from then on.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         partitions: Option<u32>,
-        /// Copies that must be durable before a record is acknowledged.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        write_quorum: Option<u8>,
-        /// Copies that a linearizable read asks.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        read_quorum: Option<u8>,
-        /// Copies that must be in sync for a partition to take writes.
-        #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
-        min_insync_replicas: Option<u8>,
-        /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound.
-        #[arg(long, value_parser = parse_bytes)]
-        retention_bytes: Option<u64>,
-        /// Keep records for this long, milliseconds; 0 = for ever.
-        #[arg(long)]
-        retention_ms: Option<u64>,
+        #[command(flatten)]
+        settings: TopicSettings,
+        /// So many partitions at once get other replicas, where the number of copies changes.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+        at_once: u16,
+        /// No progress bar.
+        #[arg(short, long)]
+        quiet: bool,
     },
     /// Delete a topic and all its records.
     Delete {
@@ -177,6 +156,29 @@ pub(crate) enum TopicCommand {
     },
 }
 
+/// What `topic create` and `topic alter` can say of a topic.
+#[derive(Args, Debug)]
+pub(crate) struct TopicSettings {
+    /// Copies of each partition, each on a node of its own, at most 5.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) replication_factor: Option<u8>,
+    /// Copies that must be durable before a record is acknowledged: a majority or more.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) write_quorum: Option<u8>,
+    /// Copies that a linearizable read asks; with the write quorum more than all copies.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) read_quorum: Option<u8>,
+    /// Copies that must be in sync for a partition to take writes.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) min_insync_replicas: Option<u8>,
+    /// Keep at most this much per partition, e.g. 10GiB; 0 = no bound.
+    #[arg(long, value_parser = parse_bytes)]
+    pub(crate) retention_bytes: Option<u64>,
+    /// Keep records for this long, milliseconds; 0 = for ever.
+    #[arg(long)]
+    pub(crate) retention_ms: Option<u64>,
+}
+
 /// The partition serves as before while its replicas move, and goes on when this command is interrupted. One more order of the same
 /// nodes changes which of them leads; asked again, the partition goes where it was last said to.
 #[derive(Args, Debug)]
@@ -184,7 +186,7 @@ pub(crate) struct Reassign {
     /// The partition, e.g. orders/2.
     #[arg(value_name = "TOPIC/PARTITION", value_parser = parse_topic_partition)]
     pub(crate) partition: Option<TopicPartition>,
-    /// Nodes that are to have it, as many as have it now; the first one leads when it can.
+    /// Nodes that are to have it, as many as the topic has replicas; the first one leads when it can.
     #[arg(
         long,
         value_name = "NODE,...",
@@ -197,6 +199,28 @@ pub(crate) struct Reassign {
     #[arg(long, requires = "partition")]
     pub(crate) cancel: bool,
     /// Do not wait until it has arrived.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// No progress bar.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Begin now, and wait until everything is read; exit code 1 when something stays damaged.
+    Start(ScrubStart),
+    /// How far each shard is, and what has been found since its node started.
+    Status,
+}
+
+/// It reads at the pace of storage.scrub.rate, and goes on when this command is interrupted.
+#[derive(Args, Debug)]
+pub(crate) struct ScrubStart {
+    /// This node only. Default: all of them.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<u32>,
+    /// Do not wait until everything is read.
     #[arg(long)]
     pub(crate) no_wait: bool,
     /// No progress bar.

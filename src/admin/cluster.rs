@@ -40,6 +40,8 @@ struct NodeRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     shards: u16,
+    /// What fails together with it, if that is known.
+    rack: Option<String>,
     /// Copies of partitions that it holds.
     replicas: usize,
     /// Those of them in sync, as their leaders tell.
@@ -64,6 +66,7 @@ impl NodeRow {
             version: told.clone().and_then(Result::ok),
             error: told.and_then(Result::err),
             shards: node.shards,
+            rack: Some(node.rack.clone()).filter(|rack| !rack.is_empty()),
             replicas: holds(node.id).count(),
             replicas_in_sync: replicas.filter(|replica| replica.node == node.id && replica.in_sync).count(),
             partitions_led: partitions
@@ -125,14 +128,25 @@ impl ClusterInfo {
                 if node.up { "up" } else { "down" }.to_owned(),
                 node.version.clone().unwrap_or_else(|| "?".into()),
                 node.shards.to_string(),
+                node.rack.clone().unwrap_or_else(|| "-".into()),
                 node.replicas.to_string(),
                 node.replicas_in_sync.to_string(),
                 node.partitions_led.to_string(),
                 node.partitions_preferred.to_string(),
             ]
         });
-        let head =
-            ["NODE", "ADDRESS", "STATE", "VERSION", "SHARDS", "REPLICAS", "IN SYNC", "LEADS", "SHOULD LEAD"];
+        let head = [
+            "NODE",
+            "ADDRESS",
+            "STATE",
+            "VERSION",
+            "SHARDS",
+            "RACK",
+            "REPLICAS",
+            "IN SYNC",
+            "LEADS",
+            "SHOULD LEAD",
+        ];
         format!("{facts}\n\n{}", output::table(&head, rows))
     }
 }

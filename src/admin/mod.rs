@@ -11,6 +11,7 @@ mod produce;
 mod reassign;
 mod rebalance;
 mod records;
+mod scrub;
 mod topic;
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use pyralog_core::ErrorCode;
 use pyralog_net::client::{Client, ClientConfig, ClientError};
 
 use crate::failure::{self, Exit, Failure};
-use cli::{Cli, ClusterCommand, Command, LeadersCommand};
+use cli::{Cli, ClusterCommand, Command, LeadersCommand, ScrubCommand};
 
 /// Header of a record made from a last line without a newline (value `none`), so that reading gives back the
 /// same bytes.
@@ -50,6 +51,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Rebalance(arguments) => rebalance::run(&mut client, cli.output, &arguments),
         Command::Reassign(arguments) => reassign::run(&mut client, cli.output, &arguments),
+        Command::Scrub(ScrubCommand::Start(arguments)) => scrub::start(&mut client, cli.output, &arguments),
+        Command::Scrub(ScrubCommand::Status) => scrub::status(&mut client, cli.output),
         Command::Log(command) => offline::run(cli.output, command),
     }
 }

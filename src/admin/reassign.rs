@@ -10,6 +10,7 @@ use pyralog_net::message::{PartitionState, Reassignment, ReplicaRole, TopicMetad
 use serde::Serialize;
 
 use super::cli::{Format, Reassign, TopicPartition};
+use super::output::nodes;
 use super::{explain, output, topic};
 use crate::failure::Failure;
 use crate::units;
@@ -45,10 +46,6 @@ impl Row {
     }
 }
 
-fn nodes(nodes: &[u32]) -> String {
-    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
-}
-
 fn table(rows: &[Row]) -> String {
     let head = ["TOPIC", "PARTITION", "FROM", "TO", "STATE", "BYTES LEFT"];
     output::table(&head, rows.iter().map(Row::cells))
@@ -66,6 +63,7 @@ pub(crate) fn run(client: &mut Client, format: Format, arguments: &Reassign) -> 
     super::consume::check_partition(&topic, partition)?;
     let before = replicas(&topic, partition);
     client.reassign_partition(name, partition, &arguments.to).map_err(|error| explain(error, Some(name)))?;
+    warn_of_one_rack(client, &arguments.to)?;
     let to = if arguments.to.is_empty() { before.clone() } else { arguments.to.clone() };
     let mut row =
         Row { topic: name.to_owned(), partition, from: before, to, state: "moving", bytes_left: None };
@@ -159,6 +157,21 @@ fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
     })
 }
 
+/// Says when everything goes where it fails together, and could go elsewhere.
+fn warn_of_one_rack(client: &mut Client, to: &[u32]) -> Result<(), Failure> {
+    let (info, _) = client.metadata_for_sure().map_err(|error| explain(error, None))?;
+    let rack = |node: u32| info.nodes.iter().find(|known| known.id == node).map_or("", |known| &known.rack);
+    let first = to.first().map_or("", |node| rack(*node));
+    let together = to.len() > 1 && !first.is_empty() && to.iter().all(|node| rack(*node) == first);
+    if together && info.nodes.iter().any(|known| known.rack != first) {
+        eprintln!(
+            "warning: nodes {} are all in rack {first}: when it fails, the partition has no replica left",
+            nodes(to)
+        );
+    }
+    Ok(())
+}
+
 fn replicas(topic: &TopicMetadata, partition: u32) -> Vec<u32> {
     let place = topic.partitions.get(partition as usize);
     place.into_iter().flat_map(|place| place.replicas.iter()).map(|replica| replica.node).collect()
@@ -166,8 +179,8 @@ fn replicas(topic: &TopicMetadata, partition: u32) -> Vec<u32> {
 
 /// Bytes that the nodes lack which are to get a replica, as the partition's leader tells.
 fn progress(client: &mut Client, topic: &TopicMetadata, partition: u32) -> Option<u64> {
-    let of_one = TopicMetadata { name: topic.name.clone(), ..topic.clone() };
-    let described = client.describe(&[of_one]).into_iter().flatten().nth(partition as usize)?;
+    let described =
+        client.describe(std::slice::from_ref(topic)).into_iter().flatten().nth(partition as usize)?;
     let state = described.state.filter(|_| described.is_from_leader());
     state.as_ref().map(bytes_left)
 }

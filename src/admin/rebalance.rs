@@ -1,4 +1,4 @@
-//! `rebalance` and `cluster remove-node`: which partitions move, and moving them, a few at a time.
+//! `rebalance`, `cluster remove-node` and other numbers of replicas: which partitions move, and moving them, a few at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -9,10 +9,11 @@ use pyralog_core::GroupId;
 use pyralog_net::client::{Client, NodeInfo};
 use pyralog_net::message::TopicMetadata;
 use pyralog_replication::metadata::Replica;
-use pyralog_replication::moves::{Holding, Host, Move, plan};
+use pyralog_replication::moves::{Holding, Host, Move, PlanError, plan, resize as plan_resize};
 use serde::Serialize;
 
 use super::cli::{Format, Rebalance, RemoveNode};
+use super::output::nodes;
 use super::reassign::bytes_left;
 use super::{explain, output};
 use crate::failure::Failure;
@@ -60,10 +61,6 @@ impl Report {
     }
 }
 
-fn nodes(nodes: &[u32]) -> String {
-    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
-}
-
 fn table(rows: &[Row]) -> String {
     let row = |row: &Row| {
         let bytes = units::bytes(row.bytes);
@@ -77,6 +74,8 @@ fn sum(rows: &[Row]) -> String {
     format!("{} partitions, {} to move", rows.len(), units::bytes(bytes))
 }
 
+type Planner = fn(&[Host<'_>], &[Holding]) -> Result<Vec<Move>, PlanError>;
+
 /// The cluster as the node knows it that decides.
 struct Now {
     info: NodeInfo,
@@ -87,6 +86,10 @@ struct Now {
 impl Now {
     /// Looks at the cluster and plans, so that `leaves`, if it is one, holds nothing any more.
     fn look(client: &mut Client, leaves: u32) -> Result<Self, Failure> {
+        Self::look_with(client, leaves, plan)
+    }
+
+    fn look_with(client: &mut Client, leaves: u32, plan: Planner) -> Result<Self, Failure> {
         let (info, topics) = client.metadata_for_sure().map_err(|error| explain(error, None))?;
         let described = client.describe(&topics);
         let mut holdings = Vec::new();
@@ -106,18 +109,20 @@ impl Now {
                     continue;
                 }
                 let bytes = described.state.map_or(0, |state| state.segment_bytes);
-                holdings.push(Holding { group: GroupId::new(topic.id, partition), replicas, bytes });
+                let (group, copies) = (GroupId::new(topic.id, partition), topic.quorums.replication_factor);
+                holdings.push(Holding { group, replicas, copies: usize::from(copies), bytes });
             }
         }
-        let host = |node: &pyralog_net::message::NodeMetadata| (node.id, node.shards);
-        let hosts: Vec<(u32, u16)> = info.nodes.iter().map(host).collect();
-        let host = |(node, shards): &(u32, u16)| Host {
-            node: *node,
-            shards: *shards,
-            rack: "",
-            leaves: *node == leaves,
-        };
-        let hosts: Vec<Host<'_>> = hosts.iter().map(host).collect();
+        let hosts: Vec<Host<'_>> = info
+            .nodes
+            .iter()
+            .map(|known| Host {
+                node: known.id,
+                shards: known.shards,
+                rack: &known.rack,
+                leaves: known.id == leaves,
+            })
+            .collect();
         let moves = plan(&hosts, &holdings).map_err(|error| Failure::failed(error.to_string()))?;
         Ok(Self { info, topics, moves })
     }
@@ -154,6 +159,26 @@ pub(crate) fn run(client: &mut Client, format: Format, arguments: &Rebalance) ->
         (report.done, report.seconds) = (true, started.elapsed().as_secs_f64());
     }
     output::print(format, &report, Report::text)
+}
+
+/// Has every partition of a topic have as many replicas as the topic says: `topic alter --replication-factor`.
+pub(super) fn resize(client: &mut Client, name: &str, at_once: u16, quiet: bool) -> Result<(), Failure> {
+    let look = |client: &mut Client| {
+        let mut now = Now::look_with(client, 0, plan_resize)?;
+        let topic = now.topics.iter().find(|topic| topic.name == name).map(|topic| topic.id);
+        now.moves.retain(|moved| Some(moved.group.topic.0) == topic);
+        Ok::<_, Failure>(now)
+    };
+    let now = look(client)?;
+    carry_out(client, &now, at_once, quiet)?;
+    // Somebody else may have taken it back.
+    match look(client)?.moves.len() {
+        0 => Ok(()),
+        others => Err(Failure::failed(format!(
+            "{others} partitions of {name:?} have another number of replicas than it is to have; the same command again, or \
+             `rebalance`, goes on"
+        ))),
+    }
 }
 
 /// Takes back everything that is on its way.

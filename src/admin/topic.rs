@@ -11,9 +11,9 @@ use pyralog_net::message::{
 };
 use serde::Serialize;
 
-use super::cli::{Format, TopicCommand};
-use super::output;
-use super::{explain, retention};
+use super::cli::{Format, TopicCommand, TopicSettings};
+use super::output::{self, nodes};
+use super::{explain, rebalance, retention};
 use crate::control::view::{health_name, replica_role_name, replication_state_name};
 use crate::failure::Failure;
 use crate::units;
@@ -127,27 +127,25 @@ impl TopicRow {
     }
 }
 
+impl TopicSettings {
+    /// 0 for what is not named.
+    fn quorums(&self) -> Quorums {
+        Quorums {
+            replication_factor: self.replication_factor.unwrap_or(0),
+            write_quorum: self.write_quorum.unwrap_or(0),
+            read_quorum: self.read_quorum.unwrap_or(0),
+            min_insync_replicas: self.min_insync_replicas.unwrap_or(0),
+        }
+    }
+}
+
 /// `topic …`.
 pub(crate) fn run(client: &mut Client, format: Format, command: TopicCommand) -> Result<(), Failure> {
     match command {
-        TopicCommand::Create {
-            name,
-            partitions,
-            replication_factor,
-            write_quorum,
-            read_quorum,
-            min_insync_replicas,
-            retention_bytes,
-            retention_ms,
-        } => {
-            let quorums = Quorums {
-                replication_factor: replication_factor.unwrap_or(0),
-                write_quorum: write_quorum.unwrap_or(0),
-                read_quorum: read_quorum.unwrap_or(0),
-                min_insync_replicas: min_insync_replicas.unwrap_or(0),
-            };
-            let retention_bytes = retention_argument(retention_bytes)?;
-            let retention_ms = retention_argument(retention_ms)?;
+        TopicCommand::Create { name, partitions, settings } => {
+            let quorums = settings.quorums();
+            let retention_bytes = retention_argument(settings.retention_bytes)?;
+            let retention_ms = retention_argument(settings.retention_ms)?;
             let name = name.as_str();
             let request = CreateTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
             client.create_topic_with(request).map_err(|error| explain(error, None))?;
@@ -155,30 +153,21 @@ pub(crate) fn run(client: &mut Client, format: Format, command: TopicCommand) ->
             await_known_everywhere(client, name)?;
             output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
         }
-        TopicCommand::Alter {
-            name,
-            partitions,
-            write_quorum,
-            read_quorum,
-            min_insync_replicas,
-            retention_bytes,
-            retention_ms,
-        } => {
-            let quorums = Quorums {
-                replication_factor: 0,
-                write_quorum: write_quorum.unwrap_or(0),
-                read_quorum: read_quorum.unwrap_or(0),
-                min_insync_replicas: min_insync_replicas.unwrap_or(0),
-            };
+        TopicCommand::Alter { name, partitions, settings, at_once, quiet } => {
+            let quorums = settings.quorums();
             let retention = |wanted: Option<u64>| match wanted {
                 None => Ok(AlterTopicRequest::AS_IT_IS),
                 wanted => retention_argument(wanted),
             };
-            let (retention_bytes, retention_ms) = (retention(retention_bytes)?, retention(retention_ms)?);
+            let retention_bytes = retention(settings.retention_bytes)?;
+            let retention_ms = retention(settings.retention_ms)?;
             let (name, partitions) = (name.as_str(), partitions.unwrap_or(0));
             find(client, name)?;
             let request = AlterTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
             client.alter_topic(request).map_err(|error| explain(error, Some(name)))?;
+            if settings.replication_factor.is_some() {
+                rebalance::resize(client, name, at_once, quiet)?;
+            }
             let topic = client.topic_for_sure(name).map_err(|error| explain(error, Some(name)))?;
             output::print(format, &TopicRow::of(&topic), TopicRow::pairs)
         }
@@ -343,8 +332,8 @@ fn partition_table(states: &[PartitionRow]) -> String {
                 .map_or("none".into(), |leader| leader.to_string()),
             state.shard.to_string(),
             state.epoch.to_string(),
-            ids(&state.replicas),
-            or_unknown(state.isr.as_deref(), ids),
+            nodes(&state.replicas),
+            or_unknown(state.isr.as_deref(), nodes),
             state.health.to_owned(),
             offset(state.log_start),
             offset(state.high_watermark),
@@ -377,10 +366,6 @@ fn follower_table(states: &[PartitionRow]) -> Option<String> {
         ]
     });
     followers().next().is_some().then(|| output::table(&head, rows))
-}
-
-fn ids(nodes: &[u32]) -> String {
-    nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn delete(client: &mut Client, name: &str, yes: bool) -> Result<(), Failure> {

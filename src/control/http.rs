@@ -92,6 +92,7 @@ fn nodes_json(catalog: &Catalog) -> Vec<Value> {
             "node": node.id,
             "address": node.client_address,
             "internal_address": node.internal_address,
+            "rack": Some(&node.rack).filter(|rack| !rack.is_empty()),
             "shards": node.shards,
         })
     };
@@ -144,6 +145,15 @@ fn shard_json(view: &ShardView) -> Value {
             "checkpoints": counters.checkpoints,
             "errors": errors,
             "replication": replication::counters_json(&counters.replication),
+            "scrub": {
+                "bytes": counters.scrub.bytes,
+                "passes": counters.scrub.passes,
+                "damaged": counters.scrub.damaged,
+                "repaired": counters.scrub.repaired,
+                "repaired_bytes": counters.scrub.repaired_bytes,
+                "failed": counters.scrub.failed,
+                "indexes": counters.scrub.indexes,
+            },
         },
     });
     if let Value::Object(more) = more {

@@ -88,6 +88,24 @@ const TOTALS: &[Total] = &[
     ("catch_up", "Bytes of record batches fetched from leaders' segments.", Some(Unit::Bytes), |c| {
         c.replication.catch_up_bytes
     }),
+    ("scrubbed", "Bytes of segments read again and checked.", Some(Unit::Bytes), |c| c.scrub.bytes),
+    ("scrubs", "Times that all segments had been read again.", None, |c| c.scrub.passes),
+    ("damaged_ranges_found", "Damaged ranges found in segments, by a scrub or a reader.", None, |c| {
+        c.scrub.damaged
+    }),
+    ("damaged_ranges_repaired", "Damaged ranges that are whole again.", None, |c| c.scrub.repaired),
+    ("repaired", "Bytes fetched from other replicas to repair segments.", Some(Unit::Bytes), |c| {
+        c.scrub.repaired_bytes
+    }),
+    (
+        "repairs_failed",
+        "Times that nobody could give what is damaged, or the disk did not keep it.",
+        None,
+        |c| c.scrub.failed,
+    ),
+    ("indexes_rebuilt", "Indexes of segments that were damaged or missing and made again.", None, |c| {
+        c.scrub.indexes
+    }),
 ];
 
 /// Present values.

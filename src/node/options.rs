@@ -128,6 +128,7 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         topic_quorums: config.topic_quorums(),
         election: election(config),
         internal_address: own_internal_address(config),
+        rack: config.node.rack.clone().unwrap_or_default(),
         metadata_replicas: metadata_replicas(config),
         cluster_name: config.node.cluster_name.clone(),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),
@@ -142,6 +143,8 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         segment_sync_on_write: storage.segment_config.sync_on_write,
         retention_bytes: storage.retention.bytes,
         retention_ms: storage.retention.ms,
+        scrub_interval_us: storage.scrub.interval_ms.map(|ms| ms.saturating_mul(1_000)),
+        scrub_bytes_per_s: storage.scrub.rate / u64::from(shards).max(1),
         request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
         ack_timeout_us: config.replication.ack_timeout_ms.saturating_mul(1_000),
         ..EngineConfig::default()

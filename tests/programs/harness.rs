@@ -33,6 +33,8 @@ pub(crate) struct Cluster {
     count: u16,
     base: u16,
     settings: &'static [(&'static str, &'static str)],
+    /// By node; a node that is not in it has none.
+    pub(crate) racks: BTreeMap<u16, &'static str>,
     network: Option<Network>,
     wires: Option<Wires>,
 }
@@ -43,7 +45,8 @@ impl Cluster {
         // As many as a cluster can grow to.
         let base = CLUSTERS.fetch_add(6, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
-        Self { folder, nodes, count, base, settings: &[], network: None, wires: None }
+        let racks = BTreeMap::new();
+        Self { folder, nodes, count, base, settings: &[], racks, network: None, wires: None }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -53,6 +56,13 @@ impl Cluster {
 
     pub(crate) fn formed_with(count: u16, settings: &'static [(&'static str, &'static str)]) -> Self {
         Self { settings, ..Self::new(count) }.form()
+    }
+
+    /// A node in each of these racks.
+    pub(crate) fn in_racks(racks: &[&'static str]) -> Self {
+        let mut cluster = Self::new(racks.len() as u16);
+        cluster.racks = (1..).zip(racks.iter().copied()).collect();
+        cluster.form()
     }
 
     /// Likewise, with ways between the nodes that the test can close.
@@ -118,6 +128,7 @@ impl Cluster {
             command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
             command.env("PYRALOG__RUNTIME__SHARDS", "1");
             command.envs(self.settings.iter().copied());
+            command.envs(self.racks.get(&id).map(|rack| ("PYRALOG__NODE__RACK", *rack)));
         };
         let data = self.data(id);
         let node = Node::start_with(&data, &self.address(id), |command| {
@@ -305,4 +316,28 @@ fn follow(client: Client, topic: &str, partition: u32, wanted: &AtomicU64, read:
 
 pub(crate) fn value(partition: u32, number: u64) -> Vec<u8> {
     format!("partition {partition} record {number:08}").into_bytes()
+}
+
+/// A text without its numbers, sizes and times, line by line.
+fn shape(text: &str) -> Vec<String> {
+    let is_time = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) && word.ends_with('Z');
+    let word = |word: &str| match word {
+        "B" | "KiB" | "MiB" | "GiB" => "SIZE".to_owned(),
+        number
+            if is_time(number)
+                || number.contains(|c: char| c.is_ascii_digit()) && !number.contains(char::is_alphabetic) =>
+        {
+            "N".to_owned()
+        }
+        other => other.to_owned(),
+    };
+    text.lines().map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// What a program prints is what the operator's page shows, but for the numbers.
+pub(crate) fn is_on(name: &str, page: &str, printed: &str) {
+    let page = shape(page);
+    for line in shape(printed) {
+        assert!(page.contains(&line), "{name} lacks {line:?}");
+    }
 }

@@ -18,6 +18,7 @@ mod node;
 mod partition;
 mod proxy;
 mod reads;
+mod rot;
 mod stalls;
 mod tidy;
 mod watch;

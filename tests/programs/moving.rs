@@ -1,12 +1,16 @@
 //! Partitions go to other nodes while producers and a reader are at work and nodes die.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::harness::{Cluster, Reader, eventually, producer, value};
+use pyralog_core::Quorums;
+use pyralog_net::message::AlterTopicRequest;
+
+use crate::harness::{Cluster, Reader, eventually, is_on, producer, value};
 
 const PARTITIONS: u32 = 2;
 /// Between two records for each partition.
@@ -154,24 +158,8 @@ fn what_can_not_be_is_refused_with_the_reason() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("node 9 has no replica"));
 }
 
-/// A text without its numbers and sizes, line by line.
-fn shape(text: &str) -> Vec<String> {
-    let word = |word: &str| match word {
-        "B" | "KiB" | "MiB" | "GiB" => "SIZE".to_owned(),
-        number if number.chars().any(|c| c.is_ascii_digit()) && !number.contains(char::is_alphabetic) => {
-            "N".to_owned()
-        }
-        other => other.to_owned(),
-    };
-    text.lines().map(|line| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")).collect()
-}
-
-/// What a command prints is what the operator's page shows, but for the numbers.
 fn is_on_the_page(printed: &str) {
-    let page = shape(include_str!("../../docs/operations/scaling.md"));
-    for line in shape(printed) {
-        assert!(page.contains(&line), "docs/operations/scaling.md lacks {line:?}");
-    }
+    is_on("docs/operations/scaling.md", include_str!("../../docs/operations/scaling.md"), printed);
 }
 
 /// Where the replicas of all partitions are.
@@ -239,6 +227,132 @@ fn a_cluster_grows_and_shrinks_under_load() {
     }
     let refused = cluster.admin(&["cluster", "remove-node", "4", "--yes"]);
     assert!(!refused.status.success(), "three copies on two nodes: {refused:?}");
+}
+
+/// Whether the three replicas of every partition of "t" are in different racks.
+fn all_apart(cluster: &Cluster) -> bool {
+    let racks = |nodes: Vec<u32>| nodes.iter().map(|node| cluster.racks[&(*node as u16)]).collect();
+    placed(cluster).into_iter().map(racks).all(|racks: BTreeSet<&str>| racks.len() == 3)
+}
+
+#[test]
+fn replicas_go_to_different_racks() {
+    let mut cluster = Cluster::in_racks(&["east", "east", "west", "west", "north"]);
+    cluster.admin_ok(&["topic", "create", "t", "--replication-factor", "3", "--partitions", "6"]);
+    cluster.admin_ok(&["topic", "create", "u", "--replication-factor", "2"]);
+    assert!(all_apart(&cluster), "{:?}", placed(&cluster));
+    // Nodes may be taken to another rack: what there is moves when somebody asks for it.
+    cluster.nodes.remove(&2).unwrap().stop();
+    cluster.racks.insert(2, "north");
+    cluster.start(2);
+    let racks = |cluster: &Cluster| -> Vec<String> {
+        let info = cluster.json(&["cluster", "info"]);
+        let nodes = info["nodes"].as_array().unwrap().iter();
+        nodes.map(|node| node["rack"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually(|| (racks(&cluster) == ["east", "north", "west", "west", "north"]).then_some(()));
+    assert!(!all_apart(&cluster), "{:?}", placed(&cluster));
+    cluster.admin_ok(&["rebalance", "--yes"]);
+    eventually(|| all_apart(&cluster).then_some(()));
+    let to_one =
+        |to: &str| String::from_utf8(cluster.admin(&["reassign", "u/0", "--to", to]).stderr).unwrap();
+    assert!(to_one("3,4").contains("are all in rack west"));
+    assert_eq!(to_one("3,5"), "");
+    cluster.admin_ok(&["cluster", "remove-node", "4", "--yes"]);
+    let without = || placed(&cluster).iter().flatten().all(|node| *node != 4);
+    eventually(|| (without() && all_apart(&cluster)).then_some(()));
+}
+
+/// Waits until each partition of "t" has so many replicas, as far as whoever is asked knows, who may hear of it later.
+fn await_copies(cluster: &Cluster, copies: &[usize]) {
+    eventually(|| placed(cluster).iter().map(Vec::len).eq(copies.iter().copied()).then_some(()));
+}
+
+#[test]
+fn a_topic_gets_more_replicas_and_fewer_under_load() {
+    let mut cluster = Cluster::in_racks(&["east", "east", "west", "west", "north"]);
+    cluster.admin_ok(&["topic", "create", "t", "--replication-factor", "3", "--partitions", "2"]);
+    cluster.admin_ok(&["topic", "create", "alone", "--replication-factor", "1"]);
+    let load = Load::begin(&cluster);
+    let reader = Reader::begin(cluster.client(), "t", 0);
+    eventually(|| (reader.records() > 1_000).then_some(()));
+    let refused = |arguments: &[&str], text: &str| {
+        let output = cluster.admin(&[&["topic", "alter"], arguments].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    };
+    refused(&["t", "--replication-factor", "5"], "write_quorum 2 of 5 copies");
+    refused(&["t", "--replication-factor", "6", "--write-quorum", "4"], "6");
+    refused(&["t", "--replication-factor", "1", "--write-quorum", "1"], "2 is the least");
+    refused(
+        &["alone", "--replication-factor", "3", "--write-quorum", "2", "--read-quorum", "2"],
+        "has one replica",
+    );
+    await_copies(&cluster, &[3, 3]);
+    let of_five = ["--write-quorum", "3", "--read-quorum", "3", "--min-insync-replicas", "3"];
+    let alter = ["topic", "alter", "t", "--replication-factor"];
+    let altered = cluster.json(&[&alter[..], &["5"], &of_five].concat());
+    assert_eq!(
+        (altered["replication_factor"].as_u64(), altered["write_quorum"].as_u64()),
+        (Some(5), Some(3))
+    );
+    await_copies(&cluster, &[5, 5]);
+    // Two of five may die.
+    let gone = [1, 2];
+    gone.iter().for_each(|node| cluster.kill(*node));
+    let seen = reader.records();
+    eventually(|| (reader.records() > seen + 1_000).then_some(()));
+    gone.iter().for_each(|node| cluster.start(*node));
+
+    // Nobody who is there has to come for there to be fewer.
+    cluster.kill(5);
+    let of_three = ["--write-quorum", "2", "--read-quorum", "2", "--min-insync-replicas", "2"];
+    is_on_the_page(&cluster.admin_ok(&[&alter[..], &["3"], &of_three].concat()));
+    await_copies(&cluster, &[3, 3]);
+    cluster.start(5);
+    cluster.admin_ok(&["rebalance", "--yes"]);
+    eventually(|| all_apart(&cluster).then_some(()));
+    for partition in 0..2 {
+        let holders = &placed(&cluster)[partition as usize];
+        for other in (1..=5).filter(|node| !holders.contains(node)) {
+            eventually(|| folders(&cluster, other, partition).is_empty().then_some(()));
+        }
+    }
+    // On the way to more it waits for who is not there, and is taken back.
+    let holders = placed(&cluster).swap_remove(0);
+    let away = (1..=5).find(|node| !holders.contains(&u32::from(*node))).unwrap();
+    cluster.kill(away);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| cluster.admin(&[&alter[..], &["5"], &of_five].concat()));
+        eventually(|| {
+            cluster.admin_ok(&["rebalance", "--cancel"]);
+            waits.is_finished().then_some(())
+        });
+        let output = waits.join().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains("another number of replicas"), "{error}");
+    });
+    eventually(|| (placed(&cluster)[0].len() == 3).then_some(()));
+    cluster.admin_ok(&[&alter[..], &["3"], &of_three].concat());
+    cluster.start(away);
+    await_copies(&cluster, &[3, 3]);
+    // What the topic says and no move was asked for `rebalance` does.
+    cluster.client().alter_topic(more_copies("t", 4)).unwrap();
+    await_copies(&cluster, &[3, 3]);
+    cluster.admin_ok(&["rebalance", "--yes"]);
+    await_copies(&cluster, &[4, 4]);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+    let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
+    assert!(reader.end(sent) == expected, "the reader has read all in order");
+}
+
+fn more_copies(name: &str, copies: u8) -> AlterTopicRequest<'_> {
+    let (retention_bytes, retention_ms) = (AlterTopicRequest::AS_IT_IS, AlterTopicRequest::AS_IT_IS);
+    AlterTopicRequest { name, partitions: 0, quorums: Quorums::of(copies), retention_bytes, retention_ms }
 }
 
 #[test]

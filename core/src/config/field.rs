@@ -59,6 +59,8 @@ pub(super) enum Field<'a> {
     Bool(&'a mut bool),
     /// A name of letters, digits and `.`, `_`, `-`.
     Name(&'a mut String),
+    /// Such a name; the text says what holds without one.
+    OptName(&'a mut Option<String>, &'static str),
     Path(&'a mut PathBuf),
     /// A path; the text says what holds without one.
     OptPath(&'a mut Option<PathBuf>, &'static str),
@@ -96,6 +98,7 @@ impl Field<'_> {
             }
             Self::Bool(out) => **out = boolean(node).ok_or(usage)?,
             Self::Name(out) => **out = text(node).and_then(name).ok_or(usage)?,
+            Self::OptName(out, _) => **out = Some(text(node).and_then(name).ok_or(usage)?),
             Self::Path(out) => **out = PathBuf::from(path(node).ok_or(usage)?),
             Self::OptPath(out, _) => **out = Some(PathBuf::from(path(node).ok_or(usage)?)),
             Self::Socket(out) => **out = text(node).and_then(socket).ok_or(usage)?,
@@ -126,7 +129,9 @@ impl Field<'_> {
             Self::OptPath(v, unset) => v.as_ref().map_or(format!("({unset})"), |v| v.display().to_string()),
             Self::Socket(v) => v.to_string(),
             Self::OptSocket(v, unset) => v.map_or(format!("({unset})"), |v| v.to_string()),
-            Self::OptHostPort(v, unset) => v.as_ref().map_or(format!("({unset})"), Clone::clone),
+            Self::OptName(v, unset) | Self::OptHostPort(v, unset) => {
+                v.as_ref().map_or(format!("({unset})"), Clone::clone)
+            }
             Self::Nodes(v) => format!("[{}]", node_texts(v).join(", ")),
             Self::Cpus(v) => v.as_ref().map_or("auto".to_owned(), |v| units::format_cpus(v)),
             Self::Fsync(v) => match **v {
@@ -154,7 +159,7 @@ impl Field<'_> {
             Self::Name(v) => json!(v),
             Self::OptPath(v, _) => json!(v.as_ref().map(|v| v.display().to_string())),
             Self::OptSocket(v, _) => json!(v),
-            Self::OptHostPort(v, _) => json!(v),
+            Self::OptName(v, _) | Self::OptHostPort(v, _) => json!(v),
             Self::Nodes(v) => json!(node_texts(v)),
             Self::Cpus(v) => json!(v),
             Self::Path(_) | Self::Socket(_) | Self::Fsync(_) | Self::Hugepages(_) => json!(self.render()),
@@ -168,7 +173,7 @@ impl Field<'_> {
             Self::Size(..) | Self::OptSize(..) => "size",
             Self::Duration(..) | Self::OptDuration(..) => "duration",
             Self::Bool(_) => "true or false",
-            Self::Name(_) => "name",
+            Self::Name(_) | Self::OptName(..) => "name",
             Self::Path(_) | Self::OptPath(..) => "path",
             Self::Socket(_) | Self::OptSocket(..) => "IP:PORT",
             Self::OptHostPort(..) => "HOST:PORT",
@@ -190,7 +195,9 @@ impl Field<'_> {
                 format!("{}, or {word}", duration_usage(*unit, *min, *max))
             }
             Self::Bool(_) => "true or false".to_owned(),
-            Self::Name(_) => format!("1 to {MAX_CLUSTER_NAME_BYTES} letters, digits, '.', '_' or '-'"),
+            Self::Name(_) | Self::OptName(..) => {
+                format!("1 to {MAX_CLUSTER_NAME_BYTES} letters, digits, '.', '_' or '-'")
+            }
             Self::Path(_) | Self::OptPath(..) => "a path".to_owned(),
             Self::Socket(_) | Self::OptSocket(..) => {
                 "an IP address and a port, like 0.0.0.0:9092, [::1]:9092 or localhost:9092".to_owned()

@@ -98,9 +98,17 @@ pub const KEYS: &[Key] = &[
         path: "node.cluster_nodes",
         doc: "The cluster's nodes by their internal addresses, this one among them; the same list on every node. Up to \
               five; all of them hold the cluster's metadata.",
-        why: "Empty or this node alone: one copy of everything. Three nodes survive the loss of one. The list names who \
-              votes; it can't be changed in this version.",
+        why: "Empty or this node alone: one copy of everything. Three nodes survive the loss of one. Nodes are added and \
+              removed while the cluster serves; see docs/operations/scaling.md.",
         field: |c| Field::Nodes(&mut c.node.cluster_nodes),
+    },
+    Key {
+        path: "node.rack",
+        doc: "What fails together with this node: a rack, a zone, a power supply.",
+        why: "The replicas of a partition go to different racks, as far as there are different ones. A node without one is taken \
+              for a rack of its own, so name it on all nodes or on none. It may be changed with a restart; what is placed \
+              already moves with `pyralog-admin rebalance`.",
+        field: |c| Field::OptName(&mut c.node.rack, "none"),
     },
     Key {
         path: "network.listen_address",
@@ -216,6 +224,28 @@ pub const KEYS: &[Key] = &[
                 24 * 36_500 * HOUR_MS,
                 "unlimited",
             )
+        },
+    },
+    Key {
+        path: "storage.scrub.interval_ms",
+        doc: "How long after the end of a scrub, which reads all segments of a shard and checks every checksum, the next \
+              one begins; the first begins an hour after the start of the node at the latest. `never`: only when asked \
+              for with `pyralog-admin scrub start`.",
+        why: "What rots on one disk is repaired from another replica, as long as it does not rot there as well: the \
+              longer nobody looks, the likelier that is.",
+        field: |c| {
+            let max = 24 * 366 * HOUR_MS;
+            Field::OptDuration(&mut c.storage.scrub.interval_ms, Unit::Ms, 60_000, max, "never")
+        },
+    },
+    Key {
+        path: "storage.scrub.rate",
+        doc: "How fast segments are read for that, per second and node, shared by its shards.",
+        why: "Scrubbing is in no hurry: at 16MiB a terabyte takes 18 hours. Reads beside the journal's writes hold back \
+              for them besides.",
+        field: |c| {
+            let bounds = SizeBounds { min: 64 << 10, max: 64 << 30, step: 1 };
+            Field::Size(&mut c.storage.scrub.rate, bounds)
         },
     },
     Key {

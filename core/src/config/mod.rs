@@ -54,6 +54,8 @@ pub struct NodeConfig {
     pub cluster_name: String,
     /// The cluster's nodes; see [`Config::cluster_nodes`].
     pub cluster_nodes: Vec<ClusterNode>,
+    /// What fails together with this node.
+    pub rack: Option<String>,
 }
 
 /// `network.*`
@@ -82,6 +84,8 @@ pub struct StorageConfig {
     pub fsync_policy: FsyncPolicy,
     /// What is deleted when.
     pub retention: RetentionConfig,
+    /// Segments that are read again to find what has rotted.
+    pub scrub: ScrubConfig,
     /// Journal files.
     pub journal: JournalConfig,
 }
@@ -129,6 +133,15 @@ pub struct RetentionConfig {
     pub ms: Option<u64>,
 }
 
+/// `storage.scrub.*`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubConfig {
+    /// From the end of one scrub to the begin of the next, milliseconds; `None` = when asked for only.
+    pub interval_ms: Option<u64>,
+    /// How fast segments are read, bytes per second and node.
+    pub rate: u64,
+}
+
 /// `storage.journal.*`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalConfig {
@@ -173,6 +186,7 @@ impl Default for NodeConfig {
             journal_dir: None,
             cluster_name: "pyralog".to_owned(),
             cluster_nodes: Vec::new(),
+            rack: None,
         }
     }
 }
@@ -198,6 +212,12 @@ impl Default for SegmentConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         Self { max_size: 256 << 20, max_buffer_time_ms: 10_000, enabled: true }
+    }
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { interval_ms: Some(7 * 24 * 3_600_000), rate: 16 << 20 }
     }
 }
 

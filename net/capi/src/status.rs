@@ -46,7 +46,7 @@ pub const PYRALOG_ERROR_DISK_FULL: i32 = 14;
 pub const PYRALOG_ERROR_STORAGE_FAILED: i32 = 15;
 /// The shard re-reads its disk after an error.
 pub const PYRALOG_ERROR_FENCED: i32 = 16;
-/// The range is damaged on disk and has no other copy.
+/// The range is damaged on disk, and not repaired from another replica yet.
 pub const PYRALOG_ERROR_CORRUPT_RANGE: i32 = 17;
 /// Corruption hides where the log ends; it is read-only.
 pub const PYRALOG_ERROR_LOG_END_UNKNOWN: i32 = 18;

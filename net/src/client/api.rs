@@ -12,7 +12,7 @@ use super::place::Place;
 use crate::message::{
     AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest, FetchReplyHead, FetchRequest,
     InitProducerIdReply, ListOffsetsReply, ListOffsetsRequest, MetadataReply, MetadataRequest, NodeMetadata,
-    OffsetSpec, Request, Response, TopicMetadata,
+    OffsetSpec, Request, Response, ScrubReply, ScrubRequest, TopicMetadata,
 };
 
 /// A page of metadata behind all topics: the nodes, and nothing else.
@@ -207,17 +207,7 @@ impl Client {
 
     /// The node and all topics, in the order of their ids.
     pub fn metadata(&mut self) -> Result<(NodeInfo, Vec<TopicMetadata>), ClientError> {
-        let mut topics = Vec::new();
-        let mut start_after = 0;
-        loop {
-            let mut page = self.metadata_page(None, start_after)?;
-            let last = page.topics.last().map(|topic| topic.id);
-            topics.append(&mut page.topics);
-            match last {
-                Some(id) if page.more && id > start_after => start_after = id,
-                _ => return Ok((NodeInfo::from(page), topics)),
-            }
-        }
+        all_pages(|start_after| self.metadata_page(None, start_after))
     }
 
     /// One topic, from memory when it was asked for before; [`Self::forget_topic`] makes it be asked again.
@@ -292,6 +282,20 @@ impl Client {
             Response::AlterTopic => Some(()),
             _ => None,
         })
+    }
+
+    /// How far a shard is with reading its segments again; with `start` it begins, unless it is at it.
+    pub fn scrub(&mut self, node: u32, shard: u16, start: bool) -> Result<ScrubReply, ClientError> {
+        let request = Request::Scrub(ScrubRequest { start });
+        self.call(
+            Place { node, shard },
+            &request,
+            |_| false,
+            |received| match received.response {
+                Response::Scrub(told) => Some(told),
+                _ => None,
+            },
+        )
     }
 
     /// Deletes a topic and its data.
@@ -442,7 +446,7 @@ impl Client {
 
     /// A request to a shard that changes nothing there, tried again after errors that pass, but those that are for the
     /// caller.
-    pub(super) fn call<T>(
+    fn call<T>(
         &mut self,
         place: Place,
         request: &Request<'_>,
@@ -515,6 +519,22 @@ fn is_there(connection: Connection, place: Place) -> Result<Connection, ClientEr
 /// Any node knows the topics; the caller decides whether others are asked.
 fn unknown_there(error: &ClientError) -> bool {
     error.code() == ErrorCode::UnknownTopicOrPartition
+}
+
+/// The node and all topics, from pages that each begin behind a topic.
+pub(super) fn all_pages(
+    mut page: impl FnMut(u32) -> Result<MetadataReply, ClientError>,
+) -> Result<(NodeInfo, Vec<TopicMetadata>), ClientError> {
+    let (mut topics, mut start_after) = (Vec::new(), 0);
+    loop {
+        let mut page = page(start_after)?;
+        let last = page.topics.last().map(|topic| topic.id);
+        topics.append(&mut page.topics);
+        match last {
+            Some(id) if page.more && id > start_after => start_after = id,
+            _ => return Ok((NodeInfo::from(page), topics)),
+        }
+    }
 }
 
 pub(super) fn metadata_reply(received: Received<'_>) -> Option<MetadataReply> {

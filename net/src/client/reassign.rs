@@ -2,7 +2,7 @@
 
 use pyralog_core::GroupId;
 
-use super::api::{Client, Kind, NodeInfo, metadata_reply, unknown_topic};
+use super::api::{Client, Kind, NodeInfo, all_pages, metadata_reply, unknown_topic};
 use super::error::ClientError;
 use crate::message::{
     DescribePartitionsRequest, ListReassignmentsReply, ListReassignmentsRequest, MetadataRequest,
@@ -87,18 +87,11 @@ impl Client {
 
     /// The nodes and all topics as the node knows them that decides: what others know may be older.
     pub fn metadata_for_sure(&mut self) -> Result<(NodeInfo, Vec<TopicMetadata>), ClientError> {
-        let (mut topics, mut start_after) = (Vec::new(), 0);
-        loop {
+        all_pages(|start_after| {
             self.find_controller()?;
             let request = Request::Metadata(MetadataRequest { topic: None, start_after });
-            let mut page = self.call_controller(&request, Kind::Question, metadata_reply)?;
-            let last = page.topics.last().map(|topic| topic.id);
-            topics.append(&mut page.topics);
-            match last {
-                Some(id) if page.more && id > start_after => start_after = id,
-                _ => return Ok((NodeInfo::from(page), topics)),
-            }
-        }
+            self.call_controller(&request, Kind::Question, metadata_reply)
+        })
     }
 
     /// One topic as the node knows it that decides: what others know of it may be older.

@@ -1,8 +1,8 @@
 //! Replies: encoded by the server (without an allocation of their own), decoded by the client.
 
 use pyralog_core::limits::{
-    BATCH_HEADER_BYTES, MAX_NODES, MAX_PARTITIONS_PER_TOPIC, MAX_REPLICATION_FACTOR, MAX_REPLY_BODY_BYTES,
-    MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+    BATCH_HEADER_BYTES, MAX_NODES, MAX_PARTITIONS_PER_TOPIC, MAX_RACK_BYTES, MAX_REPLICATION_FACTOR,
+    MAX_REPLY_BODY_BYTES, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
 };
 use pyralog_core::{ErrorCode, Outcome};
 
@@ -17,11 +17,11 @@ use crate::message::{
     CreateTopicReply, Durability, ErrorReply, FetchReplyHead, InitProducerIdReply, ListOffsetsReply,
     ListReassignmentsReply, MetadataReply, NodeMetadata, PartitionHealth, PartitionMetadata, PartitionState,
     ProduceReply, Reassignment, ReplicaList, ReplicaMetadata, ReplicaRole, ReplicaState, ReplicationState,
-    Response, TopicMetadata,
+    Response, ScrubReply, TopicMetadata,
 };
 
 const METADATA_HEAD_BYTES: usize = 32;
-const NODE_HEAD_BYTES: usize = 8;
+const NODE_HEAD_BYTES: usize = 16;
 const TOPIC_HEAD_BYTES: usize = 32;
 const PARTITION_METADATA_BYTES: usize = 16;
 const REPLICA_METADATA_BYTES: usize = 8;
@@ -55,6 +55,7 @@ impl Response {
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
             Self::RemoveNode => kind::REMOVE_NODE | REPLY_BIT,
             Self::AlterTopic => kind::ALTER_TOPIC | REPLY_BIT,
+            Self::Scrub(_) => kind::SCRUB | REPLY_BIT,
         }
     }
 
@@ -96,6 +97,10 @@ impl Response {
                 let more = r.more || count < r.reassignments.len();
                 w.u32(count as u32).u8(u8::from(more)).reserved(3);
                 r.reassignments.iter().take(count).for_each(|moved| encode_reassignment(moved, &mut w));
+            }
+            Self::Scrub(r) => {
+                w.u8(u8::from(r.running)).reserved(3).u32(r.damaged).u64(r.done_bytes).u64(r.total_bytes);
+                w.i64(r.ended_ms).u64(r.found).u64(r.repaired).u64(r.repaired_bytes).u64(r.failed);
             }
             Self::DeleteTopic
             | Self::Pong
@@ -144,6 +149,7 @@ impl Response {
                 kind::REASSIGN_PARTITION => Self::ReassignPartition,
                 kind::REMOVE_NODE => Self::RemoveNode,
                 kind::ALTER_TOPIC => Self::AlterTopic,
+                kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),
                 kind::LIST_REASSIGNMENTS => Self::ListReassignments(decode_reassignments(&mut reader)?),
                 _ => return Err(DecodeError::UnknownKind { kind }),
             },
@@ -210,6 +216,22 @@ fn decode_fetch_head(reader: &mut Reader<'_>) -> Result<FetchReplyHead, DecodeEr
     Ok(head)
 }
 
+fn decode_scrub(reader: &mut Reader<'_>) -> Result<ScrubReply, DecodeError> {
+    let running = reader.bool("running")?;
+    reader.reserved(3, "running")?;
+    Ok(ScrubReply {
+        running,
+        damaged: reader.u32("damaged")?,
+        done_bytes: reader.u64("done")?,
+        total_bytes: reader.u64("total")?,
+        ended_ms: reader.i64("ended")?,
+        found: reader.u64("found")?,
+        repaired: reader.u64("repaired")?,
+        repaired_bytes: reader.u64("repaired_bytes")?,
+        failed: reader.u64("failed")?,
+    })
+}
+
 fn decode_init_producer_id(reader: &mut Reader<'_>) -> Result<InitProducerIdReply, DecodeError> {
     let reply = InitProducerIdReply {
         producer_id: reader.i64("producer_id")?,
@@ -233,9 +255,10 @@ impl MetadataReplySize {
     }
 
     /// Adds a node.
-    pub fn add_node(&mut self, address: &str) {
-        let text = address.len().saturating_add(padding(address.len()));
-        self.bytes = self.bytes.saturating_add(NODE_HEAD_BYTES).saturating_add(text);
+    pub fn add_node(&mut self, address: &str, rack: &str) {
+        let padded = |text: &str| text.len().saturating_add(padding(text.len()));
+        let texts = padded(address).saturating_add(padded(rack));
+        self.bytes = self.bytes.saturating_add(NODE_HEAD_BYTES).saturating_add(texts);
     }
 
     /// Adds a topic whose partitions have `replicas` replicas in all.
@@ -267,8 +290,10 @@ fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
     w.padded_text(server).padded_text(cluster);
     for node in r.nodes.iter().take(nodes) {
         let address = truncated(&node.address, MAX_ADDRESS_BYTES);
-        size.add_node(address);
-        w.u32(node.id).u16(node.shards).u16(address.len() as u16).padded_text(address);
+        let rack = truncated(&node.rack, MAX_RACK_BYTES);
+        size.add_node(address, rack);
+        w.u32(node.id).u16(node.shards).u16(address.len() as u16).u16(rack.len() as u16).reserved(6);
+        w.padded_text(address).padded_text(rack);
     }
     let mut count: u32 = 0;
     for topic in &r.topics {
@@ -329,8 +354,11 @@ fn decode_node(reader: &mut Reader<'_>) -> Result<NodeMetadata, DecodeError> {
     let id = reader.u32("node")?;
     let shards = reader.u16("shards")?;
     let address_len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
+    let rack_len = reader.len_within("rack_len", MAX_RACK_BYTES)?;
+    reader.reserved(6, "rack_len")?;
     let address = reader.padded_text(address_len, "address")?.to_owned();
-    Ok(NodeMetadata { id, shards, address })
+    let rack = reader.padded_text(rack_len, "rack")?.to_owned();
+    Ok(NodeMetadata { id, shards, address, rack })
 }
 
 fn decode_topic(reader: &mut Reader<'_>) -> Result<TopicMetadata, DecodeError> {

@@ -11,7 +11,7 @@ use crate::frame::kind;
 use crate::message::{
     Acks, AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest,
     FetchRequest, ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
-    ReassignPartitionRequest, RemoveNodeRequest, Request,
+    ReassignPartitionRequest, RemoveNodeRequest, Request, ScrubRequest,
 };
 
 impl<'a> Request<'a> {
@@ -34,6 +34,7 @@ impl<'a> Request<'a> {
             }
             kind::ALTER_TOPIC => Self::AlterTopic(decode_alter_topic(&mut reader)?),
             kind::REMOVE_NODE => Self::RemoveNode(decode_remove_node(&mut reader)?),
+            kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         };
         reader.finish()?;
@@ -56,6 +57,7 @@ impl<'a> Request<'a> {
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
             Self::RemoveNode(_) => kind::REMOVE_NODE,
             Self::AlterTopic(_) => kind::ALTER_TOPIC,
+            Self::Scrub(_) => kind::SCRUB,
         }
     }
 
@@ -105,6 +107,7 @@ impl<'a> Request<'a> {
                 w.i64(r.retention_bytes).i64(r.retention_ms).bytes(r.name.as_bytes());
             }
             Self::RemoveNode(r) => _ = w.u32(r.node).reserved(4),
+            Self::Scrub(r) => _ = w.u8(u8::from(r.start)).reserved(7),
             Self::InitProducerId | Self::Ping => {}
         }
         w.finish(0);
@@ -137,6 +140,7 @@ impl<'a> Request<'a> {
             Self::ListOffsets(_)
             | Self::InitProducerId
             | Self::Ping
+            | Self::Scrub(_)
             | Self::ListReassignments(_)
             | Self::RemoveNode(_) => Ok(()),
         }
@@ -286,6 +290,12 @@ fn decode_remove_node(reader: &mut Reader<'_>) -> Result<RemoveNodeRequest, Deco
     let node = reader.u32("node")?;
     reader.reserved(4, "node")?;
     Ok(RemoveNodeRequest { node })
+}
+
+fn decode_scrub(reader: &mut Reader<'_>) -> Result<ScrubRequest, DecodeError> {
+    let start = reader.bool("start")?;
+    reader.reserved(7, "start")?;
+    Ok(ScrubRequest { start })
 }
 
 fn decode_alter_topic<'a>(reader: &mut Reader<'a>) -> Result<AlterTopicRequest<'a>, DecodeError> {

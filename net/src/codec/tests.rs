@@ -79,11 +79,8 @@ fn topic() -> impl Strategy<Value = TopicMetadata> {
 }
 
 fn node() -> impl Strategy<Value = NodeMetadata> {
-    (any::<u32>(), any::<u16>(), "[a-z.:0-9]{0,60}").prop_map(|(id, shards, address)| NodeMetadata {
-        id,
-        shards,
-        address,
-    })
+    (any::<u32>(), any::<u16>(), "[a-z.:0-9]{0,60}", "[a-z-]{0,20}")
+        .prop_map(|(id, shards, address, rack)| NodeMetadata { id, shards, address, rack })
 }
 
 fn state() -> impl Strategy<Value = PartitionState> {
@@ -168,6 +165,20 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::ReassignPartition),
         Just(Response::RemoveNode),
         Just(Response::AlterTopic),
+        (any::<(bool, u32, i64)>(), any::<[u64; 6]>()).prop_map(|((running, damaged, ended_ms), counts)| {
+            let [done_bytes, total_bytes, found, repaired, repaired_bytes, failed] = counts;
+            Response::Scrub(ScrubReply {
+                running,
+                damaged,
+                done_bytes,
+                total_bytes,
+                ended_ms,
+                found,
+                repaired,
+                repaired_bytes,
+                failed,
+            })
+        }),
         (vec(reassignment(), 0..20), any::<bool>()).prop_map(|(reassignments, more)| {
             Response::ListReassignments(ListReassignmentsReply { reassignments, more })
         }),
@@ -208,6 +219,7 @@ proptest! {
             }),
             Request::ListReassignments(ListReassignmentsRequest { from: group }),
             Request::RemoveNode(RemoveNodeRequest { node: a }),
+            Request::Scrub(ScrubRequest { start: a % 2 == 0 }),
             Request::AlterTopic(AlterTopicRequest {
                 name: &name, partitions: b, quorums, retention_bytes: y, retention_ms: z,
             }),
@@ -249,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..16, reply: bool, body in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bodies_of_any_kind_never_panic(kind in 0u16..17, reply: bool, body in vec(any::<u8>(), 0..300)) {
         let kind = kind | if reply { 0x8000 } else { 0 };
         let header = FrameHeader { kind, body_bytes: body.len() as u32, correlation_id: 3 };
         check_frames(&[&header.encode()[..], &body].concat());
@@ -415,7 +427,9 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
         node: 1,
         controller: 2,
         cluster: "c".into(),
-        nodes: (1..=3).map(|id| NodeMetadata { id, shards: 2, address: format!("n{id}:9092") }).collect(),
+        nodes: (1..=3)
+            .map(|id| NodeMetadata { id, shards: 2, address: format!("n{id}:9092"), rack: "east".into() })
+            .collect(),
         version: 9,
         server: "test".into(),
         more: false,
@@ -431,7 +445,7 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
     assert_eq!(page.topics, reply.topics[..3]);
 
     let mut size = MetadataReplySize::new(&reply.server, &reply.cluster);
-    page.nodes.iter().for_each(|node| size.add_node(&node.address));
+    page.nodes.iter().for_each(|node| size.add_node(&node.address, &node.rack));
     for topic in &page.topics {
         size.add_topic(&topic.name, topic.partitions.len(), topic.partitions.len() * 3);
     }

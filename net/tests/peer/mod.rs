@@ -337,7 +337,12 @@ impl Shared {
             node: 1,
             controller: 1,
             cluster: "test".into(),
-            nodes: vec![NodeMetadata { id: 1, shards: self.shards, address: "127.0.0.1:0".into() }],
+            nodes: vec![NodeMetadata {
+                id: 1,
+                shards: self.shards,
+                address: "127.0.0.1:0".into(),
+                rack: String::new(),
+            }],
             version: 1,
             server: "peer".into(),
             more: false,

@@ -17,16 +17,32 @@ pub struct Replica {
 
 /// The replicas of every partition of one topic, in order; the first is the preferred leader.
 ///
-/// Two bytes a replica: so the largest topic still fits one record of the metadata group, and a copy is cheap.
+/// Two bytes a replica: so the largest topic still fits one record of the metadata group, and a copy is cheap. While a topic is on its
+/// way to another number of replicas some partitions have more than others.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[rkyv(attr(allow(missing_docs)))]
 pub struct Assignment {
-    /// Replicas of each partition.
-    replication_factor: u8,
+    /// Most replicas of a partition.
+    width: u8,
     /// Every place in use, ascending.
     homes: Vec<Replica>,
-    /// Per partition `replication_factor` indexes into `homes`.
+    /// Per partition `width` indexes into `homes`, of which those behind its last replica are [`NOBODY`].
     slots: Vec<u16>,
+}
+
+/// No index of a place: there are not so many.
+const NOBODY: u16 = u16::MAX;
+
+/// The indexes of one partition, without what stands behind its last replica.
+fn row(slots: &[u16]) -> &[u16] {
+    let end = slots.iter().position(|slot| *slot == NOBODY).unwrap_or(slots.len());
+    slots.get(..end).unwrap_or_default()
+}
+
+/// The index of a place.
+fn place_among(homes: &[Replica], replica: &Replica) -> Result<u16, String> {
+    let place = homes.binary_search(replica).ok().and_then(|place| u16::try_from(place).ok());
+    place.filter(|place| *place != NOBODY).ok_or_else(|| format!("replicas in {} places", homes.len()))
 }
 
 impl Assignment {
@@ -35,19 +51,32 @@ impl Assignment {
     /// # Errors
     /// What is wrong with the lists; see [`Self::check`].
     pub fn new(partitions: &[Vec<Replica>]) -> Result<Self, String> {
-        let factor = partitions.first().map_or(0, Vec::len);
-        let factor = u8::try_from(factor).map_err(|_| format!("{factor} replicas of a partition"))?;
-        if partitions.iter().any(|replicas| replicas.len() != usize::from(factor)) {
+        let first = partitions.first().map_or(0, Vec::len);
+        if partitions.iter().any(|replicas| replicas.len() != first) {
             return Err("partitions with different numbers of replicas".into());
         }
+        Self::pack(partitions)
+    }
+
+    /// The same of partitions with different numbers.
+    fn pack(partitions: &[Vec<Replica>]) -> Result<Self, String> {
+        let width = partitions.iter().map(Vec::len).max().unwrap_or(0);
         let homes: BTreeSet<Replica> = partitions.iter().flatten().copied().collect();
         let homes: Vec<Replica> = homes.into_iter().collect();
-        let slot = |replica: &Replica| {
-            let place = homes.binary_search(replica).ok().and_then(|place| u16::try_from(place).ok());
-            place.ok_or_else(|| format!("replicas in {} places", homes.len()))
-        };
-        let slots = partitions.iter().flatten().map(slot).collect::<Result<_, _>>()?;
-        let assignment = Self { replication_factor: factor, homes, slots };
+        let mut slots = Vec::with_capacity(partitions.len().saturating_mul(width));
+        for replicas in partitions {
+            let end = slots.len() + width;
+            for replica in replicas {
+                slots.push(place_among(&homes, replica)?);
+            }
+            slots.resize(end, NOBODY);
+        }
+        Self::checked(width, homes, slots)
+    }
+
+    fn checked(width: usize, homes: Vec<Replica>, slots: Vec<u16>) -> Result<Self, String> {
+        let width = u8::try_from(width).map_err(|_| format!("{width} replicas of a partition"))?;
+        let assignment = Self { width, homes, slots };
         assignment.check()?;
         Ok(assignment)
     }
@@ -58,55 +87,64 @@ impl Assignment {
     /// What is wrong with them; see [`Self::check`].
     pub fn extended(&self, added: &[Vec<Replica>]) -> Result<Self, String> {
         let known = (0..self.partitions()).map(|partition| self.replicas(partition).collect());
-        Self::new(&known.chain(added.iter().cloned()).collect::<Vec<_>>())
+        Self::pack(&known.chain(added.iter().cloned()).collect::<Vec<_>>())
     }
 
-    /// The same with other replicas of one partition, as many as it has.
+    /// The same with other replicas of one partition.
     ///
     /// # Errors
     /// What is wrong with them; see [`Self::check`].
     pub fn with(&self, partition: u32, replicas: &[Replica]) -> Result<Self, String> {
-        let factor = usize::from(self.replication_factor);
-        let first = (partition as usize).saturating_mul(factor);
-        if replicas.len() != factor || first >= self.slots.len() {
+        if partition >= self.partitions() {
             return Err(format!("{} replicas of partition {partition}", replicas.len()));
         }
-        let replaced = first..first + factor;
-        let kept = self.slots.iter().enumerate().filter(|(at, _)| !replaced.contains(at));
-        let mut homes: BTreeSet<Replica> = kept.map(|(_, slot)| self.home(*slot)).collect();
+        let rows = || (0..).zip(self.slots.chunks(usize::from(self.width.max(1))).map(row));
+        let others = || rows().filter(|(number, _)| *number != partition).map(|(_, row)| row);
+        let width = others().map(<[u16]>::len).max().unwrap_or(0).max(replicas.len());
+        let mut homes: BTreeSet<Replica> = others().flatten().map(|slot| self.home(*slot)).collect();
         homes.extend(replicas);
         let homes: Vec<Replica> = homes.into_iter().collect();
-        // Where each place is now, by where it was.
-        let place =
-            |home: &Replica| homes.binary_search(home).ok().and_then(|place| u16::try_from(place).ok());
-        let moved: Vec<Option<u16>> = self.homes.iter().map(place).collect();
-        let slots = self.slots.iter().enumerate().map(|(at, slot)| match replaced.contains(&at) {
-            true => replicas.get(at - first).and_then(place),
-            false => moved.get(usize::from(*slot)).copied().flatten(),
-        });
-        let slots =
-            slots.collect::<Option<_>>().ok_or_else(|| format!("replicas in {} places", homes.len()))?;
-        let assignment = Self { replication_factor: self.replication_factor, homes, slots };
-        assignment.check()?;
-        Ok(assignment)
+        // Where each place is now, by where it was; one that is left by the partition is asked for by nobody.
+        let moved: Vec<u16> =
+            self.homes.iter().map(|home| place_among(&homes, home).unwrap_or(NOBODY)).collect();
+        let slot = |slot: &u16| moved.get(usize::from(*slot)).copied().unwrap_or(NOBODY);
+        let mut slots = Vec::with_capacity(self.partitions() as usize * width);
+        for (number, row) in rows() {
+            let end = slots.len() + width;
+            match number == partition {
+                true => {
+                    for replica in replicas {
+                        slots.push(place_among(&homes, replica)?);
+                    }
+                }
+                false => slots.extend(row.iter().map(slot)),
+            }
+            slots.resize(end, NOBODY);
+        }
+        Self::checked(width, homes, slots)
     }
 
-    /// Replicas of each partition.
-    pub fn replication_factor(&self) -> u8 {
-        self.replication_factor
+    /// Most replicas of a partition.
+    pub fn width(&self) -> u8 {
+        self.width
+    }
+
+    /// Whether every partition has so many replicas.
+    pub fn is_even(&self, replicas: u8) -> bool {
+        self.width == replicas && !self.slots.contains(&NOBODY)
     }
 
     /// How many partitions.
     pub fn partitions(&self) -> u32 {
-        (self.slots.len() / usize::from(self.replication_factor.max(1))) as u32
+        (self.slots.len() / usize::from(self.width.max(1))) as u32
     }
 
     /// The replicas of a partition, the preferred leader first; none of a partition that is not there.
     pub fn replicas(&self, partition: u32) -> impl ExactSizeIterator<Item = Replica> + Clone + '_ {
-        let factor = usize::from(self.replication_factor);
-        let first = (partition as usize).saturating_mul(factor);
-        let slots = self.slots.get(first..first.saturating_add(factor)).unwrap_or_default();
-        slots.iter().map(|slot| self.home(*slot))
+        let width = usize::from(self.width);
+        let first = (partition as usize).saturating_mul(width);
+        let slots = self.slots.get(first..first.saturating_add(width)).unwrap_or_default();
+        row(slots).iter().map(|slot| self.home(*slot))
     }
 
     /// The preferred leader of a partition.
@@ -126,8 +164,9 @@ impl Assignment {
 
     /// Every replica of every partition, and whether it is the preferred leader.
     pub fn iter(&self) -> impl Iterator<Item = (Replica, bool)> + '_ {
-        let factor = usize::from(self.replication_factor.max(1));
-        self.slots.iter().enumerate().map(move |(at, slot)| (self.home(*slot), at.is_multiple_of(factor)))
+        let width = usize::from(self.width.max(1));
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| **slot != NOBODY);
+        slots.map(move |(at, slot)| (self.home(*slot), at.is_multiple_of(width)))
     }
 
     /// Indexes are checked when an assignment is made or decoded; one beyond the list would be no node.
@@ -141,7 +180,7 @@ impl Assignment {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), String> {
-        let factor = usize::from(self.replication_factor);
+        let factor = usize::from(self.width);
         if factor == 0 || factor > usize::from(MAX_REPLICATION_FACTOR) {
             return Err(format!(
                 "{factor} replicas of a partition; 1 to {MAX_REPLICATION_FACTOR} are allowed"
@@ -158,9 +197,15 @@ impl Assignment {
             return Err("places out of order or twice".into());
         }
         let mut used = vec![false; self.homes.len()];
+        let mut widest = 0;
         for (partition, slots) in self.slots.chunks(factor).enumerate() {
+            let row = row(slots);
+            if row.is_empty() || slots.iter().skip(row.len()).any(|slot| *slot != NOBODY) {
+                return Err(format!("partition {partition} has no replicas, or lacks one among them"));
+            }
+            widest = widest.max(row.len());
             let mut nodes = [0; MAX_REPLICATION_FACTOR as usize];
-            for (slot, seen) in slots.iter().zip(0..) {
+            for (slot, seen) in row.iter().zip(0..) {
                 let (Some(home), Some(used)) =
                     (self.homes.get(usize::from(*slot)), used.get_mut(usize::from(*slot)))
                 else {
@@ -176,6 +221,7 @@ impl Assignment {
             }
         }
         match used.iter().all(|used| *used) {
+            true if widest < factor => Err("no partition has as many replicas as there is room for".into()),
             true => Ok(()),
             false => Err("a place without a replica".into()),
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyralog_core::limits::{
-    MAX_ADDRESS_BYTES, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_SHARDS, MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
+    MAX_ADDRESS_BYTES, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_RACK_BYTES, MAX_SHARDS, MAX_TOPIC_NAME_BYTES,
+    MAX_TOPICS,
 };
 use pyralog_core::{ErrorCode, GroupId};
 
@@ -137,7 +138,10 @@ impl Catalog {
     pub fn check(&self, command: &Command) -> Result<(), (ErrorCode, String)> {
         match command {
             Command::RegisterNode(node) => self.check_node(node),
-            Command::CreateTopic(spec) => self.check_new_topic(spec),
+            Command::CreateTopic(spec) => match spec.assignment.is_even(spec.replication_factor) {
+                true => self.check_new_topic(spec),
+                false => Err(uneven()),
+            },
             Command::DeleteTopic { topic } => match self.topics.contains_key(topic) {
                 true => Ok(()),
                 false => Err((ErrorCode::UnknownTopicOrPartition, format!("no topic with id {topic}"))),
@@ -161,7 +165,9 @@ impl Catalog {
 
     /// What a topic becomes.
     fn altered(&self, command: &Command) -> Result<Topic, Refusal> {
-        let Command::AlterTopic { topic, quorums, retention_bytes, retention_ms, added } = command else {
+        let Command::AlterTopic { topic, replication_factor, quorums, retention_bytes, retention_ms, added } =
+            command
+        else {
             return Err((ErrorCode::Internal, "not a command that alters a topic".into()));
         };
         let Some(known) = self.topics.get(topic) else {
@@ -175,12 +181,43 @@ impl Catalog {
         let spec = &mut altered.spec;
         (spec.write_quorum, spec.read_quorum, spec.min_insync_replicas) = *quorums;
         (spec.retention_bytes, spec.retention_ms) = (*retention_bytes, *retention_ms);
+        spec.replication_factor = *replication_factor;
+        if *replication_factor != known.spec.replication_factor {
+            self.check_factor(known, *replication_factor)?;
+        }
+        if added.iter().any(|replicas| replicas.len() != usize::from(*replication_factor)) {
+            return Err(uneven());
+        }
         if !added.is_empty() {
             spec.assignment =
                 spec.assignment.extended(added).map_err(|text| (ErrorCode::InvalidTopic, text))?;
         }
         self.check_topic(spec)?;
         Ok(altered)
+    }
+
+    /// Whether the partitions of a topic could come to have so many replicas.
+    fn check_factor(&self, topic: &Topic, wanted: u8) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidTopic, text));
+        let (name, nodes) = (topic.name(), self.nodes.len());
+        if usize::from(wanted) > nodes {
+            return invalid(format!(
+                "{wanted} replicas of each partition need as many nodes, and {nodes} are registered: add nodes first"
+            ));
+        }
+        let lone = (0..topic.partitions()).any(|number| topic.spec.assignment.replicas(number).len() < 2);
+        if lone && wanted > 1 {
+            return invalid(format!(
+                "topic {name:?} has one replica of each partition, which has nobody to agree with and keeps no log that others could \
+                 follow: create a topic with {wanted} replicas and copy the records"
+            ));
+        }
+        match wanted {
+            1 => invalid(format!(
+                "topic {name:?} has several replicas of each partition, and the last one would be no group: 2 is the least"
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn alter(&mut self, command: &Command) {
@@ -253,30 +290,20 @@ impl Catalog {
         }
         let first = Replica { node: node.id, shard: node.shards };
         let last = Replica { node: node.id, shard: u16::MAX };
+        let too_few = |shard: u16, what: String| {
+            let (id, shards, needed) = (node.id, node.shards, u32::from(shard) + 1);
+            let text = format!(
+                "node {id} comes with {shards} shards and {what} shard {shard}: start it with at least {needed} shards"
+            );
+            Err((ErrorCode::InvalidRequest, text))
+        };
         let mut coming = self.moves.values().flat_map(Move::places);
         if let Some(lost) = coming.find(|to| to.node == node.id && to.shard >= node.shards) {
-            let text = format!(
-                "node {} comes with {} shards and a replica is on its way to shard {}: start it with at least {} shards",
-                node.id,
-                node.shards,
-                lost.shard,
-                u32::from(lost.shard) + 1
-            );
-            return Err((ErrorCode::InvalidRequest, text));
+            return too_few(lost.shard, "a replica is on its way to".into());
         }
         match self.index.load.range(first..=last).next_back() {
             None => Ok(()),
-            Some((lost, load)) => {
-                let text = format!(
-                    "node {} comes with {} shards and has {} replicas on shard {}: start it with at least {} shards",
-                    node.id,
-                    node.shards,
-                    load.replicas,
-                    lost.shard,
-                    u32::from(lost.shard) + 1
-                );
-                Err((ErrorCode::InvalidRequest, text))
-            }
+            Some((lost, load)) => too_few(lost.shard, format!("has {} replicas on", load.replicas)),
         }
     }
 
@@ -450,6 +477,10 @@ impl Catalog {
     }
 }
 
+fn uneven() -> Refusal {
+    (ErrorCode::InvalidTopic, "partitions with different numbers of replicas".into())
+}
+
 fn check_node(node: &NodeInfo) -> Result<(), Refusal> {
     let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
     if node.id == 0 {
@@ -466,6 +497,13 @@ fn check_node(node: &NodeInfo) -> Result<(), Refusal> {
     }
     if !node.internal_address.is_empty() && !valid_address(&node.internal_address) {
         return invalid(format!("node {}: {:?} is no address for nodes", node.id, node.internal_address));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if node.rack.len() > MAX_RACK_BYTES || !node.rack.bytes().all(allowed) {
+        return invalid(format!(
+            "node {}: {:?} is no name of a rack; up to {MAX_RACK_BYTES} of a-z A-Z 0-9 . _ - are allowed",
+            node.id, node.rack
+        ));
     }
     Ok(())
 }

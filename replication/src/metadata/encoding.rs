@@ -4,9 +4,10 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{Catalog, Command, Move, NodeInfo, Settled, Topic, TopicSpec};
+use super::{Assignment, Catalog, Command, Move, NodeInfo, Settled, Topic, TopicSpec};
 
-/// Version of the bytes behind it. 1 (without nodes) and 2 (without their disks) are not read any more; 3 (without moves) is.
+/// Version of the bytes behind it. 1 (without nodes) and 2 (without their disks) are not read any more; 3 (without moves, racks, and partitions
+/// with other numbers of replicas than their topic) is.
 const VERSION: u8 = 4;
 /// The oldest version that is read.
 const OLDEST: u8 = 3;
@@ -49,23 +50,87 @@ struct Image {
     grown: Vec<(u32, u32, u64)>,
 }
 
-/// The same in version 3.
+/// A node in version 3.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+struct Node3 {
+    id: u32,
+    client_address: String,
+    internal_address: String,
+    shards: u16,
+    disk: u64,
+    disk_since: u64,
+}
+
+impl From<Node3> for NodeInfo {
+    fn from(node: Node3) -> Self {
+        let Node3 { id, client_address, internal_address, shards, disk, disk_since } = node;
+        Self { id, client_address, internal_address, rack: String::new(), shards, disk, disk_since }
+    }
+}
+
+/// What a topic was created with in version 3.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+struct TopicSpec3 {
+    name: String,
+    assignment: Assignment,
+    write_quorum: u8,
+    read_quorum: u8,
+    min_insync_replicas: u8,
+    retention_bytes: i64,
+    retention_ms: i64,
+}
+
+impl From<TopicSpec3> for TopicSpec {
+    fn from(spec: TopicSpec3) -> Self {
+        let TopicSpec3 { name, assignment, write_quorum, read_quorum, min_insync_replicas, .. } = spec;
+        let (retention_bytes, retention_ms) = (spec.retention_bytes, spec.retention_ms);
+        Self {
+            name,
+            replication_factor: assignment.width(),
+            assignment,
+            write_quorum,
+            read_quorum,
+            min_insync_replicas,
+            retention_bytes,
+            retention_ms,
+        }
+    }
+}
+
+/// A topic in version 3.
+#[derive(Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+struct Topic3 {
+    id: u32,
+    created: u64,
+    spec: TopicSpec3,
+}
+
+impl From<Topic3> for Topic {
+    fn from(Topic3 { id, created, spec }: Topic3) -> Self {
+        Self { id, created, spec: spec.into() }
+    }
+}
+
+/// The catalogue in version 3.
 #[derive(Archive, Serialize, Deserialize)]
 #[rkyv(attr(allow(missing_docs)))]
 struct Image3 {
     version: u64,
     next_topic_id: u32,
     next_producer_id: i64,
-    nodes: Vec<NodeInfo>,
-    topics: Vec<Topic>,
+    nodes: Vec<Node3>,
+    topics: Vec<Topic3>,
 }
 
 /// The commands of version 3.
 #[derive(Archive, Serialize, Deserialize)]
 #[rkyv(attr(allow(missing_docs)))]
 enum Command3 {
-    RegisterNode(NodeInfo),
-    CreateTopic(TopicSpec),
+    RegisterNode(Node3),
+    CreateTopic(TopicSpec3),
     DeleteTopic { topic: u32 },
     ReserveProducerIds { count: u32 },
 }
@@ -73,8 +138,8 @@ enum Command3 {
 impl From<Command3> for Command {
     fn from(command: Command3) -> Self {
         match command {
-            Command3::RegisterNode(node) => Self::RegisterNode(node),
-            Command3::CreateTopic(spec) => Self::CreateTopic(spec),
+            Command3::RegisterNode(node) => Self::RegisterNode(node.into()),
+            Command3::CreateTopic(spec) => Self::CreateTopic(spec.into()),
             Command3::DeleteTopic { topic } => Self::DeleteTopic { topic },
             Command3::ReserveProducerIds { count } => Self::ReserveProducerIds { count },
         }
@@ -141,8 +206,8 @@ impl Catalog {
                     version,
                     next_topic_id,
                     next_producer_id,
-                    nodes,
-                    topics,
+                    nodes: nodes.into_iter().map(NodeInfo::from).collect(),
+                    topics: topics.into_iter().map(Topic::from).collect(),
                     moves,
                     settled,
                     removed,

@@ -40,7 +40,7 @@ pub enum Command {
         topic: u32,
         /// Its number.
         partition: u32,
-        /// As many as there are, the preferred leader first.
+        /// As many as the topic is to have, the preferred leader first.
         to: Vec<Replica>,
     },
     /// The group of a partition has become what was wanted; its leader says so.
@@ -60,7 +60,9 @@ pub enum Command {
     AlterTopic {
         /// Its id.
         topic: u32,
-        /// Its quorums; the replication factor stays.
+        /// Replicas that each partition is to have. Those that there are get there by moves.
+        replication_factor: u8,
+        /// Its quorums.
         quorums: (u8, u8, u8),
         /// Bytes per partition; -1 = the node's default, 0 = unlimited.
         retention_bytes: i64,
@@ -86,6 +88,8 @@ pub struct NodeInfo {
     pub client_address: String,
     /// Where other nodes connect, `host:port`; empty when it is alone.
     pub internal_address: String,
+    /// What fails together with it; empty when nobody has said.
+    pub rack: String,
     /// Its number of shards.
     pub shards: u16,
     /// Random number of its disk: another one means that everything it held is gone.
@@ -102,6 +106,8 @@ pub struct TopicSpec {
     pub name: String,
     /// Its partitions' replicas.
     pub assignment: Assignment,
+    /// How many each of them is to have.
+    pub replication_factor: u8,
     /// Durable copies that an acknowledgement needs.
     pub write_quorum: u8,
     /// Copies that a linearizable read asks.
@@ -115,10 +121,10 @@ pub struct TopicSpec {
 }
 
 impl TopicSpec {
-    /// Its copies and quorums.
+    /// Its copies and quorums. [`Catalog::quorums`] says what holds for a partition that is on its way to so many.
     pub fn quorums(&self) -> Quorums {
         Quorums {
-            replication_factor: self.assignment.replication_factor(),
+            replication_factor: self.replication_factor,
             write_quorum: self.write_quorum,
             read_quorum: self.read_quorum,
             min_insync_replicas: self.min_insync_replicas,

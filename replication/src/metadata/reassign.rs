@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use pyralog_core::limits::MAX_METADATA_REPLICAS;
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::limits::{MAX_METADATA_REPLICAS, MAX_REPLICATION_FACTOR};
+use pyralog_core::{ErrorCode, GroupId, Quorums};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::catalog::Refusal;
@@ -89,6 +89,12 @@ impl Catalog {
         !self.moves.contains_key(&group) && configuration.version() <= settled.version()
     }
 
+    /// Copies and quorums of `group`: those of its topic, but for the copies that it has now.
+    pub fn quorums(&self, group: GroupId) -> Option<Quorums> {
+        let topic = self.topics.get(&group.topic.0)?;
+        Some(topic.spec.quorums().with_copies(topic.spec.assignment.replicas(group.partition).len() as u8))
+    }
+
     /// Every shard that holds a replica of `group`, or may be about to; one may be named twice.
     pub fn places(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
         self.replicas(group).chain(self.coming(group))
@@ -136,6 +142,13 @@ impl Catalog {
 
     pub(super) fn check_reassign(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
         self.check_places(group, to)?;
+        let (has, wanted) = (self.replicas(group).count(), self.factor(group));
+        // Where it is it may stay, in whatever order.
+        if to.len() != wanted && !self.is_on(group, to) {
+            let and_is = if has == wanted { String::new() } else { format!(" and is to have {wanted}") };
+            let text = format!("partition {group} has {has} replicas{and_is}, {} nodes are named", to.len());
+            return Err((ErrorCode::InvalidRequest, text));
+        }
         if !self.moves.contains_key(&group) && self.replicas(group).eq(to.iter().copied()) {
             return Err((ErrorCode::InvalidRequest, format!("partition {group} is on these nodes already")));
         }
@@ -145,17 +158,20 @@ impl Catalog {
     /// Whether the replicas of `group` could be there.
     fn check_places(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
         let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
-        let Some(topic) = self.topics.get(&group.topic.0).filter(|t| group.partition < t.partitions()) else {
-            return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}")));
-        };
-        let copies = usize::from(topic.spec.assignment.replication_factor());
-        if copies < 2 {
-            return invalid(format!(
-                "partition {group} has one replica, and only several can take each other's place"
-            ));
+        match self.replicas(group).count() {
+            0 => return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}"))),
+            1 => {
+                return invalid(format!(
+                    "partition {group} has one replica, and only several can take each other's place"
+                ));
+            }
+            _ => {}
         }
-        if to.len() != copies {
-            return invalid(format!("partition {group} has {copies} replicas, {} nodes are named", to.len()));
+        if !(2..=usize::from(MAX_REPLICATION_FACTOR)).contains(&to.len()) {
+            return invalid(format!(
+                "partition {group} can have 2 to {MAX_REPLICATION_FACTOR} replicas, {} nodes are named",
+                to.len()
+            ));
         }
         for (at, replica) in to.iter().enumerate() {
             let Some(node) = self.nodes.get(&replica.node) else {
@@ -181,6 +197,17 @@ impl Catalog {
         Ok(())
     }
 
+    /// Replicas that a partition is to have.
+    fn factor(&self, group: GroupId) -> usize {
+        self.topics.get(&group.topic.0).map_or(0, |topic| usize::from(topic.spec.replication_factor))
+    }
+
+    /// Whether these are the replicas of `group`, in whatever order.
+    fn is_on(&self, group: GroupId, places: &[Replica]) -> bool {
+        places.len() == self.replicas(group).count()
+            && places.iter().all(|place| self.replicas(group).any(|known| known == *place))
+    }
+
     /// Whether replicas of `group` may have been wanted there before.
     fn check_passed(&self, group: GroupId, wanted: &Move) -> Result<(), String> {
         let ordered = wanted.passed.is_sorted_by(|a, b| a.node < b.node);
@@ -203,7 +230,7 @@ impl Catalog {
 
     /// A move is wanted; another order of the same replicas is all there is to it.
     pub(super) fn reassign(&mut self, group: GroupId, to: &[Replica]) {
-        let same = to.iter().all(|replica| self.replicas(group).any(|known| known == *replica));
+        let same = self.is_on(group, to);
         match self.moves.get_mut(&group) {
             Some(wanted) => {
                 let before = std::mem::replace(&mut wanted.to, to.to_vec());

@@ -6,7 +6,8 @@ use pyralog_core::{ErrorCode, GroupId};
 
 fn node(id: u32, shards: u16) -> NodeInfo {
     let (client_address, internal_address) = (format!("n{id}:9092"), format!("n{id}:9093"));
-    NodeInfo { id, client_address, internal_address, shards, disk: u64::from(id), disk_since: 0 }
+    let rack = String::new();
+    NodeInfo { id, client_address, internal_address, rack, shards, disk: u64::from(id), disk_since: 0 }
 }
 
 fn cluster(nodes: u32) -> Catalog {
@@ -16,10 +17,11 @@ fn cluster(nodes: u32) -> Catalog {
 }
 
 fn spec(name: &str, assignment: Assignment) -> TopicSpec {
-    let quorums = Quorums::of(assignment.replication_factor());
+    let quorums = Quorums::of(assignment.width());
     TopicSpec {
         name: name.into(),
         assignment,
+        replication_factor: quorums.replication_factor,
         write_quorum: quorums.write_quorum,
         read_quorum: quorums.read_quorum,
         min_insync_replicas: quorums.min_insync_replicas,
@@ -148,6 +150,9 @@ fn nodes_join_and_come_back() {
         refused(&catalog, &Command::RegisterNode(bad_node), invalid, "no address for clients");
     }
     refused(&catalog, &with(|n| n.internal_address = "x".into()), invalid, "no address for nodes");
+    refused(&catalog, &with(|n| n.rack = "two words".into()), invalid, "no name of a rack");
+    refused(&catalog, &with(|n| n.rack = "r".repeat(65)), invalid, "no name of a rack");
+    catalog.apply(&with(|n| n.rack = "r".repeat(64))).unwrap();
     catalog.apply(&with(|n| n.shards = 3)).unwrap();
     catalog.apply(&with(|n| (n.shards, n.internal_address) = (4, String::new()))).unwrap();
     assert_eq!((catalog.nodes.len(), catalog.nodes[&2].shards), (2, 4));
@@ -462,6 +467,7 @@ enum Step {
     Reserve(u32),
     Reassign(u32, u32, Vec<(u32, u16)>),
     Settle(u32, u32),
+    Resize(u32, u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -471,6 +477,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, partitions, copies, quorums)| Step::Create(name, partitions, copies, quorums)),
         (0u32..9).prop_map(Step::Delete),
         any::<u32>().prop_map(Step::Reserve),
+        (0u32..5, 0u8..5).prop_map(|(topic, copies)| Step::Resize(topic, copies)),
         (0u32..5, 0u32..4, proptest::collection::vec((1u32..6, 0u16..3), 2..4))
             .prop_map(|(topic, partition, to)| Step::Reassign(topic, partition, to)),
         (0u32..5, 0u32..4).prop_map(|(topic, partition)| Step::Settle(topic, partition)),
@@ -479,7 +486,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn command(step: Step, catalog: &Catalog) -> Option<Command> {
     Some(match step {
-        Step::Node(id, shards) => Command::RegisterNode(node(id, shards)),
+        Step::Node(id, shards) => {
+            let rack = ["", "east", "west"][(id as usize + usize::from(shards)) % 3].into();
+            Command::RegisterNode(NodeInfo { rack, ..node(id, shards) })
+        }
         Step::Create(name, partitions, copies, [write_quorum, read_quorum, min_insync_replicas]) => {
             let spec = spec(&format!("t{name}"), place(catalog, partitions, copies).ok()?);
             // Half of them are in order.
@@ -493,6 +503,18 @@ fn command(step: Step, catalog: &Catalog) -> Option<Command> {
         Step::Reassign(topic, partition, to) => {
             let to = to.into_iter().map(|(node, shard)| replica(node, shard)).collect();
             Command::Reassign { topic, partition, to }
+        }
+        Step::Resize(topic, replication_factor) => {
+            let Quorums { write_quorum, read_quorum, min_insync_replicas, .. } =
+                Quorums::of(replication_factor);
+            Command::AlterTopic {
+                topic,
+                replication_factor,
+                quorums: (write_quorum, read_quorum, min_insync_replicas),
+                retention_bytes: -1,
+                retention_ms: -1,
+                added: Vec::new(),
+            }
         }
         Step::Settle(topic, partition) => {
             let group = GroupId::new(topic, partition);
@@ -614,6 +636,7 @@ fn a_topic_gets_other_settings_and_more_partitions() {
     catalog.apply(&Command::RegisterNode(NodeInfo { disk: 99, ..node(3, 2) })).unwrap();
     let alter = |quorums, retention_bytes, added: Vec<Vec<Replica>>| Command::AlterTopic {
         topic: 1,
+        replication_factor: 3,
         quorums,
         retention_bytes,
         retention_ms: 5,
@@ -649,4 +672,84 @@ fn a_topic_gets_other_settings_and_more_partitions() {
     catalog.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     assert_eq!((catalog.grown.len(), catalog.partitions()), (0, 0));
     assert!(catalog.check(&alter((2, 2, 2), 7, more)).is_err());
+}
+
+/// A topic is to have other numbers of replicas: its partitions get there one after the other, or stay, and what holds for each
+/// follows from how many it has.
+#[test]
+fn a_topic_gets_more_replicas_and_fewer() {
+    let mut catalog = cluster(5);
+    let lists = [[1, 2, 3], [3, 4, 5]].map(|nodes| nodes.map(|node| replica(node, 0)).to_vec());
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&lists).unwrap()))).unwrap();
+    catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();
+    let alter = |topic, replication_factor, quorums| Command::AlterTopic {
+        topic,
+        replication_factor,
+        quorums,
+        retention_bytes: -1,
+        retention_ms: -1,
+        added: Vec::new(),
+    };
+    let invalid = ErrorCode::InvalidTopic;
+    refused(&catalog, &alter(1, 5, (2, 2, 2)), invalid, "write_quorum 2 of 5 copies");
+    refused(&catalog, &alter(1, 6, (4, 4, 4)), invalid, "need as many nodes, and 5");
+    refused(&catalog, &alter(1, 1, (1, 1, 1)), invalid, "2 is the least");
+    refused(&catalog, &alter(1, 0, (2, 2, 2)), invalid, "replication_factor 0");
+    refused(&catalog, &alter(2, 3, (2, 2, 2)), invalid, "one replica of each partition");
+    refused(
+        &catalog,
+        &reassign(1, 0, &[1, 2, 3, 4, 5]),
+        ErrorCode::InvalidRequest,
+        "has 3 replicas, 5 nodes",
+    );
+    catalog.apply(&alter(1, 5, (3, 3, 3))).unwrap();
+    let (first, second) = (GroupId::new(1, 0), GroupId::new(1, 1));
+    let holds = |catalog: &Catalog, group| {
+        let quorums = catalog.quorums(group).unwrap();
+        (quorums.replication_factor, quorums.write_quorum, quorums.min_insync_replicas)
+    };
+    assert_eq!((holds(&catalog, first), holds(&catalog, second)), ((3, 2, 2), (3, 2, 2)));
+    refused(
+        &catalog,
+        &reassign(1, 0, &[1, 2, 4]),
+        ErrorCode::InvalidRequest,
+        "has 3 replicas and is to have 5, 3 nodes",
+    );
+    // Another order of those that there are is no move, fewer of them are one.
+    catalog.apply(&reassign(1, 1, &[4, 3, 5])).unwrap();
+    assert!(catalog.moves.is_empty());
+    catalog.apply(&reassign(1, 0, &[1, 2, 3, 4, 5])).unwrap();
+    assert_eq!((catalog.moves.len(), catalog.replicas(first).count()), (1, 3));
+    catalog.apply(&reassigned(1, 0, walked(&catalog, first))).unwrap();
+    assert_eq!((catalog.replicas(first).count(), catalog.replicas(second).count()), (5, 3));
+    assert_eq!((holds(&catalog, first), holds(&catalog, second)), ((5, 3, 3), (3, 2, 2)));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    // Partitions that are added have as many as the topic is to have.
+    let added = Command::AlterTopic {
+        topic: 1,
+        replication_factor: 5,
+        quorums: (3, 3, 3),
+        retention_bytes: -1,
+        retention_ms: -1,
+        added: vec![lists[0].clone()],
+    };
+    refused(&catalog, &added, invalid, "different numbers");
+    // And down to two; the one that has not got there yet is taken back on its way.
+    catalog.apply(&reassign(1, 1, &[4, 3, 5, 1, 2])).unwrap();
+    catalog.apply(&alter(1, 2, (2, 2, 1))).unwrap();
+    assert_eq!((holds(&catalog, first), holds(&catalog, second)), ((5, 3, 1), (3, 2, 1)));
+    let back = Command::Reassign { topic: 1, partition: 1, to: catalog.replicas(second).collect() };
+    catalog.apply(&back).unwrap();
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    catalog.apply(&reassigned(1, 1, walked(&catalog, second))).unwrap();
+    for group in [first, second] {
+        catalog.apply(&reassign(1, group.partition, &[3, 5])).unwrap();
+        assert!(catalog.moves.contains_key(&group), "fewer of the same take a change of the group");
+        catalog.apply(&reassigned(1, group.partition, walked(&catalog, group))).unwrap();
+        assert_eq!(holds(&catalog, group), (2, 2, 1));
+    }
+    let assignment = &catalog.topics[&1].spec.assignment;
+    assert!(assignment.is_even(2) && assignment.homes().len() == 2, "{assignment:?}");
+    assert_eq!((catalog.load(replica(3, 0)).leaders, catalog.load(replica(1, 0)).leaders), (2, 0));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
 }

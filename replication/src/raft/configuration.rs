@@ -66,9 +66,12 @@ impl Configuration {
         }
     }
 
-    /// As a replica begins that joins: it follows, and nothing else has changed.
+    /// As a replica begins that joins: it follows, and nothing else has changed. One that is a member is what it is.
     #[must_use]
     pub fn joined_by(&self, learner: Replica) -> Self {
+        if self.place(learner.node).is_some() {
+            return self.clone();
+        }
         let learners = self.learners.iter().copied().chain([learner]);
         Self { version: self.version, ..self.with_learners(learners) }
     }

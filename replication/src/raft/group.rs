@@ -222,12 +222,17 @@ impl RaftGroup {
     ///
     /// # Errors
     /// [`Refused::Impossible`] when the configuration or the log contradict themselves.
-    pub fn new(config: GroupConfig, recovered: RecoveredLog, now_us: u64) -> Result<Self, Refused> {
+    pub fn new(config: GroupConfig, mut recovered: RecoveredLog, now_us: u64) -> Result<Self, Refused> {
         if config.id == 0 {
             return Err(Refused::Impossible("a replica of node 0"));
         }
         check_write_quorum(config.write_quorum)?;
         check_recovered(&recovered)?;
+        // A leader of an older term may still count on what a predecessor of this replica, which has followed a newer one,
+        // would not tell it any more.
+        if recovered.hard.term < recovered.made_after.0 {
+            (recovered.hard.term, recovered.hard.vote) = (recovered.made_after.0, 0);
+        }
         let high_watermark = recovered.start.offset;
         let (start, made_after) = (recovered.start.index, recovered.made_after);
         let log = HeaderLog::new(recovered);

@@ -82,8 +82,9 @@ pub struct RecoveredLog {
     pub configuration: Configuration,
     /// What the entries of kind [`EntryKind::Configuration`] say, with their indexes, ascending.
     pub configurations: Vec<(u64, Configuration)>,
-    /// Term and index of an entry that was committed before this replica was made: it votes for nobody who lacks that. A
-    /// predecessor of the same name, whose promises it does not know, may have helped to commit it.
+    /// Term and index of an entry that was committed before this replica was made: it votes for nobody who lacks that, and
+    /// follows no leader of an older term. A predecessor of the same name, whose promises it does not know, may have helped to
+    /// commit it.
     pub made_after: (u32, u64),
 }
 

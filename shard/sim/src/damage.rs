@@ -273,7 +273,9 @@ impl Tracker {
 
     fn segment_write(&mut self, group: GroupId, base: i64, offset: u64, bytes: &[u8]) {
         let segment = self.segments.entry((group, base)).or_default();
-        segment.split_off(&offset);
+        // What is repaired is written in the middle.
+        let mut behind = segment.split_off(&offset);
+        let behind = behind.split_off(&(offset + bytes.len() as u64));
         let whole_to = segment.last_key_value().map_or(0, |(at, stored)| at + stored.len);
         // Writes end with pages: a batch may begin in the one before, and its header be cut, too.
         let cut = self.cut_headers.remove(&(group, base));
@@ -298,6 +300,7 @@ impl Tracker {
             let cut = CutHeader { at: cut.at + at as u64, bytes: rest.to_vec(), hit: false };
             self.cut_headers.insert((group, base), cut);
         }
+        segment.extend(behind);
     }
 
     /// The replica has moved away: what the journal holds of it is no part of anything any more.

@@ -32,6 +32,9 @@ struct Arguments {
     /// The same with three nodes, to which two are added.
     #[arg(long, requires = "cluster", conflicts_with = "moves")]
     grows: bool,
+    /// Lives in which partitions move, and topics get other numbers of replicas.
+    #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows"])]
+    resizes: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
     quiet: bool,
@@ -72,9 +75,10 @@ impl From<Bug> for PlantedBug {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let bug = arguments.bug.map(PlantedBug::from);
-    let kind = match (arguments.moves, arguments.grows) {
-        (true, _) => Kind::Moves,
-        (_, true) => Kind::Grows,
+    let kind = match (arguments.moves, arguments.grows, arguments.resizes) {
+        (true, ..) => Kind::Moves,
+        (_, true, _) => Kind::Grows,
+        (.., true) => Kind::Resizes,
         _ => Kind::Plain,
     };
     let passed = match (arguments.cluster, arguments.seed) {
@@ -124,6 +128,7 @@ fn many_clusters(first: u64, count: u64, kind: Kind, bug: Option<PlantedBug>) ->
         Kind::Plain => "",
         Kind::Moves => " --moves",
         Kind::Grows => " --grows",
+        Kind::Resizes => " --resizes",
     };
     let totals = cluster::sweep(first, count, kind, bug, |report| {
         if let Some(violation) = &report.violation {

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use pyralog_core::{ErrorCode, GroupId, Quorums};
 use pyralog_net::message::{
-    Acks, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest, FetchReplyHead, FetchRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest, ReassignPartitionRequest, Request,
-    Response,
+    Acks, AlterTopicRequest, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest,
+    FetchReplyHead, FetchRequest, ListOffsetsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
+    ReassignPartitionRequest, Request, Response, ScrubRequest,
 };
 use pyralog_shard::engine::ReplyBody;
 use pyralog_shard::memory::ChunkSlice;
@@ -22,7 +22,9 @@ pub(crate) enum Owned {
     CreateTopic { name: String, partitions: u32, quorums: Quorums, retention_bytes: i64, retention_ms: i64 },
     DeleteTopic { name: String },
     Reassign { topic: String, partition: u32, nodes: Vec<u32> },
+    Resize { topic: String, copies: u8 },
     Describe(DescribePartitionsRequest),
+    Scrub { start: bool },
     Ping,
 }
 
@@ -62,7 +64,15 @@ impl Owned {
                     nodes: nodes.clone(),
                 })
             }
+            Self::Resize { topic, copies } => Request::AlterTopic(AlterTopicRequest {
+                name: topic,
+                partitions: 0,
+                quorums: Quorums::of(*copies),
+                retention_bytes: AlterTopicRequest::AS_IT_IS,
+                retention_ms: AlterTopicRequest::AS_IT_IS,
+            }),
             Self::Describe(describe) => Request::DescribePartitions(*describe),
+            Self::Scrub { start } => Request::Scrub(ScrubRequest { start: *start }),
             Self::Ping => Request::Ping,
         }
     }

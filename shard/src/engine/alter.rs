@@ -5,7 +5,7 @@ use pyralog_net::message::{AlterTopicRequest, Response};
 use pyralog_replication::metadata::{Catalog, Command};
 use pyralog_replication::placement::place;
 
-use super::controller::{Client, Controller};
+use super::controller::Client;
 use super::{Action, ConnId, Engine};
 
 impl Engine {
@@ -17,11 +17,7 @@ impl Engine {
         request: &AlterTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
-        }
-        self.see_commits(actions);
-        let Some(newest) = self.controller.as_ref().map(Controller::newest) else { return };
+        let Some(newest) = self.newest_for(conn, correlation_id, actions) else { return };
         match altering(newest, request) {
             Ok(command) => {
                 let client = Client { conn, correlation_id, answer: Response::AlterTopic };
@@ -39,11 +35,8 @@ fn altering(newest: &Catalog, request: &AlterTopicRequest<'_>) -> Result<Command
     let topic = topic.ok_or_else(|| (ErrorCode::UnknownTopicOrPartition, format!("no topic {name:?}")))?;
     let (spec, there) = (&topic.spec, topic.partitions());
     let invalid = |text: String| (ErrorCode::InvalidRequest, text);
-    let copies = spec.assignment.replication_factor();
-    if ![0, copies].contains(&request.quorums.replication_factor) {
-        let text = format!("topic {name:?} has {copies} replicas of each partition, and that stays");
-        return Err(invalid(text));
-    }
+    let or = |wanted: u8, known: u8| if wanted == 0 { known } else { wanted };
+    let copies = or(request.quorums.replication_factor, spec.replication_factor);
     let added = match request.partitions {
         0 => 0,
         wanted => wanted.checked_sub(there).ok_or_else(|| {
@@ -58,13 +51,13 @@ fn altering(newest: &Catalog, request: &AlterTopicRequest<'_>) -> Result<Command
             (0..added).map(|partition| placed.replicas(partition).collect()).collect()
         }
     };
-    let or = |wanted: u8, known: u8| if wanted == 0 { known } else { wanted };
     let retention = |wanted: i64, known: i64| match wanted {
         AlterTopicRequest::AS_IT_IS => known,
         wanted => wanted,
     };
     Ok(Command::AlterTopic {
         topic: topic.id,
+        replication_factor: copies,
         quorums: (
             or(request.quorums.write_quorum, spec.write_quorum),
             or(request.quorums.read_quorum, spec.read_quorum),

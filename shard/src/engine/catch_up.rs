@@ -42,6 +42,8 @@ const PEERS: u64 = 1 << 63;
 #[derive(Debug)]
 pub(super) struct CatchUp {
     leader: PeerId,
+    /// The term in which it said where to begin. What it told the replica that was here before this one may come first.
+    term: u32,
     /// Who is asked: the leader, until it can't read what is wanted.
     source: PeerId,
     /// So many could not.
@@ -87,8 +89,13 @@ pub(super) fn is_peer(conn: ConnId) -> bool {
     peer_of(conn).is_some()
 }
 
-fn conn_of(peer: PeerId) -> ConnId {
-    ConnId(PEERS | u64::from(peer.node.0) << 16 | u64::from(peer.shard.0))
+/// What the other shard asks is named so, 0 to catch up; 15 bits.
+fn question_of(conn: ConnId) -> u64 {
+    conn.0 >> 48 & 0x7fff
+}
+
+fn conn_of(peer: PeerId, question: u64) -> ConnId {
+    ConnId(PEERS | (question & 0x7fff) << 48 | u64::from(peer.node.0) << 16 | u64::from(peer.shard.0))
 }
 
 impl Engine {
@@ -98,7 +105,8 @@ impl Engine {
     pub(super) fn peer_fetch(&mut self, from: PeerId, message: &Message, actions: &mut Vec<Action>) {
         let group = message.group();
         let now_us = self.now.monotonic_us;
-        if let Some(index) = self.find(group)
+        if message.read == 0
+            && let Some(index) = self.find(group)
             && let Some(replica) = self.raft_mut(index)
         {
             replica.note_fetch(from, message.offset, now_us);
@@ -112,7 +120,7 @@ impl Engine {
             consistency: Consistency::Leader,
         };
         let name = u64::from(group.topic.0) << 32 | u64::from(group.partition);
-        self.fetch(conn_of(from), name, &fetch, actions);
+        self.fetch(conn_of(from, message.read), name, &fetch, actions);
     }
 
     /// Answers a request of another shard. False: a client sent it.
@@ -123,6 +131,7 @@ impl Engine {
         let (node, term) = (self.config.node.0, partition.replica.epoch());
         let mut message = Message::new(MessageKind::Batches, group, node, peer.node.0, term);
         message.offset = partition.log_start;
+        message.read = question_of(conn);
         message.reject = slices.is_none();
         let mut batches = SmallVec::new();
         for slice in slices.into_iter().flatten() {
@@ -163,7 +172,7 @@ impl Engine {
         let Some(configuration) = message.configurations.first().filter(|said| said.check().is_ok()) else {
             return true;
         };
-        if self.go_on(index, from, target, configuration) {
+        if self.go_on(index, from, message.term, target, configuration) {
             return true;
         }
         let Some(partition) = self.at(index) else { return true };
@@ -172,6 +181,7 @@ impl Engine {
         producers.undo(partition.flushed_to);
         let catch_up = CatchUp {
             leader: from,
+            term: message.term,
             source: from,
             refusals: 0,
             target,
@@ -198,13 +208,21 @@ impl Engine {
 
     /// What a catch-up wanted last was lost: asks again, and nothing that came before is fetched twice. False: there is none,
     /// or the leader's entries do not begin behind what it has fetched.
-    fn go_on(&mut self, index: u32, from: PeerId, target: Position, configuration: &Configuration) -> bool {
+    fn go_on(
+        &mut self,
+        index: u32,
+        from: PeerId,
+        term: u32,
+        target: Position,
+        configuration: &Configuration,
+    ) -> bool {
         let Some(replica) = self.raft_mut(index) else { return false };
         let Some(catch_up) = &mut replica.catch_up else { return false };
         if target.offset <= catch_up.next {
             return false;
         }
         (catch_up.leader, catch_up.source, catch_up.refusals) = (from, from, 0);
+        catch_up.term = term;
         (catch_up.target, catch_up.configuration) = (target, configuration.clone());
         self.ask(index);
         true
@@ -275,6 +293,9 @@ impl Engine {
         batches: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), String> {
+        if self.repair_came(from, message, batches, actions) {
+            return Ok(());
+        }
         let now_us = self.now.monotonic_us;
         let Some(replica) = self.raft_mut(index) else { return Ok(()) };
         let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
@@ -309,8 +330,11 @@ impl Engine {
             // Asked for twice, and the first answer was only late, or asked for before this replica began anew.
             return Ok(());
         }
+        // A segment holds batches of one term.
+        let term = message.entries.first().map_or(0, |entry| entry.term);
         let wanted = message.entries.iter();
-        let wanted = wanted.take_while(|entry| entry.next_offset <= catch_up.target.offset);
+        let wanted =
+            wanted.take_while(|entry| entry.next_offset <= catch_up.target.offset && entry.term == term);
         let (mut end, mut bytes) = (catch_up.next, 0);
         for entry in wanted {
             if entry.base_offset != end {
@@ -323,7 +347,7 @@ impl Engine {
             return Ok(());
         };
         let max_timestamp = catch_up.note(batches, message.group() == GroupId::METADATA, now_us)?;
-        self.write_batches(index, batches, end, max_timestamp, actions);
+        self.write_batches(index, batches, (end, term), max_timestamp, actions);
         Ok(())
     }
 
@@ -331,7 +355,7 @@ impl Engine {
         &mut self,
         index: u32,
         batches: &[u8],
-        end: i64,
+        (end, term): (i64, u32),
         max_timestamp: i64,
         actions: &mut Vec<Action>,
     ) {
@@ -348,12 +372,19 @@ impl Engine {
         else {
             return;
         };
-        let full = |last: &Segment| last.bytes + batches.len() as u64 > bound;
+        let full = |last: &Segment| last.bytes + batches.len() as u64 > bound || last.epoch != Some(term);
         if catch_up.segments.last().is_none_or(full) {
             let base = catch_up.next;
             let (written_ms, bytes) = (now.wall_ms, 0);
-            let segment =
-                Segment { base, end: base, bytes, max_timestamp: i64::MIN, written_ms, index: None };
+            let segment = Segment {
+                base,
+                end: base,
+                epoch: Some(term),
+                bytes,
+                max_timestamp: i64::MIN,
+                written_ms,
+                index: None,
+            };
             catch_up.segments.push(segment);
         }
         let Some(segment) = catch_up.segments.last_mut() else { return };
@@ -449,9 +480,15 @@ impl Engine {
             _ => return,
         }
         let Some(catch_up) = replica.catch_up.take() else { return };
-        let CatchUp { target, configuration, log_start, mut segments, producers, commands, .. } = *catch_up;
+        let CatchUp { term, target, configuration, log_start, mut segments, producers, commands, .. } =
+            *catch_up;
         let configuration = replica.raft.newer_of(Some(&configuration));
-        let hard = HardState { term: replica.raft.term(), vote: replica.raft.vote(), commit: target.index };
+        let (known, vote) = (replica.raft.term(), replica.raft.vote());
+        let hard = HardState {
+            term: term.max(known),
+            vote: if term > known { 0 } else { vote },
+            commit: target.index,
+        };
         let made_after = replica.raft.made_after();
         let log = RecoveredLog { hard, start: target, configuration, made_after, ..RecoveredLog::default() };
         partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));

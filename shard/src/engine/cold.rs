@@ -20,7 +20,7 @@ use crate::format::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, Index};
 use crate::memory::{Chunk, ChunkSlice, READ_SLACK};
 
 use super::fetch::{Slices, time_in_tail};
-use super::{Action, ConnId, Engine, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, reply};
+use super::{Action, ConnId, Engine, FileId, IoErrorKind, IoOp, IoResult, IoToken, reply};
 
 /// Reads of segments at once.
 const MAX_READS: usize = 64;
@@ -332,6 +332,11 @@ impl Engine {
         self.enqueue(Some(Client { conn, correlation_id }), group, segment, Want::Time { wanted }, actions);
     }
 
+    /// The epoch of all batches of a segment, if it is known.
+    fn epoch_of(&self, group: GroupId, base: i64) -> Option<u32> {
+        self.segment(group, base)?.epoch
+    }
+
     /// Base of the segment that holds `offset`.
     fn segment_of(&self, index: u32, offset: i64) -> Option<i64> {
         let segments = &self.at(index)?.segments;
@@ -384,10 +389,7 @@ impl Engine {
 
     /// Issues the next operation of a job; gives it back when there is no memory.
     fn start_read(&mut self, mut job: Job, actions: &mut Vec<Action>) -> Result<(), Job> {
-        let found = self.find(job.group).and_then(|index| self.at(index));
-        let segment =
-            found.and_then(|p| p.segments.iter().find(|segment| segment.base == job.segment)).cloned();
-        let Some(segment) = segment else {
+        let Some(segment) = self.segment(job.group, job.segment).cloned() else {
             self.fail_job(&job, ErrorCode::OffsetOutOfRange, "the segment was deleted".into(), actions);
             return Ok(());
         };
@@ -490,7 +492,8 @@ impl Engine {
         actions: &mut Vec<Action>,
     ) {
         let Stage::Log { position } = job.stage else { return };
-        let run = find_run(chunk.bytes(0, chunk.filled()), at, offset, max_bytes);
+        let epoch = self.epoch_of(job.group, job.segment);
+        let run = find_run(chunk.bytes(0, chunk.filled()), at, offset, max_bytes, epoch);
         match run {
             Run::Found { from, to, next_offset } => {
                 let slices: Slices =
@@ -540,9 +543,10 @@ impl Engine {
             let (code, detail) = self.not_here(job.group);
             return self.fail_job(&job, code, detail, actions);
         };
+        let epoch = self.epoch_of(job.group, job.segment);
         let Some(partition) = self.at(index) else { return };
         let bytes = chunk.bytes(0, chunk.filled());
-        let at = match find_time(bytes, wanted, partition.log_start) {
+        let at = match find_time(bytes, wanted, partition.log_start, epoch) {
             TimeRun::Found(found) => {
                 if let Some(client) = job.client {
                     reply(client.conn, client.correlation_id, Response::ListOffsets(found), actions);
@@ -647,11 +651,9 @@ impl Engine {
             Want::Time { wanted } => format!("time {wanted}"),
         };
         let detail = format!("segment {} of partition {}, {wanted}: {what}", job.segment, job.group);
-        if job.client.is_some() {
-            let text = format!(
-                "{detail}. The range is refused, the rest stays readable; run `pyralog-admin log verify` on a stopped node"
-            );
-            actions.push(Action::Log { level: LogLevel::Error, text });
+        if let Want::Fetch { offset, .. } = job.want {
+            // It tells what is damaged, and repairs it if it can.
+            self.suspect_segment(job.group, job.segment, offset);
         }
         self.fail_job(job, ErrorCode::CorruptRange, detail, actions);
     }
@@ -685,7 +687,7 @@ enum TimeRun {
 
 /// Finds the first batch in `bytes` with a timestamp of at least `wanted`, none before `log_start`. Every batch that is
 /// stepped over is checked: a damaged timestamp would hide the answer.
-fn find_time(bytes: &[u8], wanted: i64, log_start: i64) -> TimeRun {
+fn find_time(bytes: &[u8], wanted: i64, log_start: i64, epoch: Option<u32>) -> TimeRun {
     let mut at = 0;
     let mut expected = None;
     loop {
@@ -701,6 +703,9 @@ fn find_time(bytes: &[u8], wanted: i64, log_start: i64) -> TimeRun {
         if !batch.verify_crc() {
             return TimeRun::Broken(format!("the checksum of offsets {base}..={last} does not match"));
         }
+        if epoch.is_some_and(|epoch| epoch != batch.leader_epoch()) {
+            return TimeRun::Broken(format!("the epoch of offsets {base}..={last} is not the segment's"));
+        }
         if batch.max_timestamp() >= wanted && last >= log_start {
             return TimeRun::Found(ListOffsetsReply { offset: base, timestamp: batch.max_timestamp() });
         }
@@ -710,7 +715,7 @@ fn find_time(bytes: &[u8], wanted: i64, log_start: i64) -> TimeRun {
 }
 
 /// Finds the batch that holds `offset` in `bytes` from `at` on, and the ones behind it up to `max_bytes`.
-fn find_run(bytes: &[u8], mut at: usize, offset: i64, max_bytes: usize) -> Run {
+fn find_run(bytes: &[u8], mut at: usize, offset: i64, max_bytes: usize, epoch: Option<u32>) -> Run {
     let mut from = None;
     let mut expected = None;
     loop {
@@ -733,6 +738,8 @@ fn find_run(bytes: &[u8], mut at: usize, offset: i64, max_bytes: usize) -> Run {
             Some(format!("a batch with offset {base} is where {} belongs", expected.unwrap_or(offset)))
         } else if batch.last_offset() >= offset && !batch.verify_crc() {
             Some(format!("the checksum of offsets {base}..={} does not match", batch.last_offset()))
+        } else if batch.last_offset() >= offset && epoch.is_some_and(|epoch| epoch != batch.leader_epoch()) {
+            Some(format!("the epoch of offsets {base}..={} is not the segment's", batch.last_offset()))
         } else {
             None
         };

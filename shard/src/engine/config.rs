@@ -22,6 +22,8 @@ pub struct EngineConfig {
     pub advertised_address: String,
     /// The address that other nodes are told, `host:port`; empty when there are none.
     pub internal_address: String,
+    /// What fails together with this node; empty when nobody has said.
+    pub rack: String,
     /// Copies and quorums of topics that do not say them.
     pub topic_quorums: Quorums,
     /// When replicas campaign, and how often a leader is heard.
@@ -65,6 +67,10 @@ pub struct EngineConfig {
     pub retention_bytes: Option<u64>,
     /// Retention by age, milliseconds; `None` = unlimited.
     pub retention_ms: Option<u64>,
+    /// All segments are read and checked again so long after the last time, microseconds; `None` = when asked for only.
+    pub scrub_interval_us: Option<u64>,
+    /// How fast they are read for that, bytes per second.
+    pub scrub_bytes_per_s: u64,
     /// Answer a produce that is not done in this time with `RequestTimedOut`, microseconds.
     pub request_timeout_us: u64,
     /// A produce that has its offset and not its quorum in this time is answered so as well, microseconds.

@@ -13,13 +13,12 @@ use pyralog_net::message::{
 };
 use pyralog_replication::metadata::{Catalog, Command, TopicSpec};
 use pyralog_replication::placement::place;
-use pyralog_replication::raft::{RecoveredLog, Standing};
+use pyralog_replication::raft::{Configuration, RecoveredLog, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::partition::Partition;
 use super::pending::Pending;
-use super::recovery::came_by_a_move;
 use super::replica::{Replica, Unplaced};
 use super::{Action, ConnId, Engine, IoOp, LogLevel, Mode, reply};
 
@@ -141,10 +140,9 @@ impl Engine {
         request: &CreateTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
+        if !self.takes_admin(conn, correlation_id, actions) {
+            return;
         }
-        self.see_commits(actions);
         if let Err((code, detail)) = self.register_node() {
             return self.refuse(conn, correlation_id, code, detail, actions);
         }
@@ -163,6 +161,7 @@ impl Engine {
         let command = Command::CreateTopic(TopicSpec {
             name: request.name.to_owned(),
             assignment,
+            replication_factor: quorums.replication_factor,
             write_quorum: quorums.write_quorum,
             read_quorum: quorums.read_quorum,
             min_insync_replicas: quorums.min_insync_replicas,
@@ -180,12 +179,8 @@ impl Engine {
         request: &DeleteTopicRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
-        }
-        self.see_commits(actions);
-        let Some(controller) = &self.controller else { return };
-        let Some(topic) = controller.newest().topic_by_name(request.name).map(|topic| topic.id) else {
+        let Some(newest) = self.newest_for(conn, correlation_id, actions) else { return };
+        let Some(topic) = newest.topic_by_name(request.name).map(|topic| topic.id) else {
             let detail = format!("no topic {:?}", request.name);
             return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
         };
@@ -238,6 +233,33 @@ impl Engine {
                 Replica::Raft(replica) => replica.raft.leads_surely(),
                 Replica::Unplaced(_) => false,
             })
+    }
+
+    /// Whether a metadata change, or a question that only its leader answers, is for this shard, which has seen all that is committed
+    /// then; the client is told if not.
+    pub(super) fn takes_admin(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        if !self.controls() {
+            self.refuse_admin(conn, correlation_id, actions);
+            return false;
+        }
+        self.see_commits(actions);
+        true
+    }
+
+    /// The catalogue that a command is checked against which a client asks for; none if it is not for this shard.
+    pub(super) fn newest_for(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        actions: &mut Vec<Action>,
+    ) -> Option<&Catalog> {
+        self.takes_admin(conn, correlation_id, actions).then_some(())?;
+        self.controller.as_ref().map(Controller::newest)
     }
 
     /// What is committed is applied at the end of a pass. A leader of the metadata that has just come to know all that those
@@ -580,7 +602,7 @@ impl Engine {
                     let lost = self.opens_are_suspect
                         || self.config.is_clustered()
                             && !catalog.is_younger_than_disk(group, node, self.config.disk_id);
-                    let opening = match (lost, topic.spec.assignment.replication_factor()) {
+                    let opening = match (lost, catalog.replicas(group).count()) {
                         (false, _) => Opening::New,
                         (true, 1) => Opening::Lost,
                         (true, _) => Opening::Rejoins,
@@ -658,13 +680,14 @@ impl Engine {
             self.flush.forget(index, &partition);
             self.fail_fetches_of(&partition, deleted, actions);
             self.cold.forget_group(group);
+            self.scrub.forget_group(group);
         }
         true
     }
 
     /// The drop is in the journal for good: the files can go.
     pub(super) fn delete_files_of(&mut self, group: GroupId, actions: &mut Vec<Action>) {
-        if self.flush.busy_with(group) || self.catches_up(group) {
+        if self.flush.busy_with(group) || self.catches_up(group) || self.scrub.writes_to(group) {
             self.flush.delete_later(group);
             return;
         }
@@ -701,6 +724,12 @@ impl Engine {
             actions.push(Action::Log { level: LogLevel::Warn, text });
         }
     }
+}
+
+/// Whether a replica that begins like this has come to a group that was there before it: another one of the group may have been here
+/// already, and gone.
+fn came_by_a_move(beginning: &Configuration) -> bool {
+    beginning.version() > 0 || !beginning.learners().is_empty()
 }
 
 /// The commands of a batch of the metadata group, with their offsets.
@@ -745,6 +774,7 @@ mod tests {
         Command::CreateTopic(TopicSpec {
             name: name.into(),
             assignment: Assignment::new(&[vec![Replica { node: 1, shard: 0 }]]).unwrap(),
+            replication_factor: 1,
             write_quorum: 1,
             read_quorum: 1,
             min_insync_replicas: 1,
@@ -760,6 +790,7 @@ mod tests {
             id: 1,
             client_address: "127.0.0.1:9092".into(),
             internal_address: String::new(),
+            rack: String::new(),
             shards: 1,
             disk: 7,
             disk_since: 0,

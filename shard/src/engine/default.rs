@@ -27,6 +27,7 @@ impl Default for EngineConfig {
             shards: 1,
             advertised_address: String::new(),
             internal_address: String::new(),
+            rack: String::new(),
             topic_quorums: config.topic_quorums(),
             election: election(&config),
             metadata_replicas: Vec::new(),
@@ -47,6 +48,8 @@ impl Default for EngineConfig {
             segment_sync_on_write: storage.segment_config.sync_on_write,
             retention_bytes: storage.retention.bytes,
             retention_ms: storage.retention.ms,
+            scrub_interval_us: storage.scrub.interval_ms.map(|ms| ms.saturating_mul(1_000)),
+            scrub_bytes_per_s: storage.scrub.rate,
             request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
             ack_timeout_us: config.replication.ack_timeout_ms.saturating_mul(1_000),
             #[cfg(feature = "planted-bugs")]

@@ -306,13 +306,16 @@ impl Engine {
         if offset >= high_watermark {
             return self.send_batches(conn, correlation_id, index, Slices::new(), actions);
         }
-        if let Some((from, to)) = partition.damage_at(offset) {
-            let detail = format!("offsets {from}..{to} of partition {} are damaged", partition.group);
-            return self.refuse(conn, correlation_id, ErrorCode::CorruptRange, detail, actions);
-        }
         let cached = partition
             .tail_index(offset)
             .filter(|at| partition.tail.get(*at).is_some_and(|batch| batch.base_offset <= offset));
+        // What is in memory still is whole, whatever has become of its segment.
+        if cached.is_none()
+            && let Some((from, to)) = partition.damage_at(offset)
+        {
+            let detail = format!("offsets {from}..{to} of partition {} are damaged", partition.group);
+            return self.refuse(conn, correlation_id, ErrorCode::CorruptRange, detail, actions);
+        }
         let left =
             cached.and_then(|at| partition.tail.get(at)).filter(|batch| batch.data.chunk().is_absent());
         if let Some(lsn) = left.map(|batch| batch.lsn) {

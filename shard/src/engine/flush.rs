@@ -651,6 +651,11 @@ impl Engine {
         if !jobs.is_empty() || (failed.is_none() && !queue.is_empty()) {
             return;
         }
+        // Of a group whose end is not in the journal for good a crash leaves what is there: it has to be in the checkpoint, or the
+        // end durable first.
+        if failed.is_none() && self.flush.dropped.iter().any(|(_, deleting)| deleting.is_none()) {
+            return;
+        }
         let cut = *cut;
         if let Some(error) = failed.take() {
             let rest: Vec<u32> = queue.drain(..).collect();
@@ -943,6 +948,7 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
             .map(|segment| SegmentMeta {
                 base: segment.base,
                 end_offset: segment.end,
+                epoch: segment.epoch,
                 bytes: segment.bytes,
                 max_timestamp: segment.newest_ms(),
             })

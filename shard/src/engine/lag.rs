@@ -300,8 +300,15 @@ mod tests {
     #[test]
     fn bytes_before_the_cache_are_told_from_the_segments() {
         let mut partition = Partition::empty(GroupId::new(1, 0), 1, 0);
-        let segment =
-            |base, end, bytes| Segment { base, end, bytes, max_timestamp: 0, written_ms: 0, index: None };
+        let segment = |base, end, bytes| Segment {
+            base,
+            end,
+            epoch: None,
+            bytes,
+            max_timestamp: 0,
+            written_ms: 0,
+            index: None,
+        };
         partition.segments.extend([segment(0, 100, 1_000), segment(100, 300, 4_000)]);
         partition.log_end = 300;
         assert_eq!(partition.bytes_from(300), 0);

@@ -96,12 +96,14 @@ impl Engine {
             id: self.config.node.0,
             shards: self.config.shards,
             address: self.config.advertised_address.clone(),
+            rack: self.config.rack.clone(),
         };
         // What this node knows of itself is newer than what it registered.
         let others = catalog.nodes.values().filter(|node| node.id != own.id).map(|node| NodeMetadata {
             id: node.id,
             shards: node.shards,
             address: node.client_address.clone(),
+            rack: node.rack.clone(),
         });
         let mut nodes: Vec<NodeMetadata> = others.collect();
         nodes.push(own);

@@ -27,6 +27,7 @@
 //! | `controller`, `relay` | shard 0: the metadata group; every shard: opens and drops partitions as it says; commands that are no client's |
 //! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
 //! | `rejoin` | replicas that can't know what they have promised |
+//! | `scrub` | re-reads segments, finds what is damaged, repairs it from other replicas |
 //! | `reload` | what recovery left in the journal is read back when it is used |
 
 mod alter;
@@ -66,6 +67,7 @@ mod relay;
 mod reload;
 mod replica;
 mod replicate;
+mod scrub;
 mod slots;
 pub mod status;
 #[cfg(test)]
@@ -86,6 +88,7 @@ pub use api::*;
 pub use config::*;
 pub use default::election;
 pub use recovery::{RecoveryError, recover};
+pub use scrub::ScrubCounters;
 pub use status::*;
 
 use journal::Journal;
@@ -153,6 +156,7 @@ pub struct Engine {
     fetches: fetch::Waiters,
     cold: cold::ColdReads,
     linear_reads: linear::LinearReads,
+    scrub: scrub::Scrub,
     reloads: reload::Reloads,
     flush: flush::Flusher,
     journal_files: journal_files::JournalFiles,
@@ -204,6 +208,7 @@ impl Engine {
         self.now = now;
         actions.append(&mut self.recovery_log);
         self.begin_life(actions);
+        self.begin_scrub();
         self.end_of_pass(now, actions);
     }
 
@@ -292,6 +297,7 @@ impl Engine {
             self.ask_due_us,
             self.balance.deadline_us(),
             self.moves_deadline_us(),
+            self.scrub.deadline_us(),
         ]
         .into_iter()
         .flatten()
@@ -385,6 +391,13 @@ impl Engine {
         self.partitions.get_mut(index as usize)?.as_deref_mut()
     }
 
+    /// The segment of a group that begins at `base`.
+    fn segment(&self, group: GroupId, base: i64) -> Option<&partition::Segment> {
+        let segments = &self.find(group).and_then(|index| self.at(index))?.segments;
+        let at = segments.partition_point(|segment| segment.base < base);
+        segments.get(at).filter(|segment| segment.base == base)
+    }
+
     fn insert_partition(&mut self, partition: Partition) -> u32 {
         let group = partition.group;
         let boxed = Some(Box::new(partition));
@@ -439,6 +452,7 @@ impl Engine {
                     .collect();
                 reply(conn, correlation_id, Response::DescribePartitions(states), actions);
             }
+            Request::Scrub(scrub) => self.scrub_asked(conn, correlation_id, scrub, actions),
             Request::Ping => reply(conn, correlation_id, Response::Pong, actions),
         }
     }
@@ -489,6 +503,8 @@ impl Engine {
             self.reload_done(token, result, actions);
         } else if self.cold.owns(token) {
             self.cold_read_done(token, result, actions);
+        } else if self.scrub.owns(token) {
+            self.scrub_io_done(result, actions);
         } else {
             self.flush_io_done(token, result, actions);
         }
@@ -549,6 +565,7 @@ impl Engine {
         self.tick_groups();
         self.tick_balance();
         self.tick_moves();
+        self.tick_scrub(actions);
         if self.register_due_us.is_some_and(|due| due <= now_us) {
             self.keep_registered(actions);
         }

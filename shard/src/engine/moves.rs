@@ -176,15 +176,15 @@ impl Engine {
         let progress: Vec<Progress> = progress.collect();
         (replica.members, replica.progress) = (members.clone(), progress);
         replica.strangers.clear();
+        let group = replica.raft.group();
         if replica.raft.is_leader() {
-            let (group, nodes) = (replica.raft.group(), replica.raft.configuration());
+            let nodes = replica.raft.configuration();
             let text = match group == GroupId::METADATA {
                 true => format!("the metadata is on nodes {nodes}"),
                 false => format!("partition {group}: its replicas are on nodes {nodes}"),
             };
             actions.push(Action::Log { level: LogLevel::Info, text });
         }
-        let group = replica.raft.group();
         if let Some(catalog) = self.catalog.clone() {
             self.note_move(&catalog, group);
         }

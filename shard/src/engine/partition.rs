@@ -29,11 +29,14 @@ pub(super) struct TailBatch {
     pub(super) data: ChunkSlice,
 }
 
-/// A segment: batches `base..end`, without gaps, `bytes` long.
+/// A segment: batches `base..end` of one epoch, without gaps, `bytes` long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) base: i64,
     pub(super) end: i64,
+    /// Epoch of all its batches: theirs in the file are under no checksum, as the leader writes them there. `None`: not
+    /// known, of one that an older version has written.
+    pub(super) epoch: Option<u32>,
     pub(super) bytes: u64,
     pub(super) max_timestamp: i64,
     /// Wall time of the newest flush of a batch without a timestamp into it, milliseconds; `i64::MIN` without any.
@@ -219,6 +222,30 @@ impl Partition {
         if from < to && !self.damaged.contains(&(from, to)) {
             self.damaged.push((from, to));
         }
+    }
+
+    /// Whether all of `from..to` is known to be damaged.
+    pub(super) fn is_known_damaged(&self, from: i64, to: i64) -> bool {
+        self.damaged.iter().any(|(known_from, known_to)| *known_from <= from && to <= *known_to)
+    }
+
+    /// `from..to` is whole. Returns how many ranges are damaged no more.
+    pub(super) fn forget_damage(&mut self, from: i64, to: i64) -> usize {
+        let before = std::mem::take(&mut self.damaged);
+        let mut gone = 0;
+        for (known_from, known_to) in before {
+            let rest = [(known_from, known_to.min(from)), (known_from.max(to), known_to)];
+            let rest = rest.into_iter().filter(|(from, to)| from < to);
+            let kept = self.damaged.len();
+            self.damaged.extend(rest);
+            gone += usize::from(self.damaged.len() == kept);
+        }
+        gone
+    }
+
+    /// Whether it is one of several replicas.
+    pub(super) fn is_replicated(&self) -> bool {
+        !matches!(self.replica, Replica::Single(_))
     }
 
     /// Batches that are in no segment.

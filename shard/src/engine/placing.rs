@@ -68,14 +68,12 @@ impl Engine {
             self.place_metadata(actions);
         } else if let Some(catalog) = self.catalog.clone() {
             self.place_in(&catalog, group, actions);
+            self.note_move(&catalog, group);
         }
     }
 
     fn place_in(&mut self, catalog: &Catalog, group: GroupId, actions: &mut Vec<Action>) {
-        let Some(topic) = catalog.topics.get(&group.topic.0).filter(|_| is_replicated(catalog, group)) else {
-            return;
-        };
-        let quorums = topic.spec.quorums();
+        let Some(quorums) = catalog.quorums(group).filter(|_| is_replicated(catalog, group)) else { return };
         if let Some(index) = self.find(group)
             && let Some(replica) = self.raft_mut(index)
         {
@@ -93,12 +91,13 @@ impl Engine {
 
     /// With whom this shard's replica of a group begins on an empty disk.
     pub(super) fn beginning(&self, catalog: &Catalog, group: GroupId) -> Beginning {
-        let own = Place { node: self.config.node.0, shard: self.config.shard.0 };
         let (known, after) = catalog.begins_with(group);
-        match known.place(own.node) {
-            Some(_) => (known, after),
-            None => (known.joined_by(own), after),
-        }
+        (known.joined_by(self.own_place()), after)
+    }
+
+    /// Where this shard is.
+    pub(super) fn own_place(&self) -> Place {
+        Place { node: self.config.node.0, shard: self.config.shard.0 }
     }
 
     /// A checkpoint is durable: replicas that waited for it take part.
@@ -132,6 +131,9 @@ impl Engine {
             let text = format!("this node can't take part in the metadata group: {refused}");
             actions.push(Action::Log { level: LogLevel::Error, text });
         }
+        if let Some(catalog) = self.catalog.clone() {
+            self.note_move(&catalog, GroupId::METADATA);
+        }
         let high_watermark = self.find(GroupId::METADATA).and_then(|index| self.at(index));
         let high_watermark = high_watermark.map_or(0, |partition| partition.replica.high_watermark());
         self.metadata_committed(high_watermark, actions);
@@ -141,7 +143,7 @@ impl Engine {
     }
 
     fn place(&mut self, group: GroupId, beginning: Beginning, quorums: Quorums) -> Result<(), Refused> {
-        let own = PeerId { node: self.config.node, shard: self.config.shard }.replica();
+        let own = self.own_place();
         let now_us = self.now.monotonic_us;
         let (id, timing) = (self.config.node.0, self.config.election);
         let life = self.journal.incarnation().rotate_left(32);
@@ -160,10 +162,7 @@ impl Engine {
         let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
             return Ok(());
         };
-        let told = partition.told_by_others().map(|told| match told.place(id) {
-            Some(_) => told.clone(),
-            None => told.joined_by(own),
-        });
+        let told = partition.told_by_others().map(|told| told.joined_by(own));
         let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
         let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
         log.hard = begin.hard_state(log.hard, id);
@@ -214,9 +213,6 @@ impl Engine {
                 replica.raft.peer_restarted(peer.node.0, now_us);
             }
         }
-        if let Some(catalog) = self.catalog.clone() {
-            self.note_move(&catalog, group);
-        }
         self.recount_uncommitted(index);
         self.queue_group(index);
         Ok(())
@@ -225,6 +221,5 @@ impl Engine {
 
 /// Whether a partition has more than one replica.
 fn is_replicated(catalog: &Catalog, group: GroupId) -> bool {
-    let topic = catalog.topics.get(&group.topic.0);
-    topic.is_some_and(|topic| topic.spec.assignment.replication_factor() > 1)
+    catalog.replicas(group).nth(1).is_some()
 }

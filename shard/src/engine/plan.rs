@@ -7,6 +7,7 @@ use std::rc::Rc;
 use pyralog_core::GroupId;
 use pyralog_core::limits::INDEX_INTERVAL_BYTES;
 
+use crate::format::batch::BatchHead;
 use crate::format::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, IndexEntry, index_header};
 use crate::memory::{ChunkPool, ChunkSlice};
 
@@ -144,12 +145,15 @@ impl Planner<'_> {
     }
 
     fn add(&mut self, base_offset: i64, next_offset: i64, max_timestamp: i64, data: &ChunkSlice) {
+        let epoch = BatchHead::parse(data.bytes()).ok().map(|head| head.epoch);
         let fits = self.plan.segments.last().is_some_and(|segment| {
-            segment.end == base_offset && segment.bytes + data.len() as u64 <= self.segment_max_bytes
+            segment.end == base_offset
+                && segment.epoch == epoch
+                && segment.bytes + data.len() as u64 <= self.segment_max_bytes
         });
         if !fits {
             self.end_segment();
-            self.begin_segment(base_offset);
+            self.begin_segment(base_offset, epoch);
         }
         let Some(segment) = self.plan.segments.last_mut() else { return };
         if let Some(index) = &mut segment.index
@@ -209,10 +213,10 @@ impl Planner<'_> {
         taken.into()
     }
 
-    fn begin_segment(&mut self, base: i64) {
+    fn begin_segment(&mut self, base: i64, epoch: Option<u32>) {
         let index = Some(IndexTail::default());
         let (max_timestamp, written_ms) = (i64::MIN, i64::MIN);
-        let segment = Segment { base, end: base, bytes: 0, max_timestamp, written_ms, index };
+        let segment = Segment { base, end: base, epoch, bytes: 0, max_timestamp, written_ms, index };
         self.plan.segments.push(segment);
         self.pieces_at = 0;
         self.index_at = 0;

@@ -22,11 +22,7 @@ impl Engine {
         request: &ReassignPartitionRequest<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
-        }
-        self.see_commits(actions);
-        let Some(newest) = self.controller.as_ref().map(Controller::newest) else { return };
+        let Some(newest) = self.newest_for(conn, correlation_id, actions) else { return };
         let Some(topic) = newest.topic_by_name(request.topic).map(|topic| topic.id) else {
             let detail = format!("no topic {:?}", request.topic);
             return self.refuse(conn, correlation_id, ErrorCode::UnknownTopicOrPartition, detail, actions);
@@ -54,10 +50,9 @@ impl Engine {
         request: RemoveNodeRequest,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
+        if !self.takes_admin(conn, correlation_id, actions) {
+            return;
         }
-        self.see_commits(actions);
         let client = Client { conn, correlation_id, answer: Response::RemoveNode };
         self.admin(client, Command::RemoveNode { node: request.node }, actions);
     }
@@ -70,10 +65,9 @@ impl Engine {
         request: ListReassignmentsRequest,
         actions: &mut Vec<Action>,
     ) {
-        if !self.controls() {
-            return self.refuse_admin(conn, correlation_id, actions);
+        if !self.takes_admin(conn, correlation_id, actions) {
+            return;
         }
-        self.see_commits(actions);
         let Some(catalog) = self.controller.as_ref().map(Controller::catalog) else { return };
         let nodes =
             |replicas: &mut dyn Iterator<Item = Replica>| replicas.map(|replica| replica.node).collect();

@@ -33,7 +33,6 @@ use super::producers::{Appended, Producer};
 use super::reload::verify;
 use super::replica::{Replica, Unplaced};
 use super::slots::{Slots, load_checkpoints};
-pub(super) use entries::came_by_a_move;
 use entries::forget_entries;
 
 use super::{
@@ -78,12 +77,12 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
     replay.check_cut(&files, &end).map_err(|error| RecoveryError(error.to_string()))?;
     replay.check_segments(&listing);
     slots.make_durable(disk)?;
-    replay.remove_leftovers(disk, &listing, slots.older())?;
     // What was read may be in a volatile cache only, if the writer died before its flush: make it durable
-    // before anybody reads it or it counts as committed.
+    // before anybody reads it or it counts as committed, and before files go because of it.
     for (number, _) in &files {
         disk.sync(FileId::Journal(*number))?;
     }
+    replay.remove_leftovers(disk, &listing, slots.older())?;
     replay.finish(disk, end, &slots, files)
 }
 
@@ -765,6 +764,7 @@ impl<'a> Replay<'a> {
             balance: Default::default(),
             cold: Default::default(),
             linear_reads: Default::default(),
+            scrub: Default::default(),
             reloads: Default::default(),
             journal_files: JournalFiles::new(&config),
             flush,
@@ -872,6 +872,8 @@ impl ScanSink for Replay<'_> {
                 FrameKind::DropGroup => {
                     self.dropped_at = self.dropped_at.max(frame.index);
                     self.suspects.remove(&frame.group);
+                    // One of the same name that comes after it has none of its segments.
+                    self.checkpointed.remove(&frame.group);
                     self.gaps.retain(|(group, _)| *group != frame.group);
                     if let Some(index) = self.by_group.remove(&frame.group)
                         && let Some(slot) = self.partitions.get_mut(index as usize)
@@ -924,6 +926,7 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
         .map(|segment| Segment {
             base: segment.base,
             end: segment.end_offset,
+            epoch: segment.epoch,
             bytes: segment.bytes,
             max_timestamp: segment.max_timestamp,
             // A negative one is of a version that noted no time.

@@ -215,8 +215,7 @@ impl Engine {
             return Err("a standing with more configurations than it takes".into());
         }
         message.configurations.iter().try_for_each(Configuration::check)?;
-        let own = self.config.node;
-        let own_place = PeerId { node: own, shard: self.config.shard }.replica();
+        let (own, own_place) = (self.config.node, self.own_place());
         let Some(partition) = self.at_mut(index) else { return Ok(()) };
         let Some(asking) = &mut partition.asking else { return Ok(()) };
         let of_member = answer.standing == Standing::Member;

@@ -32,6 +32,7 @@ impl Engine {
             id: self.config.node.0,
             client_address: self.config.advertised_address.clone(),
             internal_address: self.config.internal_address.clone(),
+            rack: self.config.rack.clone(),
             shards: self.config.shards,
             disk: self.config.disk_id,
             disk_since: known.map_or(0, |known| known.disk_since),

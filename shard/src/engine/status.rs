@@ -2,6 +2,8 @@
 
 use pyralog_core::ErrorCode;
 
+use super::ScrubCounters;
+
 /// Running totals since the engine started.
 #[derive(Clone, Debug)]
 pub struct Counters {
@@ -33,6 +35,8 @@ pub struct Counters {
     pub errors: [u64; ErrorCode::ALL.len()],
     /// Of replication.
     pub replication: ReplicationCounters,
+    /// Of scrubbing.
+    pub scrub: ScrubCounters,
 }
 
 /// Running totals of the groups with several replicas, the metadata's included.
@@ -124,6 +128,7 @@ impl Default for Counters {
             checkpoints: 0,
             errors: [0; ErrorCode::ALL.len()],
             replication: ReplicationCounters::default(),
+            scrub: ScrubCounters::default(),
         }
     }
 }

@@ -23,7 +23,10 @@ const MAX_BATCHES: usize = BATCHES_PER_PRODUCER + 1;
 const GROUP_BYTES: usize = 8 + 8 + 8 + 4 + 1 + 1 + 1 + 3 * 4;
 const FOUNDER_BYTES: usize = 4 + 8;
 const RANGE_BYTES: usize = 16;
+/// At least: 4 more of the newest version.
 const SEGMENT_BYTES: usize = 32;
+/// Of a segment whose epoch is not known.
+const UNKNOWN_EPOCH: u32 = u32::MAX;
 const PRODUCER_BYTES: usize = 8 + 2 + 8 + 1;
 const BATCH_BYTES: usize = 16;
 
@@ -51,6 +54,8 @@ pub struct SegmentMeta {
     pub base: i64,
     /// Offset after its last record.
     pub end_offset: i64,
+    /// Epoch of all its batches; `None`: not known, of one written by a version that did not keep them apart.
+    pub epoch: Option<u32>,
     /// Valid bytes of the `.log`.
     pub bytes: u64,
     /// Largest timestamp in it, milliseconds, where a batch without one counts with the wall time of its flush.
@@ -338,6 +343,7 @@ impl GroupCheckpoint {
             out.extend(segment.end_offset.to_le_bytes());
             out.extend(segment.bytes.to_le_bytes());
             out.extend(segment.max_timestamp.to_le_bytes());
+            out.extend(segment.epoch.unwrap_or(UNKNOWN_EPOCH).to_le_bytes());
         }
         put_count(out, self.producers.len())?;
         self.producers.iter().try_for_each(|producer| producer.encode(out))
@@ -373,6 +379,10 @@ impl GroupCheckpoint {
                 end_offset: reader.i64()?,
                 bytes: reader.u64()?,
                 max_timestamp: reader.i64()?,
+                epoch: match version > OLDEST_CHECKPOINT_VERSION {
+                    true => Some(reader.u32()?).filter(|epoch| *epoch != UNKNOWN_EPOCH),
+                    false => None,
+                },
             })
         })?;
         let producers = list(reader, PRODUCER_BYTES, ProducerCheckpoint::decode)?;
@@ -484,7 +494,13 @@ mod tests {
             }),
             end_unknown: partition == 1,
             damaged: vec![(50, 60)],
-            segments: vec![SegmentMeta { base: 5, end_offset: 100, bytes: 4_000, max_timestamp: 9 }],
+            segments: vec![SegmentMeta {
+                base: 5,
+                end_offset: 100,
+                epoch: Some(3),
+                bytes: 4_000,
+                max_timestamp: 9,
+            }],
             producers: vec![ProducerCheckpoint {
                 producer_id: 77,
                 epoch: 2,

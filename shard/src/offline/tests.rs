@@ -85,6 +85,7 @@ impl Data {
         SegmentMeta {
             base: 0,
             end_offset: BATCHES,
+            epoch: Some(1),
             bytes: log.len() as u64,
             max_timestamp: builder.max_timestamp(),
         }

@@ -43,6 +43,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             shards: 0,
             advertised_address: String::new(),
             internal_address: String::new(),
+            rack: String::new(),
             topic_quorums: Quorums::default(),
             election: EngineConfig::default().election,
             metadata_replicas: Vec::new(),
@@ -63,6 +64,8 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             segment_sync_on_write: false,
             retention_bytes: None,
             retention_ms: None,
+            scrub_interval_us: None,
+            scrub_bytes_per_s: 1 << 30,
             request_timeout_us: 30_000_000,
             ack_timeout_us: 30_000_000,
             // On when the whole workspace is built, for the simulator.

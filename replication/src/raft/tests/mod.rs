@@ -6,7 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::{Bug, GROUP, Rng, World};
 
-use super::{EntryHead, Message, MessageKind, Output, RaftGroup, Refused};
+use super::{
+    Configuration, EntryHead, EntryKind, GroupConfig, Message, MessageKind, Output, RaftGroup, RecoveredLog,
+    Refused,
+};
+use crate::metadata::Replica;
 
 /// Runs one life: faults, then peace. Panics on a violation.
 fn life(seed: u64, bug: Option<Bug>) -> World {
@@ -369,6 +373,34 @@ fn a_leader_that_was_deposed_is_told_so_whatever_it_sends() {
     let answers = out.messages.iter().chain(&out.after_persist);
     let answers: Vec<_> = answers.map(|message| (message.to, message.term)).collect();
     assert_eq!(answers, [(deposed, term)]);
+}
+
+/// What was on the node before has followed a leader of term 2, which knows that the replicas are others since; one of term 1
+/// that was cut off does not, and counts on whoever answers for that node.
+#[test]
+fn a_replica_that_is_made_anew_follows_no_leader_that_its_predecessor_has_left() {
+    let places = [1, 4, 5].map(|node| Replica { node, shard: 0 });
+    let config = GroupConfig { group: GROUP, id: 1, write_quorum: 2, timing: world::TIMING, seed: 1 };
+    let log = RecoveredLog {
+        configuration: Configuration::of(places),
+        made_after: (2, 11),
+        ..RecoveredLog::default()
+    };
+    let mut replica = RaftGroup::new(config, log, 1).unwrap();
+    assert_eq!((replica.term(), replica.vote()), (2, 0));
+    let entry =
+        EntryHead { term: 1, kind: EntryKind::Batch as u8, base_offset: 0, next_offset: 1, bytes: 100 };
+    for (term, followed) in [(1, false), (2, true)] {
+        let mut append = Message::new(MessageKind::Append, GROUP, 5, 1, term);
+        append.entries = vec![EntryHead { term, ..entry }];
+        replica.step(2, &append).unwrap();
+        let mut out = Output::default();
+        replica.output(&mut out).unwrap();
+        assert_eq!(out.entries > 0, followed, "term {term}: {out:?}");
+        let answers: Vec<u32> =
+            out.messages.iter().chain(&out.after_persist).map(|answer| answer.term).collect();
+        assert_eq!(answers, [2]);
+    }
 }
 
 /// Something that looks like a message and may be about anything near where the replica is.

@@ -462,18 +462,23 @@ impl World {
         admin.busy = self.request(index, seat, request, None);
     }
 
-    /// Some partition is to be on other nodes, or to stay where it is.
+    /// Some partition is to be on other nodes, or to stay where it is; or some topic is to have other numbers of replicas.
     fn reassign(&mut self) -> Option<Owned> {
         let catalog = self.catalog.clone()?;
         let topics: Vec<_> =
-            catalog.topics.values().filter(|topic| topic.spec.assignment.replication_factor() > 1).collect();
+            catalog.topics.values().filter(|topic| topic.spec.replication_factor > 1).collect();
         if topics.is_empty() {
             return None;
         }
         let topic = self.rng.pick(&topics);
+        if self.config.resizes && self.rng.percent(20) {
+            let (topic, copies) =
+                (topic.name().to_owned(), self.rng.range(3, self.config.nodes as u64) as u8);
+            return Some(Owned::Resize { topic, copies });
+        }
         let partition = self.rng.below(u64::from(topic.partitions())) as u32;
         let mut nodes: Vec<u32> = (1..=self.config.nodes as u32).collect();
-        while nodes.len() > usize::from(topic.spec.assignment.replication_factor()) {
+        while nodes.len() > usize::from(topic.spec.replication_factor) {
             nodes.swap_remove(self.rng.below(nodes.len() as u64) as usize);
         }
         let first = self.rng.below(nodes.len() as u64) as usize;
@@ -506,8 +511,11 @@ impl World {
             // It was done or refused: nothing of it comes later.
             self.books.deletions.remove(name);
         }
-        if let (Owned::Reassign { .. }, Response::Error(error)) = (&sent.request, message) {
-            let refused = [ErrorCode::InvalidRequest, ErrorCode::UnknownTopicOrPartition];
+        if let (Owned::Reassign { .. } | Owned::Resize { .. }, Response::Error(error)) =
+            (&sent.request, message)
+        {
+            let refused =
+                [ErrorCode::InvalidRequest, ErrorCode::InvalidTopic, ErrorCode::UnknownTopicOrPartition];
             let damaged = error.code == ErrorCode::LogEndUnknown && !self.config.disks.liars.is_empty();
             if !error.code.retriable() && !refused.contains(&error.code) && !damaged {
                 self.fail(format!("a move was answered {error:?}"));

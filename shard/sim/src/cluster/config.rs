@@ -58,6 +58,8 @@ pub struct ClusterConfig {
     pub clients: [u64; 3],
     /// The administrator moves partitions between nodes.
     pub moves: bool,
+    /// And has topics have other numbers of replicas.
+    pub resizes: bool,
     /// Consumers ask any replica now and then.
     pub reads_anywhere: bool,
     /// Slowest pause of a client between two steps, microseconds.
@@ -80,6 +82,8 @@ pub enum Kind {
     Moves,
     /// The same with three nodes first, to which two are added.
     Grows,
+    /// Partitions move, and topics get three, four or five replicas.
+    Resizes,
 }
 
 impl ClusterConfig {
@@ -124,6 +128,7 @@ impl ClusterConfig {
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             moves,
+            resizes: kind == Kind::Resizes,
             first_nodes,
             reads_anywhere: rng.percent(30),
             think_us: rng.magnitude(500, 50_000),
@@ -195,5 +200,6 @@ fn engine(rng: &mut Rng, nodes: usize, shards: usize, heavy: bool, bug: Option<P
     };
     // A bit of the identity, so that what else is drawn stays as it was.
     engine.journal_files_ahead = engine.journal_id & 2 == 0;
+    engine.scrub_interval_us = (engine.journal_id & 12 == 12).then_some(1_000_000);
     engine
 }

@@ -34,6 +34,7 @@ impl World {
     pub(crate) fn last_days(&mut self) {
         self.heal();
         self.gather("after all faults");
+        self.scrub_all();
         self.write_to_all();
         self.read_all();
         if self.rng.percent(50) {
@@ -48,8 +49,7 @@ impl World {
         self.count_aside();
     }
 
-    /// Has everybody agree: first the nodes whose disks have not lied, then all. What a segment on a lying disk has lost is not
-    /// mended from the others yet, so that who needs it has to get it elsewhere.
+    /// Has everybody agree: first the nodes whose disks have not lied, then all.
     fn gather(&mut self, when: &str) {
         let mut lying: Vec<usize> = (0..self.config.nodes).filter(|node| self.has_lied(*node)).collect();
         if self.has_not_begun() {
@@ -108,6 +108,59 @@ impl World {
                 self.schedule(1, Happening::Start { node, attempt: 0 });
             }
         }
+    }
+
+    /// All nodes read their segments again: what has rotted in one replica is repaired from the others.
+    fn scrub_all(&mut self) {
+        let until = self.now_us + AGREE_US;
+        let seats: Vec<Seat> = self.seats().collect();
+        let mut begun = BTreeSet::new();
+        while !self.over() {
+            let (mut running, mut repaired) = (false, 0);
+            for seat in &seats {
+                if self.nodes[seat.node].state != NodeState::Up {
+                    continue;
+                }
+                let start = !begun.contains(seat);
+                let told = self.call_once(*seat, Owned::Scrub { start }, None);
+                let Some(Reply::Message(Response::Scrub(told))) = told else {
+                    running = true;
+                    continue;
+                };
+                begun.insert(*seat);
+                running |= told.running;
+                repaired += told.repaired;
+            }
+            let damaged = self.damaged_replica();
+            match damaged {
+                None if !running => {
+                    self.repaired = repaired;
+                    return;
+                }
+                Some(what) if self.now_us > until => {
+                    return self.fail(format!("on a healthy cluster {what} stays damaged"));
+                }
+                // One that was under way may have been past what is damaged.
+                Some(_) if !running => begun.clear(),
+                _ => {}
+            }
+            self.pause(LOOK_US);
+        }
+    }
+
+    /// A replica that takes part and holds damage that others can repair: nothing of the group is ever removed.
+    fn damaged_replica(&self) -> Option<String> {
+        let keeps_all = |group: &GroupId| self.model.groups.get(group).is_none_or(|model| model.keeps_all);
+        for group in self.all_groups().into_iter().filter(keeps_all) {
+            for seat in self.seats_of_group(group) {
+                let up = self.nodes[seat.node].state == NodeState::Up && !self.is_aside(seat, group);
+                let state = self.shard(seat).state_of(group).filter(|_| up);
+                if state.is_some_and(|state| state.health == PartitionHealth::Damaged) {
+                    return Some(format!("{seat} {group}"));
+                }
+            }
+        }
+        None
     }
 
     fn has_lied(&self, node: usize) -> bool {

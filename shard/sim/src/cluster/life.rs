@@ -43,6 +43,8 @@ pub struct ClusterReport {
     pub coverage: Coverage,
     /// Moves of partitions that have ended.
     pub moved: u64,
+    /// Damaged ranges of segments that were repaired since the nodes were started last.
+    pub repaired: u64,
     /// Replicas that take no part at the end, as damage hides what they promised.
     pub aside: u64,
     /// Reads of replicas refused at the end because their disks had lied.
@@ -103,6 +105,7 @@ pub fn run_as(
         traffic: world.books.traffic,
         coverage: Coverage { recycled: world.recycled(), ..world.coverage },
         moved: world.moved,
+        repaired: world.repaired,
         aside: world.aside,
         damage_reported: world.model.damage_reported,
         trace: world.take_trace(),

@@ -45,6 +45,8 @@ pub struct ClusterTotals {
     pub cluster_faults: ClusterFaultCounts,
     /// Faults of disks, and of single nodes.
     pub faults: FaultCounts,
+    /// Damaged ranges of segments that were repaired.
+    pub repaired: u64,
     /// Replicas that took no part at the end.
     pub aside: u64,
     /// Replicas that could not be read at the end because their disks had lied.
@@ -72,6 +74,7 @@ impl ClusterTotals {
         self.moved += report.moved;
         self.cluster_faults.merge(&report.cluster_faults);
         self.faults.merge(&report.faults);
+        self.repaired += report.repaired;
         self.aside += report.aside;
         self.damage_reported += report.damage_reported;
         if report.violation.is_some() {
@@ -85,7 +88,7 @@ impl fmt::Display for ClusterTotals {
         write!(
             f,
             "lives {} of-five {} events {} acknowledged {} duplicates {} elections {} hand-overs {} snapshots {} \
-             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} moved {} | {} | {} | aside {} damage-reported {} violations {}",
+             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} moved {} | {} | {} | repaired {} aside {} damage-reported {} violations {}",
             self.lives,
             self.of_five,
             self.events,
@@ -102,6 +105,7 @@ impl fmt::Display for ClusterTotals {
             self.moved,
             self.cluster_faults,
             self.faults,
+            self.repaired,
             self.aside,
             self.damage_reported,
             self.failed.len()

@@ -237,6 +237,8 @@ pub(crate) struct World {
     pub old_disks: FaultCounts,
     /// Moves of partitions that have ended.
     pub moved: u64,
+    /// Damaged ranges of segments that were repaired since the nodes were started last.
+    pub repaired: u64,
     /// Replicas that take no part at the end.
     pub aside: u64,
     /// What went wrong first, and at which happening.
@@ -336,6 +338,7 @@ impl World {
             node_counts: FaultCounts::default(),
             old_disks: FaultCounts::default(),
             moved: 0,
+            repaired: 0,
             aside: 0,
             violation: None,
             trace: trace.then(Vec::new),

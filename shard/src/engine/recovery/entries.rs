@@ -1,7 +1,7 @@
 //! What the replay makes of groups with several replicas: their entries, what they have promised, and what of it is lost.
 
 use pyralog_core::batch::BatchView;
-use pyralog_replication::raft::{Configuration, EntryKind, Header, Position, Standing};
+use pyralog_replication::raft::{EntryKind, Header, Position, Standing};
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
@@ -23,11 +23,7 @@ impl Replay<'_> {
             (log.hard.term, log.hard.vote) = (frame.epoch, 0);
         }
         // An older term than that of the start: an entry that was cut off before the start was written.
-        if frame.index <= log.start.index
-            || frame.epoch < log.start.term
-            || lsn < partition.entries_from_lsn
-            || partition.end_unknown
-        {
+        if frame.index <= log.start.index || frame.epoch < log.start.term || partition.end_unknown {
             return;
         }
         unplaced.newest = unplaced.newest.max((frame.epoch, frame.index));
@@ -116,8 +112,7 @@ impl Replay<'_> {
     }
 
     /// Where the group of a frame is. One that neither the checkpoint names nor a frame opened has had its opening in damage, or it was
-    /// being dropped when the checkpoint was written: then its last frames lie behind that, and the frame that drops it, if
-    /// the last life ended in between, does not.
+    /// dropped when the checkpoint was written, and the frame that drops it comes further on.
     pub(super) fn index_of(&mut self, frame: &FrameHeader) -> Option<u32> {
         let known = self.by_group.get(&frame.group).copied();
         if known.is_some() || !self.unknown_damage {
@@ -163,12 +158,6 @@ impl Replay<'_> {
         }
         hard.commit = hard.commit.max(frame.index);
     }
-}
-
-/// Whether a replica that begins like this has come to a group that was there before it: another one of the group may have been here
-/// already, and gone.
-pub(in super::super) fn came_by_a_move(beginning: &Configuration) -> bool {
-    beginning.version() > 0 || !beginning.learners().is_empty()
 }
 
 /// Of one of several replicas: forgets what is not in segments.

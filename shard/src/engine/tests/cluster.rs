@@ -12,6 +12,7 @@ mod leaving;
 mod metadata;
 mod moving;
 mod passes;
+mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

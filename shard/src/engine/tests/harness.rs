@@ -53,6 +53,7 @@ pub(super) fn config() -> EngineConfig {
         shards: 1,
         advertised_address: "127.0.0.1:9092".into(),
         internal_address: String::new(),
+        rack: String::new(),
         topic_quorums: Quorums::default(),
         election: Timing { election_min_us: 150_000, election_max_us: 300_000, heartbeat_us: 30_000 },
         metadata_replicas: Vec::new(),
@@ -73,6 +74,8 @@ pub(super) fn config() -> EngineConfig {
         segment_sync_on_write: false,
         retention_bytes: None,
         retention_ms: None,
+        scrub_interval_us: None,
+        scrub_bytes_per_s: 1 << 30,
         request_timeout_us: 30_000_000,
         ack_timeout_us: 30_000_000,
         #[cfg(feature = "planted-bugs")]
@@ -307,6 +310,7 @@ pub(super) fn catalog(names: &[&str]) -> Catalog {
         id: 1,
         client_address,
         internal_address: String::new(),
+        rack: String::new(),
         shards: 2,
         disk: 77,
         disk_since: 0,
@@ -323,6 +327,7 @@ pub(super) fn create_on_shard_1(name: &str) -> Command {
     Command::CreateTopic(TopicSpec {
         name: name.into(),
         assignment: Assignment::new(&[vec![Replica { node: 1, shard: 1 }]]).unwrap(),
+        replication_factor: 1,
         write_quorum: 1,
         read_quorum: 1,
         min_insync_replicas: 1,

@@ -52,6 +52,11 @@ impl World {
                 .is_some_and(|newest| newest.moves.is_empty() && newest.nodes.len() == self.nodes.len())
     }
 
+    /// How many replicas a group has.
+    fn copies(&self, group: GroupId) -> usize {
+        self.newest().map_or(0, |newest| newest.replicas(group).count())
+    }
+
     /// Whether a node has files of a group. Where its journal was damaged they might be the last copy, and stay.
     pub(super) fn has_files_of(&self, id: u32, group: GroupId) -> bool {
         let node = &self.nodes[id as usize - 1];
@@ -149,7 +154,7 @@ impl World {
         }
         for group in self.groups.clone() {
             let holders = self.holders(group);
-            assert_eq!(holders.len(), usize::from(self.quorums.replication_factor));
+            assert_eq!(holders.len(), self.copies(group));
             let first = self.read(holders[0], group);
             let once: BTreeSet<_> = first.values().collect();
             assert_eq!(once.len(), first.len(), "a value is there twice");
@@ -178,7 +183,7 @@ impl World {
             let holder = self.may_hold(id, group);
             // Where no replica is, one that knows better stands for the leader.
             assert!(Some(partition.leader) == self.leader(group) || !holder, "node {id} on {group}");
-            let copies = usize::from(self.quorums.replication_factor);
+            let copies = self.copies(group);
             assert_eq!((partition.shard, partition.replicas.iter().count()), (SHARD.0, copies));
             if let Some(state) = self.nodes[id as usize - 1].engine.as_ref().unwrap().partition(group) {
                 assert_eq!(partition.epoch, state.epoch);
