@@ -185,12 +185,21 @@ pub(super) fn resize(client: &mut Client, name: &str, at_once: u16, quiet: bool)
 fn cancel(client: &mut Client) -> Result<(), Failure> {
     let moving = client.reassignments().map_err(|error| explain(error, None))?;
     let (_, topics) = client.metadata_for_sure().map_err(|error| explain(error, None))?;
+    let mut taken_back = 0;
     for moved in &moving {
         let Some(topic) = topics.iter().find(|topic| topic.id == moved.group.topic.0) else { continue };
-        let taken_back = client.reassign_partition(&topic.name, moved.group.partition, &[]);
-        taken_back.map_err(|error| explain(error, Some(&topic.name)))?;
+        match client.reassign_partition(&topic.name, moved.group.partition, &[]) {
+            Ok(()) => taken_back += 1,
+            Err(error) => {
+                // One that has arrived since the list was made has nothing left that could be taken back.
+                let still = client.reassignments().map_err(|error| explain(error, None))?;
+                if still.iter().any(|other| other.group == moved.group) {
+                    return Err(explain(error, Some(&topic.name)));
+                }
+            }
+        }
     }
-    eprintln!("{} partitions stay where they are, or go back there", moving.len());
+    eprintln!("{taken_back} partitions stay where they are, or go back there");
     Ok(())
 }
 

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use pyralog_net::message::{DescribePartitionsRequest, Request, Response};
+use pyralog_net::message::{DescribePartitionsRequest, PartitionHealth, PartitionState, Request, Response};
 
+use crate::common::admin;
 use crate::harness::{Cluster, eventually, is_on, producer, value};
 
 /// What is read goes to segments at once, so that a test need not wait for it.
@@ -55,17 +56,18 @@ fn in_segments(nodes: u16, copies: &str) -> Cluster {
     producer.flush().unwrap();
     let holders: Vec<u16> = if copies == "1" { vec![cluster.leader("t", 0)] } else { (1..=nodes).collect() };
     let topic = cluster.client().topic("t").unwrap().id;
-    let flushed = |node: &u16| {
-        let describe = DescribePartitionsRequest { topic, first: 0, count: 1 };
-        let Ok(Response::DescribePartitions(states)) =
-            cluster.ask(*node, 0, &Request::DescribePartitions(describe))
-        else {
-            return false;
-        };
-        states.iter().any(|state| state.flushed == RECORDS as i64)
-    };
+    let flushed = |node: &u16| state(&cluster, *node, topic).is_some_and(|it| it.flushed == RECORDS as i64);
     eventually(|| holders.iter().all(flushed).then_some(()));
     cluster
+}
+
+/// What a node says of its own replica of the first partition.
+fn state(cluster: &Cluster, node: u16, topic: u32) -> Option<PartitionState> {
+    let describe = DescribePartitionsRequest { topic, first: 0, count: 1 };
+    match cluster.ask(node, 0, &Request::DescribePartitions(describe)).ok()? {
+        Response::DescribePartitions(states) => states.into_iter().next(),
+        _ => None,
+    }
 }
 
 fn expected() -> Vec<Vec<u8>> {
@@ -165,4 +167,107 @@ fn with_one_replica_a_damaged_range_is_refused_and_the_rest_is_read() {
     let rest = cluster.admin_ok(&["consume", "t", "--from", &format!("offset:{behind}")]);
     let rest: Vec<Vec<u8>> = rest.lines().map(|line| line.as_bytes().to_vec()).collect();
     assert!(rest == expected[behind..], "{} records behind it", rest.len());
+}
+
+/// Flips a bit in each place of a file where these bytes stand; how many there were.
+fn flip_each(file: &Path, wanted: &[u8]) -> usize {
+    let bytes = std::fs::read(file).unwrap();
+    let finder = bytes.windows(wanted.len()).enumerate();
+    let found: Vec<usize> = finder.filter(|(_, bytes)| *bytes == wanted).map(|(at, _)| at).collect();
+    found.iter().for_each(|at| flip(file, at + wanted.len() / 2));
+    found.len()
+}
+
+fn in_folder(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// A topic's name as it stands in the metadata.
+const NAME: &str = "a-name-that-stands-nowhere-else";
+
+/// Records and the metadata, in the journals of all three nodes.
+fn in_journals() -> (Cluster, u32) {
+    // Nothing goes to segments of itself.
+    let settings = &[("PYRALOG__STORAGE__CACHE_CONFIG__MAX_BUFFER_TIME_MS", "3600000")];
+    let cluster = Cluster::formed_with(3, settings);
+    cluster.admin_ok(&["topic", "create", NAME, "--replication-factor", "3"]);
+    let mut producer = producer(cluster.client(), NAME);
+    for number in 0..RECORDS {
+        producer.send(0, 0, None, Some(&value(0, number)), &[]).unwrap();
+    }
+    producer.flush().unwrap();
+    let topic = cluster.client().topic(NAME).unwrap().id;
+    (1..=3).for_each(|node| await_whole(&cluster, node, topic));
+    (cluster, topic)
+}
+
+fn await_whole(cluster: &Cluster, node: u16, topic: u32) {
+    eventually(|| {
+        let state = state(cluster, node, topic)?;
+        let whole = state.health == PartitionHealth::Online && state.high_watermark == RECORDS as i64;
+        whole.then_some(())
+    });
+}
+
+/// Everything that was written is read, with this node as the leader.
+fn reads_all_from(cluster: &Cluster, node: u16) {
+    let node_text = node.to_string();
+    eventually(|| {
+        cluster
+            .admin(&["leaders", "transfer", &format!("{NAME}/0"), "--to", &node_text])
+            .status
+            .success()
+            .then_some(())
+    });
+    assert_eq!(cluster.leader(NAME, 0), node);
+    let expected: Vec<_> = (0..RECORDS).map(|number| value(0, number)).collect();
+    assert!(cluster.read(NAME, 0) == expected, "as node {node} has it");
+}
+
+fn verified(cluster: &Cluster, node: u16) -> Output {
+    admin().args(["log", "verify"]).arg(cluster.data(node)).output().unwrap()
+}
+
+#[test]
+fn what_rots_in_a_journal_comes_back_from_the_others() {
+    let (mut cluster, topic) = in_journals();
+    for (node, what) in [(1, value(0, RECORDS / 2)), (2, NAME.as_bytes().to_vec())] {
+        cluster.kill(node);
+        let journals = in_folder(&cluster.data(node).join("journal/shard-0"));
+        let flipped: usize = journals.iter().map(|file| flip_each(file, &what)).sum();
+        assert!(flipped > 0, "{:?} is in {journals:?}", String::from_utf8_lossy(&what));
+        let told = verified(&cluster, node);
+        assert!(!told.status.success() && text(&told).contains("damage"), "{}", text(&told));
+        cluster.start(node);
+        cluster.await_formed();
+        await_whole(&cluster, node, topic);
+        reads_all_from(&cluster, node);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_rots_is_done_without() {
+    let (mut cluster, topic) = in_journals();
+    for (node, slots) in [(1, 1), (2, 2)] {
+        // Each clean stop writes one, in turns.
+        for life in 0..2 {
+            let (status, _) = cluster.nodes.remove(&node).unwrap().stop();
+            assert!(status.success());
+            if life == 0 {
+                cluster.start(node);
+                await_whole(&cluster, node, topic);
+            }
+        }
+        let folder = cluster.data(node).join("shard-0");
+        let mut checkpoints = [folder.join("checkpoint.0"), folder.join("checkpoint.1")];
+        checkpoints.sort_by_key(|file| std::fs::metadata(file).unwrap().modified().unwrap());
+        for newest in checkpoints.iter().rev().take(slots) {
+            // In the payload, whose first field is the incarnation.
+            flip(newest, 41);
+        }
+        cluster.start(node);
+        cluster.await_formed();
+        await_whole(&cluster, node, topic);
+        reads_all_from(&cluster, node);
+    }
 }

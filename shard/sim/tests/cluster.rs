@@ -135,7 +135,7 @@ fn a_sweep_finds_nothing_and_reaches_everything() {
         ("groups that fell quiet", totals.quiesced),
         ("checkpoints", totals.checkpoints),
         ("cold reads", totals.cold_reads),
-        ("damage reported", totals.damage_reported),
+        ("damaged ranges repaired", totals.repaired),
     ] {
         assert!(count > 0, "no {what} in {totals}");
     }

@@ -10,14 +10,14 @@ use pyralog_core::{GroupId, ShardId};
 use super::OfflineError;
 use crate::engine::{FileId, IoError, IoErrorKind, RecoveryDisk};
 
-/// The numbers of the shards that have a folder below `dir`.
-pub(super) fn shards(dir: &Path) -> Result<Vec<ShardId>, OfflineError> {
-    let names = names(dir)?;
-    let mut shards: Vec<ShardId> = names
-        .iter()
-        .filter_map(|(name, _)| Some(ShardId(name.strip_prefix("shard-")?.parse().ok()?)))
-        .collect();
+/// The numbers of the shards that have a folder below either: before its first checkpoint a shard has a journal only.
+pub(super) fn shards(data_dir: &Path, journal_dir: &Path) -> Result<Vec<ShardId>, OfflineError> {
+    let mut names = names(data_dir)?;
+    names.extend(self::names(journal_dir)?);
+    let number = |(name, _): &(String, u64)| Some(ShardId(name.strip_prefix("shard-")?.parse().ok()?));
+    let mut shards: Vec<ShardId> = names.iter().filter_map(number).collect();
     shards.sort_unstable();
+    shards.dedup();
     Ok(shards)
 }
 

@@ -37,7 +37,7 @@ pub fn verify(
     let _data_lock = lock_out(data_dir)?;
     let _journal_lock = lock_out(journal_dir)?;
     let node = NodeFile::read(data_dir);
-    let shards = folder::shards(data_dir)?;
+    let shards = folder::shards(data_dir, journal_dir)?;
     if shards.is_empty() {
         return Err(OfflineError::NoData(data_dir.to_owned()));
     }

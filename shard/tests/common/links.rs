@@ -240,7 +240,11 @@ fn run(
         }
         links.flush(&mut ring, now_us);
         for (shard, socket) in links.take_leaving() {
-            shards[usize::from(shard.0)].send(Command::TakeOver(socket));
+            // A shard of a node that stops may have stopped before: the socket ends with it.
+            let Way(sender, waker) = &shards[usize::from(shard.0)];
+            if sender.send(Command::TakeOver(socket)).is_ok() {
+                waker.wake();
+            }
         }
         for (_, text) in links.take_logs() {
             let _ = log.send(text);
