@@ -164,6 +164,9 @@ const MOVES_ONCE_WRONG: &[u64] = &[
     7590, // a replica that came again followed a leader of an older term than its predecessor, which counted on it
     20872, // a recovery looked for segments of a former replica in the one that came after it
     9291, // a checkpoint left out a replica whose end was not durable: a crash brought back half of it
+    2005, // a scrub read a segment that retention removed meanwhile, and called it damaged
+    2450, // the simulator looked for copies with those who had answered and left since
+    2872, // the simulator took an entry that its leader had taken back for one that was acknowledged: the same batch came again
     2769, // a replica was told where to begin by what its leader had sent the one before it, in a term it knew nothing of
 ];
 

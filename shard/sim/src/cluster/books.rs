@@ -305,7 +305,9 @@ impl World {
     /// As many disks as the topic asks for hold a batch that is being acknowledged.
     fn check_copies(&mut self, seat: Seat, group: GroupId, base: i64, crc: u32) {
         let Some(catalog) = self.nodes[seat.node].catalog.clone() else { return };
-        let Some(topic) = catalog.topics.get(&group.topic.0) else { return };
+        if !catalog.topics.contains_key(&group.topic.0) {
+            return;
+        }
         let Some(state) = self.shard(seat).state_of(group) else { return };
         // Replicas that have heard that the topic is deleted have deleted what this one was told they hold.
         if self.model.groups.get(&group).is_some_and(|model| model.exists == Existence::No) {
@@ -319,17 +321,67 @@ impl World {
             counts.sort_unstable();
             counts.dedup();
         }
-        let place = |(node, shard): (u32, u16)| Seat { node: node as usize - 1, shard: usize::from(shard) };
-        let seats = counts.into_iter().map(place);
-        // What the leader has in its journal and not in a segment is an entry of its log. Its own write may still be under way:
-        // what is there then is an entry that was taken back.
-        let leaders = &self.shard(seat).disk.tracker;
-        let place = leaders.place(group, base).filter(|place| place.crc == crc);
-        let place = place.filter(|_| !leaders.in_segment(group, base));
-        let noted = place.map_or(Ok(()), |place| self.books.note_term(group, base, place.epoch));
+        let noted = self
+            .term_of(seat, &counts, group, base, crc)
+            .map_or(Ok(()), |term| self.books.note_term(group, base, term));
+        self.check(noted);
+        let wanted = usize::from(catalog.quorums(group).map_or(0, |quorums| quorums.write_quorum));
+        let held = self.copies(&catalog, counts, group, base, crc);
+        if held >= wanted {
+            return;
+        }
+        // Those that have answered may have left since: then the others hold what they held. One that was paused meanwhile hears
+        // their answers first, and of that later.
+        let newest = self.nodes.iter().filter_map(|node| node.catalog.clone()).max_by_key(|it| it.version);
+        let moved = newest.filter(|newest| newest.version > catalog.version).is_some_and(|newest| {
+            let places = newest.replicas(group).map(|place| (place.node, place.shard)).collect();
+            self.copies(&newest, places, group, base, crc) >= wanted
+        });
+        if !moved {
+            self.fail(format!(
+                "{seat} {group}: the batch at {base} is acknowledged with {held} durable copies of {wanted}"
+            ));
+        }
+    }
+
+    /// The term as whose entry a batch is acknowledged that its leader does not have in a segment: what most of these have in their
+    /// journals. The leader's own write may still be under way, and what is there then is an entry that was taken back, maybe with
+    /// the same batch.
+    fn term_of(
+        &self,
+        leader: Seat,
+        counts: &[(u32, u16)],
+        group: GroupId,
+        base: i64,
+        crc: u32,
+    ) -> Option<u32> {
+        if self.shard(leader).disk.tracker.in_segment(group, base) {
+            return None;
+        }
+        let mut held: BTreeMap<u32, usize> = BTreeMap::new();
+        for (node, shard) in counts {
+            let seat = Seat { node: *node as usize - 1, shard: usize::from(*shard) };
+            if let Some(term) = self.shard(seat).disk.tracker.journaled(group, base, crc) {
+                *held.entry(term).or_default() += 1;
+            }
+        }
+        held.into_iter().max_by_key(|(term, held)| (*held, *term)).map(|(term, _)| term)
+    }
+
+    /// How many of these hold a batch, on disks.
+    fn copies(
+        &self,
+        catalog: &Catalog,
+        counts: Vec<(u32, u16)>,
+        group: GroupId,
+        base: i64,
+        crc: u32,
+    ) -> usize {
         let term = self.books.terms.get(&(group, base)).copied();
-        let keeps_all = topic.spec.retention_bytes <= 0;
-        let held = seats.filter(|seat| {
+        let keeps_all =
+            catalog.topics.get(&group.topic.0).is_some_and(|topic| topic.spec.retention_bytes <= 0);
+        let place = |(node, shard): (u32, u16)| Seat { node: node as usize - 1, shard: usize::from(shard) };
+        let held = counts.into_iter().map(place).filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
             // A duplicate may be acknowledged again that was on a disk which is gone since, or that retention has removed.
             let removed =
@@ -339,14 +391,7 @@ impl World {
             gone || journaled.is_some_and(|held| term.is_none_or(|term| term == held))
                 || tracker.in_segment(group, base)
         });
-        let held = held.count();
-        self.check(noted);
-        let wanted = catalog.quorums(group).map_or(0, |quorums| quorums.write_quorum);
-        if held < usize::from(wanted) {
-            self.fail(format!(
-                "{seat} {group}: the batch at {base} is acknowledged with {held} durable copies of {wanted}"
-            ));
-        }
+        held.count()
     }
 
     /// Topics come into and leave the model with the newest catalogue; every version is the same everywhere.

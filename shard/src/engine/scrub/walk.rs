@@ -169,6 +169,9 @@ impl Engine {
         in_pass: bool,
     ) -> Option<Walk> {
         let Segment { base, end, epoch, bytes, index, .. } = self.segment(group, segment)?.clone();
+        #[cfg(feature = "planted-bugs")]
+        let epoch =
+            epoch.filter(|_| !self.has_bug(crate::engine::planted::PlantedBug::RepairFromUncommitted));
         // More goes to the newest one only, and only in the life that began it.
         let last = self.find(group).and_then(|index| self.at(index))?.segments.back()?;
         Some(Walk {
@@ -268,14 +271,15 @@ impl Engine {
     pub(in crate::engine) fn scrub_io_done(&mut self, result: IoResult, actions: &mut Vec<Action>) {
         let Some(walk) = &mut self.scrub.walk else { return };
         let stage = std::mem::replace(&mut walk.stage, Stage::Paced);
-        let (group, wrote) = (walk.group, stage.writes());
+        let (group, segment, wrote, is_over) = (walk.group, walk.segment, stage.writes(), walk.is_over);
         if matches!(self.mode, Mode::Fenced(_) | Mode::Stopping | Mode::Stopped) {
             return;
         }
-        if walk.is_over {
-            if wrote {
-                self.delete_what_waits(group, actions);
-            }
+        if is_over && wrote {
+            self.delete_what_waits(group, actions);
+        }
+        // Retention may have removed it, and a slow disk found its file no more.
+        if is_over || self.segment(group, segment).is_none() {
             return self.end_walk();
         }
         match stage {
