@@ -299,6 +299,11 @@ impl Engine {
     ) {
         let Some(partition) = self.at(index) else { return };
         let high_watermark = partition.replica.high_watermark();
+        #[cfg(feature = "planted-bugs")]
+        let high_watermark = match self.has_bug(super::planted::PlantedBug::RepairFromUncommitted) {
+            true => partition.log_end,
+            false => high_watermark,
+        };
         if offset < partition.log_start {
             let detail = format!("offset {offset}; the log holds {}..{high_watermark}", partition.log_start);
             return self.refuse(conn, correlation_id, ErrorCode::OffsetOutOfRange, detail, actions);

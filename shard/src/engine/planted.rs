@@ -19,6 +19,8 @@ pub enum PlantedBug {
     BlankDiskVotes,
     /// A replica is deleted as soon as it is wanted elsewhere, not when the others have it.
     DeleteBeforeMoved,
+    /// What has rotted is repaired with what another replica has in its log, committed or not, whatever term it is of.
+    RepairFromUncommitted,
 }
 
 impl super::Engine {

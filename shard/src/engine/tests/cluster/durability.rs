@@ -15,7 +15,7 @@ fn healed(seed: u64) -> (World, GroupId, u32) {
 
 impl World {
     /// Has one batch sent past all sessions. Its answer comes as that of an administrator's request.
-    fn produce_for(&mut self, id: u32, group: GroupId, acks: Acks, value: &[u8]) {
+    pub(super) fn produce_for(&mut self, id: u32, group: GroupId, acks: Acks, value: &[u8]) {
         let batch = batch(self.now.wall_ms, None, &[value]);
         self.admin += 1;
         let (correlation_id, timeout_ms) = (self.admin, 0);

@@ -144,6 +144,105 @@ fn who_has_rotted_as_well_is_passed_over() {
     world.check();
 }
 
+/// A leader that was cut off has a batch of its own where the others have committed another one, of the same size. One of these has
+/// rotted, and can reach only the first; and one that has rotted as well.
+fn repaired_by_who_was_cut_off(change: impl Fn(&mut EngineConfig)) -> Result<PartitionHealth, String> {
+    let mut world = World::new(8, 3, 1, 2);
+    change(&mut world.config);
+    world.ids().for_each(|id| world.crash(id));
+    world.heal();
+    world.settle_leaders();
+    let group = world.groups[0];
+    let former = world.leader(group).unwrap();
+    for other in world.ids().filter(|id| *id != former) {
+        world.unlink(former, other);
+        world.cut.insert(pair(former, other));
+    }
+    world.produce_for(former, group, Acks::Leader, &[1; 500]);
+    while !world.node(former).io.is_empty() {
+        world.io(former);
+    }
+    assert!(matches!(world.answer.take(), Some(Response::Produce(_))));
+    let led_by = |world: &World| world.leader(group).filter(|id| *id != former);
+    world.go_on_until("another one leads", |world| led_by(world).is_some());
+    let leader = led_by(&world).unwrap();
+    let others: Vec<u32> = world.ids().filter(|id| *id != former).collect();
+    world.produce_for(leader, group, Acks::Quorum, &[2; 500]);
+    world.go_on_until("it is in segments", |world| {
+        let state = |id: u32| world.nodes[id as usize - 1].engine.as_ref()?.partition(group);
+        others.iter().all(|id| state(*id).is_some_and(|state| state.flushed > 0))
+    });
+    // Neither has it in memory.
+    others.iter().for_each(|id| world.crash(*id));
+    others.iter().for_each(|id| world.start(*id));
+    world.go_on_until("one of them leads again", |world| led_by(world).is_some());
+    let leader = led_by(&world).unwrap();
+    let last = others.iter().copied().find(|id| *id != leader).unwrap();
+    let files = world.node(last).disk.files.keys().copied();
+    let file = files.into_iter().find(|file| matches!(file, FileId::Segment(of, _) if *of == group)).unwrap();
+    let whole = world.node(last).disk.files[&file].clone();
+    for id in [leader, last] {
+        world.node(id).lossy = true;
+        Rot::Flip(whole.len() / 2).hit(&mut world.node(id).disk, file);
+    }
+    // The last one reaches both, and they don't reach each other: who was cut off hears nothing of what was decided.
+    world.cut.remove(&pair(former, last));
+    let health_of = |world: &World| health(world, last, group);
+    scrub(&mut world, last);
+    world.go_on_until("it is repaired, or not", |world| {
+        let told = counters(world, last);
+        told.passes == 1 && (told.failed > 0 || told.repaired > 0)
+    });
+    match health_of(&world) {
+        PartitionHealth::Online if world.node(last).disk.files[&file] != whole => {
+            Err("what was never committed is served".into())
+        }
+        health => Ok(health),
+    }
+}
+
+#[test]
+fn what_is_not_committed_repairs_nothing() {
+    assert_eq!(repaired_by_who_was_cut_off(|_| {}), Ok(PartitionHealth::Damaged));
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn repair_from_an_uncommitted_peer_is_caught() {
+    use crate::engine::planted::PlantedBug;
+    let planted = |config: &mut EngineConfig| config.planted = Some(PlantedBug::RepairFromUncommitted);
+    assert!(repaired_by_who_was_cut_off(planted).is_err());
+}
+
+/// A disk that takes every write and keeps none of what is written where it has rotted.
+#[test]
+fn a_disk_that_does_not_keep_what_is_written_stays_refused() {
+    let (mut world, group, file) = with_segments(6);
+    let id = 1;
+    world.node(id).lossy = true;
+    let at = world.node(id).disk.files[&file].len() / 2;
+    Rot::Flip(at).hit(&mut world.node(id).disk, file);
+    scrub(&mut world, id);
+    // It rots again as soon as it is written.
+    for _ in 0..100_000 {
+        if counters(&world, id).failed > 0 {
+            break;
+        }
+        while !world.node(id).io.is_empty() {
+            let before = world.node(id).disk.files[&file].clone();
+            world.io(id);
+            let bytes = world.node(id).disk.files.get_mut(&file).unwrap();
+            if *bytes != before {
+                bytes[at] ^= 0x10;
+            }
+        }
+        world.go_on();
+    }
+    let told = counters(&world, id);
+    assert_eq!((told.damaged, told.repaired, told.failed), (1, 0, 1), "{told:?}");
+    assert!(told.repaired_bytes > 0 && health(&world, id, group) == PartitionHealth::Damaged);
+}
+
 /// A topic that goes while one of its segments is repaired: its files go when the write is done.
 #[test]
 fn a_topic_that_goes_while_it_is_repaired_leaves_no_file() {
