@@ -47,6 +47,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Kill or stop the leader of three nodes again and again under producers: the distribution of the gap they see
     Failover(FailoverArgs),
+    /// Three nodes become five and three again under a constant load, while nodes are killed and disks are lost
+    Life(LifeArgs),
     /// Measure what a follower that stands still (SIGSTOP) costs those who write to three nodes
     StoppedFollower(StoppedArgs),
     /// Create many partitions on three nodes, write to each, kill all nodes, and measure what idle ones cost
@@ -320,6 +322,29 @@ pub struct FailoverArgs {
     /// Producers, each with one record of 256 bytes on its way
     #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..=1_000))]
     pub producers: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub files: FileArgs,
+}
+
+/// Arguments of `life`.
+#[derive(Debug, Args)]
+pub struct LifeArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// How long it takes, at least
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=24 * 60))]
+    pub minutes: u64,
+    /// Records of 256 bytes a second, at fixed times: latency counts from when one is due
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub rate: u32,
+    /// Producers, each with at most one record on its way
+    #[arg(long, default_value_t = 8, value_parser = value_parser!(u32).range(1..=1_000))]
+    pub producers: u32,
+    /// Partitions, with three replicas each
+    #[arg(long, default_value_t = 6, value_parser = value_parser!(u32).range(1..=1_000))]
+    pub partitions: u32,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub files: FileArgs,

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use pyralog_bench::cli::{
-    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, IdleArgs, Output, PairsArgs, StoppedArgs,
+    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, IdleArgs, LifeArgs, Output, PairsArgs, StoppedArgs,
 };
 use pyralog_bench::cluster::failover::{self, FailoverConfig};
 use pyralog_bench::cluster::idle::{self, IdleConfig};
+use pyralog_bench::cluster::life::{self, LifeConfig};
 use pyralog_bench::cluster::stopped::{self, StoppedConfig};
 use pyralog_bench::commands::{self, show};
 use pyralog_bench::compare::{self, CompareConfig, Peer};
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Pairs(args) => run_pairs(args),
         Command::Compare(args) => run_compare(args),
         Command::Failover(args) => run_failover(args),
+        Command::Life(args) => run_life(args),
         Command::StoppedFollower(args) => run_stopped(args),
         Command::IdleGroups(args) => run_idle(args),
         Command::Disk(args) => run_disk(&args),
@@ -96,6 +98,20 @@ fn run_failover(args: FailoverArgs) -> anyhow::Result<()> {
     })?;
     show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
     report.into_run()?.write_if_asked(args.files.of("failover").as_ref())
+}
+
+fn run_life(args: LifeArgs) -> anyhow::Result<()> {
+    let report = life::run(&LifeConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        length: Duration::from_secs(60 * args.minutes),
+        rate: args.rate,
+        producers: args.producers,
+        partitions: args.partitions,
+    })?;
+    show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
+    report.into_run().write_if_asked(args.files.of("life").as_ref())
 }
 
 fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {

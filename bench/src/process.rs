@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -41,6 +41,21 @@ impl OwnedProcess {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => anyhow::bail!("{} ended by itself: {status}", self.name),
+        }
+    }
+
+    /// Waits until it ends by itself; SIGKILL and an error when it doesn't in time.
+    pub fn wait(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if begin.elapsed() > patience {
+                self.kill()?;
+                anyhow::bail!("{} did not end within {patience:?} and was killed", self.name);
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 

@@ -1,11 +1,15 @@
 //! Three nodes on this machine, and what is measured of them: fail-over, the price of a follower that stands still, groups
-//! that nobody writes to.
+//! that nobody writes to, and a life in which the three become five and three again.
 
 pub mod failover;
 pub mod idle;
+pub mod life;
+mod paced;
 pub mod stopped;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,7 @@ use pyralog_tuning::cpus::of_node;
 
 use crate::process::{Member, NodeSetup, OwnedProcess, free_loopback_addrs};
 
-/// Nodes of a cluster.
+/// Nodes of a cluster, as it begins.
 pub const NODES: u32 = 3;
 /// How long anything is waited for that takes seconds at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,8 +29,10 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// A cluster in a folder; its nodes are killed when it is dropped.
 pub struct Cluster {
-    setups: Vec<NodeSetup>,
-    nodes: Vec<Option<OwnedProcess>>,
+    /// All nodes that are part of it, by id.
+    setups: BTreeMap<u32, NodeSetup>,
+    /// Those that run.
+    nodes: BTreeMap<u32, OwnedProcess>,
 }
 
 impl Cluster {
@@ -34,33 +40,79 @@ impl Cluster {
     pub fn start(program: &Path, dir: &Path, cpus: &[usize]) -> anyhow::Result<Self> {
         let addrs = free_loopback_addrs(2 * NODES as usize)?;
         let (clients, internals) = addrs.split_at(NODES as usize);
-        let members: Vec<_> =
-            (1..=NODES).zip(clients.iter().copied().zip(internals.iter().copied())).collect();
-        let nodes: Vec<String> =
-            members.iter().map(|(id, (_, internal))| format!("{id}@{internal}")).collect();
-        let mut cluster = Self { setups: Vec::new(), nodes: Vec::new() };
-        for (id, (addr, internal)) in members {
-            let dir = dir.join(format!("node-{id}"));
-            std::fs::create_dir_all(&dir)?;
-            let one_shard_on = of_node(id, cpus).or(Some(0));
-            let member = Some(Member { id, internal, nodes: nodes.clone() });
-            let setup = NodeSetup { program: program.to_owned(), dir, addr, one_shard_on, member };
-            cluster.nodes.push(Some(setup.spawn()?));
-            cluster.setups.push(setup);
+        let mut cluster = Self { setups: BTreeMap::new(), nodes: BTreeMap::new() };
+        for ((id, addr), internal) in (1..=NODES).zip(clients).zip(internals) {
+            cluster.add_setup(program, dir, cpus, id, *addr, *internal)?;
         }
-        cluster.await_formed()?;
+        cluster.name_all();
+        cluster.restart_all()?;
         Ok(cluster)
+    }
+
+    fn add_setup(
+        &mut self,
+        program: &Path,
+        dir: &Path,
+        cpus: &[usize],
+        id: u32,
+        addr: SocketAddr,
+        internal: SocketAddr,
+    ) -> anyhow::Result<()> {
+        let dir = dir.join(format!("node-{id}"));
+        std::fs::create_dir_all(&dir)?;
+        let one_shard_on = of_node(id, cpus).or(Some(0));
+        let member = Some(Member { id, internal, nodes: Vec::new() });
+        self.setups.insert(id, NodeSetup { program: program.to_owned(), dir, addr, one_shard_on, member });
+        Ok(())
+    }
+
+    /// Has the settings of each node name all of them.
+    fn name_all(&mut self) {
+        let members = self.setups.values().filter_map(|setup| setup.member.as_ref());
+        let nodes: Vec<String> = members.map(|member| format!("{}@{}", member.id, member.internal)).collect();
+        for member in self.setups.values_mut().filter_map(|setup| setup.member.as_mut()) {
+            member.nodes.clone_from(&nodes);
+        }
+    }
+
+    /// Names more nodes in the settings of all. They have to be started, and those that run to be restarted.
+    pub fn name_more(
+        &mut self,
+        program: &Path,
+        dir: &Path,
+        cpus: &[usize],
+        ids: RangeInclusive<u32>,
+    ) -> anyhow::Result<()> {
+        let addrs = free_loopback_addrs(2 * ids.clone().count())?;
+        for (id, pair) in ids.zip(addrs.chunks_exact(2)) {
+            if let [addr, internal] = *pair {
+                self.add_setup(program, dir, cpus, id, addr, internal)?;
+            }
+        }
+        self.name_all();
+        Ok(())
+    }
+
+    /// Stops a node that is not part of the cluster any more, and takes it out of the settings of the others.
+    pub fn retire(&mut self, id: u32) -> anyhow::Result<()> {
+        self.take(id)?.stop()?;
+        self.setups.remove(&id);
+        self.name_all();
+        Ok(())
     }
 
     /// Where clients connect.
     pub fn addresses(&self) -> Vec<String> {
-        self.setups.iter().map(|setup| setup.addr.to_string()).collect()
+        self.setups.values().map(|setup| setup.addr.to_string()).collect()
     }
 
     /// Where clients connect to node `id`.
     pub fn address(&self, id: u32) -> anyhow::Result<SocketAddr> {
-        let setup = self.setups.get((id as usize).wrapping_sub(1));
-        Ok(setup.with_context(|| format!("there is no node {id}"))?.addr)
+        Ok(self.setup(id)?.addr)
+    }
+
+    fn setup(&self, id: u32) -> anyhow::Result<&NodeSetup> {
+        self.setups.get(&id).with_context(|| format!("there is no node {id}"))
     }
 
     /// A client that knows all nodes.
@@ -72,52 +124,59 @@ impl Cluster {
 
     /// The process of node `id`, which runs.
     pub fn node(&mut self, id: u32) -> anyhow::Result<&mut OwnedProcess> {
-        let node = self.nodes.get_mut((id as usize).wrapping_sub(1)).and_then(Option::as_mut);
-        node.with_context(|| format!("node {id} does not run"))
+        self.nodes.get_mut(&id).with_context(|| format!("node {id} does not run"))
     }
 
     /// Takes the process of node `id` out, to be ended by the caller.
     pub fn take(&mut self, id: u32) -> anyhow::Result<OwnedProcess> {
-        let node = self.nodes.get_mut((id as usize).wrapping_sub(1)).and_then(Option::take);
-        node.with_context(|| format!("node {id} does not run"))
+        self.nodes.remove(&id).with_context(|| format!("node {id} does not run"))
+    }
+
+    /// Starts node `id` without waiting for anything.
+    pub fn spawn(&mut self, id: u32) -> anyhow::Result<()> {
+        let node = self.setup(id)?.spawn()?;
+        self.nodes.insert(id, node);
+        Ok(())
     }
 
     /// Starts node `id` again.
     pub fn restart(&mut self, id: u32) -> anyhow::Result<()> {
-        let at = (id as usize).wrapping_sub(1);
-        let setup = self.setups.get(at).with_context(|| format!("there is no node {id}"))?;
-        let node = setup.start()?;
-        if let Some(slot) = self.nodes.get_mut(at) {
-            *slot = Some(node);
-        }
+        let node = self.setup(id)?.start()?;
+        self.nodes.insert(id, node);
         self.await_formed()
+    }
+
+    /// Starts node `id` again, on an empty disk.
+    pub fn restart_empty(&mut self, id: u32) -> anyhow::Result<()> {
+        let data = self.setup(id)?.data_dir();
+        std::fs::remove_dir_all(&data).with_context(|| format!("{}: can't be removed", data.display()))?;
+        self.restart(id)
     }
 
     /// Starts all nodes again, at once.
     pub fn restart_all(&mut self) -> anyhow::Result<()> {
-        for (setup, slot) in self.setups.iter().zip(&mut self.nodes) {
-            *slot = Some(setup.spawn()?);
-        }
+        let ids: Vec<u32> = self.setups.keys().copied().collect();
+        ids.into_iter().try_for_each(|id| self.spawn(id))?;
         self.await_formed()
     }
 
     /// Process ids of those that run.
     pub fn pids(&self) -> Vec<u32> {
-        self.nodes.iter().flatten().map(OwnedProcess::pid).collect()
+        self.nodes.values().map(OwnedProcess::pid).collect()
     }
 
     /// Stops every node.
     pub fn stop(mut self) -> anyhow::Result<()> {
-        self.nodes.iter_mut().flatten().try_for_each(OwnedProcess::stop)
+        self.nodes.values_mut().try_for_each(OwnedProcess::stop)
     }
 
     /// Waits until every node knows all others and who leads the metadata.
-    fn await_formed(&self) -> anyhow::Result<()> {
+    pub fn await_formed(&self) -> anyhow::Result<()> {
         for address in self.addresses() {
             let config = ClientConfig { retry_for: PATIENCE, ..ClientConfig::default() };
             let mut client = Client::new(&[address], config);
             await_true("the nodes have not formed a cluster", || {
-                Ok(client.metadata()?.0.knows_all(NODES as usize))
+                Ok(client.metadata()?.0.knows_all(self.setups.len()))
             })?;
         }
         Ok(())
