@@ -55,6 +55,8 @@ pub mod kind {
     pub const ALTER_TOPIC: u16 = 14;
     /// How far a shard is with scrubbing.
     pub const SCRUB: u16 = 15;
+    /// Let a node come.
+    pub const ADD_NODE: u16 = 16;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -75,6 +77,7 @@ pub mod kind {
         (REMOVE_NODE, "RemoveNode"),
         (ALTER_TOPIC, "AlterTopic"),
         (SCRUB, "Scrub"),
+        (ADD_NODE, "AddNode"),
     ];
 }
 

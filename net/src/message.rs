@@ -60,6 +60,8 @@ pub enum Request<'a> {
     ListReassignments(ListReassignmentsRequest),
     /// Remove a node for good (controller shard only).
     RemoveNode(RemoveNodeRequest),
+    /// See [`AddNodeRequest`].
+    AddNode(AddNodeRequest<'a>),
     /// Change the settings of a topic, or add partitions (controller shard only).
     AlterTopic(AlterTopicRequest<'a>),
     /// Ask how far this shard is with scrubbing, and have it begin.
@@ -210,6 +212,15 @@ impl AlterTopicRequest<'_> {
     pub const AS_IT_IS: i64 = -2;
 }
 
+/// Let a node come that is not named in the settings of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddNodeRequest<'a> {
+    /// Its id, from 1.
+    pub node: u32,
+    /// Where the other nodes connect, `host:port`; at most `MAX_ADDRESS_BYTES`.
+    pub internal_address: &'a str,
+}
+
 /// Remove a node that holds no replica and to which none is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoveNodeRequest {
@@ -271,6 +282,8 @@ pub enum Response {
     ListReassignments(ListReassignmentsReply),
     /// To `RemoveNode`.
     RemoveNode,
+    /// To `AddNode`.
+    AddNode,
     /// To `AlterTopic`.
     AlterTopic,
     /// To `Scrub`.

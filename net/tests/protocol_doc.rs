@@ -104,6 +104,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::ListReassignments(ListReassignmentsRequest { from: GroupId::new(0, 0) }),
         ),
         ("RemoveNode", Request::RemoveNode(RemoveNodeRequest { node: 4 })),
+        ("AddNode", Request::AddNode(AddNodeRequest { node: 4, internal_address: "10.0.0.4:9093" })),
         (
             "AlterTopic",
             Request::AlterTopic(AlterTopicRequest {
@@ -225,6 +226,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("RemoveNode", Response::RemoveNode),
+        ("AddNode", Response::AddNode),
         ("AlterTopic", Response::AlterTopic),
         (
             "Scrub",

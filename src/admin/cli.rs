@@ -76,6 +76,8 @@ pub(crate) enum Command {
 pub(crate) enum ClusterCommand {
     /// The nodes, which of them are up, who leads how much, and how much is not in sync.
     Info,
+    /// Let a node come that the settings of the others do not name, without restarting any of them.
+    AddNode(AddNode),
     /// Have a node hold nothing any more, and leave the cluster for good.
     RemoveNode(RemoveNode),
     /// Start a cluster on this machine, for trying things out; go on with one that was stopped.
@@ -259,6 +261,23 @@ pub(crate) struct Rebalance {
     /// No progress bar.
     #[arg(short, long)]
     pub(crate) quiet: bool,
+}
+
+/// Start it afterwards, with an empty data folder and settings that name itself and the others.
+#[derive(Args, Debug)]
+pub(crate) struct AddNode {
+    /// Its id, and where the other nodes connect to it, as in node.cluster_nodes: ID@HOST:PORT.
+    #[arg(value_parser = parse_node)]
+    pub(crate) node: (u32, String),
+    /// Wait until it has joined.
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+fn parse_node(text: &str) -> Result<(u32, String), String> {
+    let (id, address) = text.split_once('@').ok_or("write ID@HOST:PORT, such as 4@10.0.0.4:9093")?;
+    let id = id.parse().map_err(|_| format!("{id:?} is no id of a node; write a number from 1"))?;
+    Ok((id, address.to_owned()))
 }
 
 /// Its replicas go to the others; then it leaves the metadata. Refused when the others could not go on without it.

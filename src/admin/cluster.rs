@@ -1,12 +1,16 @@
 //! `cluster info`.
 
+use std::time::Duration;
+
 use pyralog_net::client::{Client, Described, NodeAnswer, NodeInfo};
 use pyralog_net::message::{NodeMetadata, ReplicaRole, TopicMetadata};
 use serde::Serialize;
 
-use super::cli::Format;
+use super::cli::{AddNode, Format};
 use super::{explain, output};
 use crate::failure::Failure;
+
+const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Serialize)]
 struct ClusterInfo {
@@ -164,4 +168,35 @@ pub(crate) fn info(client: &mut Client, format: Format) -> Result<(), Failure> {
     let partitions: Vec<Described> = client.describe(&topics).into_iter().flatten().collect();
     let answers = client.ask_nodes();
     output::print(format, &ClusterInfo::of(node, &topics, &partitions, &answers), ClusterInfo::table)
+}
+
+#[derive(Serialize)]
+struct Added {
+    /// Its id.
+    node: u32,
+    /// Where the others look for it.
+    internal_address: String,
+    /// It is part of the cluster, and holds the metadata.
+    joined: bool,
+}
+
+/// `cluster add-node`.
+pub(crate) fn add_node(client: &mut Client, format: Format, arguments: &AddNode) -> Result<(), Failure> {
+    let (node, internal_address) = arguments.node.clone();
+    client.add_node(node, &internal_address).map_err(|error| explain(error, None))?;
+    let mut added = Added { node, internal_address, joined: false };
+    while arguments.wait && !added.joined {
+        let (known, _) = client.metadata().map_err(|error| explain(error, None))?;
+        let holders = client.metadata_holders().map_err(|error| explain(error, None))?;
+        added.joined = known.nodes.iter().any(|known| known.id == node) && holders.contains(&node);
+        std::thread::sleep(LOOK);
+    }
+    output::print(format, &added, |added| match added.joined {
+        true => format!("node {node} is part of the cluster"),
+        false => format!(
+            "node {node} may come: start it with an empty data folder, and with itself and the others in its \
+             node.cluster_nodes; the others find it at {}",
+            added.internal_address
+        ),
+    })
 }

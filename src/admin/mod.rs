@@ -43,6 +43,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(&mut client, cli.output, command),
         Command::Produce(arguments) => produce::run(&cli.cluster, client, cli.output, &arguments),
         Command::Consume(arguments) => consume::run(&cli.cluster, client, &arguments),
+        Command::Cluster(ClusterCommand::AddNode(arguments)) => {
+            cluster::add_node(&mut client, cli.output, &arguments)
+        }
         Command::Cluster(ClusterCommand::RemoveNode(arguments)) => {
             rebalance::remove_node(&mut client, cli.output, &arguments)
         }

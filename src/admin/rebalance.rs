@@ -298,7 +298,13 @@ pub(crate) fn remove_node(
 ) -> Result<(), Failure> {
     let node = arguments.node;
     let now = Now::look(client, node)?;
-    check_others(client, &now.info, node)?;
+    if !now.info.nodes.iter().any(|known| known.id == node) {
+        // One that was to come, if the cluster knows of it at all.
+        client.remove_node(node).map_err(|error| explain(error, None))?;
+        let report = Report { moves: Vec::new(), bytes: 0, done: true, seconds: 0.0 };
+        return output::print(format, &report, |_| format!("node {node} is not to come any more"));
+    }
+    check_others(client, node)?;
     let moves = now.rows();
     let bytes = moves.iter().map(|row| row.bytes).sum();
     if !arguments.yes {
@@ -330,12 +336,7 @@ pub(crate) fn remove_node(
 }
 
 /// A node may go when the others can go on without it: a majority of those that hold the metadata is up.
-fn check_others(client: &mut Client, info: &NodeInfo, node: u32) -> Result<(), Failure> {
-    if !info.nodes.iter().any(|known| known.id == node) {
-        return Err(Failure::failed(format!(
-            "node {node} is not registered; `cluster info` lists the nodes"
-        )));
-    }
+fn check_others(client: &mut Client, node: u32) -> Result<(), Failure> {
     let holders = client.metadata_holders().map_err(|error| explain(error, None))?;
     let left: Vec<u32> = holders.into_iter().filter(|holder| *holder != node).collect();
     let answers = client.ask_nodes();

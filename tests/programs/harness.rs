@@ -31,6 +31,8 @@ pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     pub(crate) nodes: BTreeMap<u16, Node>,
     count: u16,
+    /// Those that began name so many in their settings; others have come by a command, and name all.
+    named: u16,
     base: u16,
     settings: &'static [(&'static str, &'static str)],
     /// By node; a node that is not in it has none.
@@ -46,7 +48,7 @@ impl Cluster {
         let base = CLUSTERS.fetch_add(6, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
         let racks = BTreeMap::new();
-        Self { folder, nodes, count, base, settings: &[], racks, network: None, wires: None }
+        Self { folder, nodes, count, named: count, base, settings: &[], racks, network: None, wires: None }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -120,8 +122,9 @@ impl Cluster {
     }
 
     pub(crate) fn start(&mut self, id: u16) {
+        let named = if id <= self.named { self.named } else { self.count };
         let nodes: Vec<String> =
-            (1..=self.count).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
+            (1..=named).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
         let settings = |command: &mut Command| {
             command.env("PYRALOG_NODE_ID", id.to_string());
             command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
@@ -144,7 +147,7 @@ impl Cluster {
     /// Names one node more in the settings of all, restarts those that are there one after the other, and starts it.
     pub(crate) fn add_node(&mut self) -> u16 {
         let (before, added) = (self.count, self.count + 1);
-        self.count = added;
+        (self.count, self.named) = (added, added);
         for id in 1..=before {
             self.nodes.remove(&id).unwrap().stop();
             self.start(id);
@@ -152,6 +155,21 @@ impl Cluster {
         self.start(added);
         self.await_formed();
         added
+    }
+
+    /// Nodes that are started from now on name all that there are.
+    pub(crate) fn name_all(&mut self) {
+        self.named = self.count;
+    }
+
+    /// Has one node more let in by a command, and starts it: nobody else is told of it, or restarted.
+    pub(crate) fn add_node_by_command(&mut self) -> (u16, String) {
+        let added = self.count + 1;
+        let told = self.admin_ok(&["cluster", "add-node", &format!("{added}@{}", self.internal(added))]);
+        self.count = added;
+        self.start(added);
+        self.await_formed();
+        (added, told)
     }
 
     pub(crate) fn kill(&mut self, id: u16) {

@@ -229,6 +229,64 @@ fn a_cluster_grows_and_shrinks_under_load() {
     assert!(!refused.status.success(), "three copies on two nodes: {refused:?}");
 }
 
+/// By commands, which the settings of those that were there know nothing of, also after they were restarted.
+#[test]
+fn nodes_are_added_without_settings_and_restarts() {
+    let mut cluster = Cluster::formed(3);
+    let create = ["topic", "create", "t", "--replication-factor", "3", "--partitions"];
+    cluster.admin_ok(&[&create[..], &[&PARTITIONS.to_string()]].concat());
+    let refused = |cluster: &Cluster, arguments: &[&str], text: &str| {
+        let output = cluster.admin(&[&["cluster"], arguments].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && error.contains(text), "{arguments:?}: {error}");
+    };
+    refused(&cluster, &["add-node", "3@localhost:1"], "part of the cluster already");
+    refused(&cluster, &["add-node", "4"], "ID@HOST:PORT");
+    refused(&cluster, &["add-node", "4@localhost"], "is no address");
+    // One that never comes is taken back.
+    cluster.admin_ok(&["cluster", "add-node", "5@localhost:1"]);
+    cluster.admin_ok(&["cluster", "remove-node", "5", "--yes"]);
+    let load = Load::begin(&cluster);
+    for _ in 0..2 {
+        let (added, told) = cluster.add_node_by_command();
+        is_on_the_page(&told);
+        eventually(|| {
+            (cluster.client().metadata_holders().unwrap().len() == usize::from(added)).then_some(())
+        });
+    }
+    refused(&cluster, &["add-node", "6@localhost:1"], "5 nodes is the bound");
+    cluster.admin_ok(&["rebalance", "--yes"]);
+    // Settings that name three of five are enough for one that comes back. One that has lost its disk has to find them all.
+    for (id, emptied) in [(1, false), (2, true)] {
+        cluster.kill(id);
+        if emptied {
+            std::fs::remove_dir_all(cluster.data(id)).unwrap();
+            cluster.name_all();
+        }
+        cluster.start(id);
+        cluster.await_formed();
+        eventually(|| {
+            let info = cluster.json(&["cluster", "info"]);
+            (info["under_replicated"] == 0 && info["leaderless"] == 0).then_some(())
+        });
+    }
+    // Without the two that are down three of five decide, among them both that came.
+    cluster.kill(1);
+    cluster.kill(3);
+    eventually(|| {
+        // Whoever was asked may have been killed with the answer on its way.
+        cluster.admin(&["topic", "create", "u", "--replication-factor", "3"]);
+        cluster.admin(&["topic", "get", "u"]).status.success().then_some(())
+    });
+    cluster.start(1);
+    cluster.start(3);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+}
+
 /// Whether the three replicas of every partition of "t" are in different racks.
 fn all_apart(cluster: &Cluster) -> bool {
     let racks = |nodes: Vec<u32>| nodes.iter().map(|node| cluster.racks[&(*node as u16)]).collect();

@@ -5,8 +5,9 @@ use pyralog_core::GroupId;
 use super::api::{Client, Kind, NodeInfo, all_pages, metadata_reply, unknown_topic};
 use super::error::ClientError;
 use crate::message::{
-    DescribePartitionsRequest, ListReassignmentsReply, ListReassignmentsRequest, MetadataRequest,
-    ReassignPartitionRequest, Reassignment, RemoveNodeRequest, ReplicaRole, Request, Response, TopicMetadata,
+    AddNodeRequest, DescribePartitionsRequest, ListReassignmentsReply, ListReassignmentsRequest,
+    MetadataRequest, ReassignPartitionRequest, Reassignment, RemoveNodeRequest, ReplicaRole, Request,
+    Response, TopicMetadata,
 };
 
 impl Client {
@@ -25,6 +26,19 @@ impl Client {
         let request = Request::ReassignPartition(ReassignPartitionRequest { topic, partition, nodes });
         self.call_controller(&request, Kind::Question, |received| match received.response {
             Response::ReassignPartition => Some(()),
+            _ => None,
+        })
+    }
+
+    /// Lets a node come that the settings of the others do not name: they find it at this address. Returns when that is decided;
+    /// the node joins when it is started.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when it is there, or another one is at that address.
+    pub fn add_node(&mut self, node: u32, internal_address: &str) -> Result<(), ClientError> {
+        let request = Request::AddNode(AddNodeRequest { node, internal_address });
+        self.call_controller(&request, Kind::Question, |received| match received.response {
+            Response::AddNode => Some(()),
             _ => None,
         })
     }

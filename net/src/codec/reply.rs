@@ -54,6 +54,7 @@ impl Response {
             Self::ReassignPartition => kind::REASSIGN_PARTITION | REPLY_BIT,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
             Self::RemoveNode => kind::REMOVE_NODE | REPLY_BIT,
+            Self::AddNode => kind::ADD_NODE | REPLY_BIT,
             Self::AlterTopic => kind::ALTER_TOPIC | REPLY_BIT,
             Self::Scrub(_) => kind::SCRUB | REPLY_BIT,
         }
@@ -106,6 +107,7 @@ impl Response {
             | Self::Pong
             | Self::ReassignPartition
             | Self::RemoveNode
+            | Self::AddNode
             | Self::AlterTopic => {}
         }
         w.finish(following_bytes);
@@ -148,6 +150,7 @@ impl Response {
                 kind::PING => Self::Pong,
                 kind::REASSIGN_PARTITION => Self::ReassignPartition,
                 kind::REMOVE_NODE => Self::RemoveNode,
+                kind::ADD_NODE => Self::AddNode,
                 kind::ALTER_TOPIC => Self::AlterTopic,
                 kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),
                 kind::LIST_REASSIGNMENTS => Self::ListReassignments(decode_reassignments(&mut reader)?),

@@ -1,17 +1,17 @@
 //! Requests: decoded without a copy by the server, encoded by the client.
 
 use pyralog_core::limits::{
-    BATCH_HEADER_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS, MAX_REPLICATION_FACTOR,
-    MAX_TOPIC_NAME_BYTES,
+    BATCH_HEADER_BYTES, MAX_ADDRESS_BYTES, MAX_BATCH_BYTES, MAX_FETCH_BYTES, MAX_FETCH_WAIT_MS,
+    MAX_REPLICATION_FACTOR, MAX_TOPIC_NAME_BYTES,
 };
 use pyralog_core::{GroupId, Quorums};
 
 use super::{DecodeError, EncodeError, MAX_DESCRIBED_PARTITIONS, Reader, Writer};
 use crate::frame::kind;
 use crate::message::{
-    Acks, AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest, DescribePartitionsRequest,
-    FetchRequest, ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest, OffsetSpec, ProduceRequest,
-    ReassignPartitionRequest, RemoveNodeRequest, Request, ScrubRequest,
+    Acks, AddNodeRequest, AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest,
+    DescribePartitionsRequest, FetchRequest, ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest,
+    OffsetSpec, ProduceRequest, ReassignPartitionRequest, RemoveNodeRequest, Request, ScrubRequest,
 };
 
 impl<'a> Request<'a> {
@@ -34,6 +34,7 @@ impl<'a> Request<'a> {
             }
             kind::ALTER_TOPIC => Self::AlterTopic(decode_alter_topic(&mut reader)?),
             kind::REMOVE_NODE => Self::RemoveNode(decode_remove_node(&mut reader)?),
+            kind::ADD_NODE => Self::AddNode(decode_add_node(&mut reader)?),
             kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
         };
@@ -56,6 +57,7 @@ impl<'a> Request<'a> {
             Self::ReassignPartition(_) => kind::REASSIGN_PARTITION,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
             Self::RemoveNode(_) => kind::REMOVE_NODE,
+            Self::AddNode(_) => kind::ADD_NODE,
             Self::AlterTopic(_) => kind::ALTER_TOPIC,
             Self::Scrub(_) => kind::SCRUB,
         }
@@ -107,6 +109,10 @@ impl<'a> Request<'a> {
                 w.i64(r.retention_bytes).i64(r.retention_ms).bytes(r.name.as_bytes());
             }
             Self::RemoveNode(r) => _ = w.u32(r.node).reserved(4),
+            Self::AddNode(r) => {
+                w.u32(r.node).u16(r.internal_address.len() as u16).reserved(2);
+                w.bytes(r.internal_address.as_bytes());
+            }
             Self::Scrub(r) => _ = w.u8(u8::from(r.start)).reserved(7),
             Self::InitProducerId | Self::Ping => {}
         }
@@ -136,6 +142,9 @@ impl<'a> Request<'a> {
             Self::ReassignPartition(r) => {
                 name(r.topic)?;
                 EncodeError::check("node_count", r.nodes.len() as u64, u64::from(MAX_REPLICATION_FACTOR))
+            }
+            Self::AddNode(r) => {
+                EncodeError::check("address_len", r.internal_address.len() as u64, MAX_ADDRESS_BYTES as u64)
             }
             Self::ListOffsets(_)
             | Self::InitProducerId
@@ -290,6 +299,13 @@ fn decode_remove_node(reader: &mut Reader<'_>) -> Result<RemoveNodeRequest, Deco
     let node = reader.u32("node")?;
     reader.reserved(4, "node")?;
     Ok(RemoveNodeRequest { node })
+}
+
+fn decode_add_node<'a>(reader: &mut Reader<'a>) -> Result<AddNodeRequest<'a>, DecodeError> {
+    let node = reader.u32("node")?;
+    let len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
+    reader.reserved(2, "address_len")?;
+    Ok(AddNodeRequest { node, internal_address: reader.text(len, "internal_address")? })
 }
 
 fn decode_scrub(reader: &mut Reader<'_>) -> Result<ScrubRequest, DecodeError> {

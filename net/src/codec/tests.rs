@@ -164,6 +164,7 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::Pong),
         Just(Response::ReassignPartition),
         Just(Response::RemoveNode),
+        Just(Response::AddNode),
         Just(Response::AlterTopic),
         (any::<(bool, u32, i64)>(), any::<[u64; 6]>()).prop_map(|((running, damaged, ended_ms), counts)| {
             let [done_bytes, total_bytes, found, repaired, repaired_bytes, failed] = counts;
@@ -219,6 +220,7 @@ proptest! {
             }),
             Request::ListReassignments(ListReassignmentsRequest { from: group }),
             Request::RemoveNode(RemoveNodeRequest { node: a }),
+            Request::AddNode(AddNodeRequest { node: a, internal_address: &name }),
             Request::Scrub(ScrubRequest { start: a % 2 == 0 }),
             Request::AlterTopic(AlterTopicRequest {
                 name: &name, partitions: b, quorums, retention_bytes: y, retention_ms: z,

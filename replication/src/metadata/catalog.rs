@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyralog_core::limits::{
-    MAX_ADDRESS_BYTES, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_RACK_BYTES, MAX_SHARDS, MAX_TOPIC_NAME_BYTES,
-    MAX_TOPICS,
+    MAX_ADDRESS_BYTES, MAX_METADATA_REPLICAS, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_RACK_BYTES, MAX_SHARDS,
+    MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
 };
 use pyralog_core::{ErrorCode, GroupId};
 
@@ -34,6 +34,8 @@ pub struct Catalog {
     pub settled: BTreeMap<GroupId, Settled>,
     /// Partitions that were added to topics: the first of those that came together, and the version of the catalogue that has them first.
     pub grown: BTreeMap<GroupId, u64>,
+    /// Nodes that were added and have not registered themselves yet: where other nodes connect to them.
+    pub expected: BTreeMap<u32, String>,
     /// Nodes that were removed, and the numbers of their disks: with another disk one may come again.
     pub removed: BTreeMap<u32, u64>,
     index: Index,
@@ -86,6 +88,7 @@ impl Default for Catalog {
             moves: BTreeMap::new(),
             settled: BTreeMap::new(),
             grown: BTreeMap::new(),
+            expected: BTreeMap::new(),
             removed: BTreeMap::new(),
             index: Index::default(),
         }
@@ -155,6 +158,7 @@ impl Catalog {
             Command::Reassign { topic, partition, to } => {
                 self.check_reassign(GroupId::new(*topic, *partition), to)
             }
+            Command::AddNode { node, internal_address } => self.check_add(*node, internal_address),
             Command::RemoveNode { node } => self.check_remove(*node),
             Command::AlterTopic { .. } => self.altered(command).map(|_| ()),
             Command::Reassigned { topic, partition, configuration, .. } => {
@@ -256,11 +260,49 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether a node may come.
+    fn check_add(&self, node: u32, address: &str) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+        if node == 0 {
+            return invalid("node 0: ids begin at 1".into());
+        }
+        if self.nodes.contains_key(&node) {
+            return invalid(format!("node {node} is part of the cluster already"));
+        }
+        if !valid_address(address) {
+            return invalid(format!("node {node}: {address:?} is no address for nodes; write host:port"));
+        }
+        if self.nodes.values().any(|known| known.internal_address.is_empty()) {
+            let text = "this node is alone and speaks with no others: name them in node.cluster_nodes, and restart it";
+            return invalid(text.into());
+        }
+        let others = self.nodes.values().map(|known| (known.id, known.internal_address.as_str()));
+        let mut others = others.chain(self.expected.iter().map(|(id, address)| (*id, address.as_str())));
+        if let Some((other, _)) = others.find(|(other, known)| *other != node && *known == address) {
+            return invalid(format!("node {other} is at {address}, where node {node} can't be as well"));
+        }
+        let all = self.nodes.len() + self.expected.keys().filter(|expected| **expected != node).count();
+        // Each of them has to hold the metadata: nobody else is told of it.
+        match all < MAX_METADATA_REPLICAS {
+            true => Ok(()),
+            false => Err((ErrorCode::LimitReached, format!("{MAX_METADATA_REPLICAS} nodes is the bound"))),
+        }
+    }
+
+    /// Where other nodes connect to each node that is there or to come.
+    pub fn internal_addresses(&self) -> impl Iterator<Item = (u32, &str)> {
+        let expected = self.expected.iter().map(|(node, address)| (*node, address.as_str()));
+        self.nodes.values().map(|node| (node.id, node.internal_address.as_str())).chain(expected)
+    }
+
     /// Whether a node can go: nothing is on it, or on its way there, and others are left.
     fn check_remove(&self, node: u32) -> Result<(), Refusal> {
         let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
         if !self.nodes.contains_key(&node) {
-            return invalid(format!("node {node} is not registered"));
+            return match self.expected.contains_key(&node) {
+                true => Ok(()),
+                false => invalid(format!("node {node} is not registered")),
+            };
         }
         let (first, last) = (Replica { node, shard: 0 }, Replica { node, shard: u16::MAX });
         let replicas: u32 = self.index.load.range(first..=last).map(|(_, load)| load.replicas).sum();
@@ -367,6 +409,7 @@ impl Catalog {
                 let known = self.nodes.get(&node.id).filter(|known| known.disk == node.disk);
                 let disk_since = known.map_or(self.version, |known| known.disk_since);
                 self.removed.remove(&node.id);
+                self.expected.remove(&node.id);
                 self.nodes.insert(node.id, NodeInfo { disk_since, ..node.clone() });
             }
             Command::CreateTopic(spec) => {
@@ -378,7 +421,11 @@ impl Catalog {
                 self.remove(*topic);
             }
             Command::AlterTopic { .. } => self.alter(command),
+            Command::AddNode { node, internal_address } => {
+                self.expected.insert(*node, internal_address.clone());
+            }
             Command::RemoveNode { node } => {
+                self.expected.remove(node);
                 if let Some(gone) = self.nodes.remove(node) {
                     self.removed.insert(*node, gone.disk);
                 }
@@ -424,6 +471,19 @@ impl Catalog {
             }
         }
         self.index.load.retain(|_, load| load.replicas > 0);
+    }
+
+    /// Takes over which nodes are to come, none of it believed.
+    pub(super) fn rebuild_expected(&mut self, expected: Vec<(u32, String)>) -> Result<(), String> {
+        for (node, address) in expected {
+            let last = self.expected.last_key_value().map_or(0, |(last, _)| *last);
+            self.check_add(node, &address).map_err(|(_, text)| text)?;
+            if node <= last {
+                return Err(format!("node {node}, which is to come, is out of order"));
+            }
+            self.expected.insert(node, address);
+        }
+        Ok(())
     }
 
     /// Takes over which nodes were removed, none of it believed.

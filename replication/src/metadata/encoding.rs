@@ -48,6 +48,7 @@ struct Image {
     settled: Vec<(u32, u32, Settled)>,
     removed: Vec<(u32, u64)>,
     grown: Vec<(u32, u32, u64)>,
+    expected: Vec<(u32, String)>,
 }
 
 /// A node in version 3.
@@ -187,6 +188,7 @@ impl Catalog {
                 .collect(),
             removed: self.removed.iter().map(|(node, disk)| (*node, *disk)).collect(),
             grown: self.grown.iter().map(|(group, since)| (group.topic.0, group.partition, *since)).collect(),
+            expected: self.expected.iter().map(|(node, address)| (*node, address.clone())).collect(),
         };
         versioned(rkyv::to_bytes::<rancor::Error>(&image))
     }
@@ -201,28 +203,39 @@ impl Catalog {
             (OLDEST, bytes) => {
                 let old = rkyv::from_bytes::<Image3, rancor::Error>(&bytes).map_err(malformed)?;
                 let Image3 { version, next_topic_id, next_producer_id, nodes, topics } = old;
-                let (moves, settled, removed, grown) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
                 Image {
                     version,
                     next_topic_id,
                     next_producer_id,
                     nodes: nodes.into_iter().map(NodeInfo::from).collect(),
                     topics: topics.into_iter().map(Topic::from).collect(),
-                    moves,
-                    settled,
-                    removed,
-                    grown,
+                    moves: Vec::new(),
+                    settled: Vec::new(),
+                    removed: Vec::new(),
+                    grown: Vec::new(),
+                    expected: Vec::new(),
                 }
             }
             (_, bytes) => rkyv::from_bytes::<Image, rancor::Error>(&bytes).map_err(malformed)?,
         };
-        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, settled, removed, grown } =
-            image;
+        let Image {
+            version,
+            next_topic_id,
+            next_producer_id,
+            nodes,
+            topics,
+            moves,
+            settled,
+            removed,
+            grown,
+            expected,
+        } = image;
         let mut catalog = Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
             .map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_grown(grown).map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_moves(moves, settled).map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_removed(removed).map_err(DecodeError::Inconsistent)?;
+        catalog.rebuild_expected(expected).map_err(DecodeError::Inconsistent)?;
         Ok(catalog)
     }
 }

@@ -71,7 +71,14 @@ pub enum Command {
         /// The replicas of the partitions that are added.
         added: Vec<Vec<Replica>>,
     },
-    /// A node goes for good. It holds nothing any more but the metadata, of which it is to hold none either.
+    /// A node is to come: the others find it at this address, and let it in.
+    AddNode {
+        /// Its id.
+        node: u32,
+        /// Where other nodes connect, `host:port`.
+        internal_address: String,
+    },
+    /// A node goes for good, or one that was to come does not. It holds nothing any more but the metadata, of which it is to hold none either.
     RemoveNode {
         /// Its id.
         node: u32,

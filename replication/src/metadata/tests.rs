@@ -629,6 +629,32 @@ fn a_node_goes_when_nothing_is_on_it_and_comes_again_with_another_disk() {
 }
 
 #[test]
+fn a_node_that_was_added_may_come_or_be_taken_back() {
+    let mut catalog = cluster(3);
+    let add = |node, address: &str| Command::AddNode { node, internal_address: address.to_owned() };
+    let invalid = ErrorCode::InvalidRequest;
+    refused(&catalog, &add(0, "h:1"), invalid, "ids begin at 1");
+    refused(&catalog, &add(3, "h:1"), invalid, "part of the cluster already");
+    refused(&catalog, &add(4, "h"), invalid, "is no address");
+    let taken = catalog.nodes[&2].internal_address.clone();
+    refused(&catalog, &add(4, &taken), invalid, "node 2 is at");
+    catalog.apply(&add(4, "h:1")).unwrap();
+    refused(&catalog, &add(5, "h:1"), invalid, "node 4 is at h:1");
+    // It may be corrected.
+    catalog.apply(&add(4, "h:2")).unwrap();
+    catalog.apply(&add(5, "h:3")).unwrap();
+    refused(&catalog, &add(6, "h:4"), ErrorCode::LimitReached, "5 nodes is the bound");
+    assert_eq!(catalog.internal_addresses().skip(3).collect::<Vec<_>>(), [(4, "h:2"), (5, "h:3")]);
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    catalog.apply(&Command::RemoveNode { node: 5 }).unwrap();
+    catalog.apply(&Command::RegisterNode(node(4, 1))).unwrap();
+    assert_eq!((catalog.expected.len(), catalog.nodes.len(), catalog.removed.len()), (0, 4, 0));
+    let mut wrong = catalog.clone();
+    wrong.expected.insert(4, "h:9".into());
+    assert!(matches!(Catalog::decode(&wrong.encode()), Err(DecodeError::Inconsistent(_))));
+}
+
+#[test]
 fn a_topic_gets_other_settings_and_more_partitions() {
     let mut catalog = cluster(4);
     let list = vec![replica(1, 0), replica(2, 0), replica(3, 0)];

@@ -8,6 +8,7 @@
 //!   operation, or drops one.
 //! - Actions are carried out in order as far as they concern one connection.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
@@ -315,6 +316,8 @@ pub enum Action {
     WantPeers {
         /// The set.
         peers: Vec<PeerId>,
+        /// Where nodes are that the settings don't name.
+        addresses: BTreeMap<NodeId, String>,
     },
     /// Tell shard 0 ([`Event::ControllerTold`]). It may be lost.
     TellController {

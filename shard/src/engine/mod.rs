@@ -444,6 +444,7 @@ impl Engine {
                 self.reassign_partition(conn, correlation_id, &reassign, actions);
             }
             Request::AlterTopic(alter) => self.alter_topic(conn, correlation_id, &alter, actions),
+            Request::AddNode(add) => self.add_node(conn, correlation_id, add, actions),
             Request::RemoveNode(remove) => self.remove_node(conn, correlation_id, remove, actions),
             Request::ListReassignments(list) => self.list_reassignments(conn, correlation_id, list, actions),
             Request::DescribePartitions(describe) => {

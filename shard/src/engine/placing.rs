@@ -3,9 +3,10 @@
 //! Who the replicas of a group are its own log says. The catalogue says with whom a replica begins whose disk does not know, where a
 //! group's replicas are wanted, and which shards are to be reached for it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pyralog_core::{GroupId, Quorums};
+use pyralog_core::{GroupId, NodeId, Quorums, ShardId};
 use pyralog_replication::metadata::{Catalog, Replica as Place};
 use pyralog_replication::raft::{Configuration, GroupConfig, RaftGroup, Refused};
 
@@ -45,6 +46,10 @@ impl Engine {
         let mut wanted: Vec<PeerId> = Vec::new();
         if self.controller.is_some() {
             wanted.extend(&self.config.metadata_replicas);
+            // One that is to come has to be heard, to find out that it is new and to register itself; and one that has come holds the
+            // metadata soon.
+            let known = catalog.internal_addresses().filter(|(_, address)| !address.is_empty());
+            wanted.extend(known.map(|(node, _)| PeerId { node: NodeId(node), shard: ShardId(0) }));
         }
         for partition in self.each_partition() {
             if is_replicated(catalog, partition.group) {
@@ -57,8 +62,13 @@ impl Engine {
         wanted.retain(|peer| peer.node != self.config.node);
         wanted.sort_unstable();
         wanted.dedup();
-        if self.replication.links.want(&wanted, self.now.monotonic_us) {
-            actions.push(Action::WantPeers { peers: wanted });
+        let known = catalog.internal_addresses().filter(|(_, address)| !address.is_empty());
+        let addresses: BTreeMap<NodeId, String> =
+            known.map(|(node, address)| (NodeId(node), address.to_owned())).collect();
+        let others = self.replication.links.want(&wanted, self.now.monotonic_us);
+        if others || self.replication.addresses != addresses {
+            self.replication.addresses.clone_from(&addresses);
+            actions.push(Action::WantPeers { peers: wanted, addresses });
         }
     }
 

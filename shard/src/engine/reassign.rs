@@ -2,7 +2,7 @@
 
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
-    ListReassignmentsReply, ListReassignmentsRequest, ReassignPartitionRequest, Reassignment,
+    AddNodeRequest, ListReassignmentsReply, ListReassignmentsRequest, ReassignPartitionRequest, Reassignment,
     RemoveNodeRequest, Response,
 };
 use pyralog_replication::metadata::{Command, Replica};
@@ -40,6 +40,22 @@ impl Engine {
         };
         let command = Command::Reassign { topic, partition, to };
         self.admin(Client { conn, correlation_id, answer: Response::ReassignPartition }, command, actions);
+    }
+
+    /// Lets a node come.
+    pub(super) fn add_node(
+        &mut self,
+        conn: ConnId,
+        correlation_id: u64,
+        request: AddNodeRequest<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self.takes_admin(conn, correlation_id, actions) {
+            return;
+        }
+        let client = Client { conn, correlation_id, answer: Response::AddNode };
+        let internal_address = request.internal_address.to_owned();
+        self.admin(client, Command::AddNode { node: request.node, internal_address }, actions);
     }
 
     /// Removes a node that holds nothing.

@@ -49,6 +49,8 @@ pub(super) struct Replication {
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
     /// Links to other nodes.
     pub(super) links: LinkTable,
+    /// Where the driver was told that nodes are.
+    pub(super) addresses: BTreeMap<NodeId, String>,
     output: Output,
     /// Produces that wait for a high watermark, in all groups.
     waits: bool,

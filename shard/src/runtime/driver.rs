@@ -401,8 +401,9 @@ impl Driver {
                             links.send(to, &control, payload);
                         }
                     }
-                    Action::WantPeers { peers } => {
+                    Action::WantPeers { peers, addresses } => {
                         if let Some(links) = &mut self.links {
+                            links.find_at(addresses);
                             links.want(&peers);
                         }
                     }

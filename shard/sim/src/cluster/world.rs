@@ -625,7 +625,7 @@ impl World {
                 payload.iter().for_each(|slice| batches.extend_from_slice(slice.bytes()));
                 self.send_frame(seat, to, control, batches);
             }
-            Action::WantPeers { peers } => self.want(seat, peers),
+            Action::WantPeers { peers, .. } => self.want(seat, peers),
             Action::TellController { command } => {
                 let delay = self.rng.range(1, 80);
                 self.input_later(delay, Seat { shard: 0, ..seat }, Input::Command(command));

@@ -473,7 +473,7 @@ impl World {
                         self.network.entry((id, to)).or_default().push_back((control, payload));
                     }
                 }
-                Action::WantPeers { peers } => self.node(id).wanted = peers.into_iter().collect(),
+                Action::WantPeers { peers, .. } => self.node(id).wanted = peers.into_iter().collect(),
                 Action::Log { level: LogLevel::Info, text } => {
                     if text.contains("moved away") {
                         self.left += 1;

@@ -153,9 +153,10 @@ impl Links {
 
     /// The peer's address, or `None` while it is asked for.
     fn address(&mut self, peer: PeerId) -> MaybeAddress {
-        let Some(text) = self.config.peers.get(&peer.node) else {
-            return Err(format!("node {} is not in node.cluster_nodes", peer.node));
+        let Some(text) = self.address_of(peer.node).cloned() else {
+            return Err(format!("node {} is neither in node.cluster_nodes nor known otherwise", peer.node));
         };
+        let text = text.as_str();
         if let Ok(address) = text.parse() {
             return Ok(Some(address));
         }

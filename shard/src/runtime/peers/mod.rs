@@ -142,6 +142,8 @@ struct Slot {
 /// The links of one shard.
 pub struct Links {
     config: LinksConfig,
+    /// Where nodes are that the settings don't name.
+    addresses: BTreeMap<NodeId, String>,
     resolve: Option<resolve::Resolve>,
     listener: Option<TcpListener>,
     accepting: Option<OpKey>,
@@ -196,6 +198,7 @@ impl Links {
         Self {
             random: config.seed | 1,
             config,
+            addresses: BTreeMap::new(),
             resolve,
             listener: Some(listener),
             accepting: None,
@@ -223,6 +226,20 @@ impl Links {
 
     // --- what the engine wants ---------------------------------------------------------------------------
 
+    /// Where nodes are that the settings don't name. Those that do go before it: an operator may want another way.
+    pub fn find_at(&mut self, addresses: BTreeMap<NodeId, String>) {
+        self.addresses = addresses;
+    }
+
+    /// Where another node of the cluster is.
+    fn address_of(&self, node: NodeId) -> Option<&String> {
+        self.config
+            .peers
+            .get(&node)
+            .or_else(|| self.addresses.get(&node))
+            .filter(|_| node != self.config.node)
+    }
+
     /// Keeps links to exactly these shards from now on.
     pub fn want(&mut self, wanted: &[PeerId]) {
         if self.paused {
@@ -244,7 +261,7 @@ impl Links {
             self.forget_peer(id);
         }
         for id in wanted {
-            if id.node == self.config.node || !self.config.peers.contains_key(&id.node) {
+            if self.address_of(id.node).is_none() {
                 let text =
                     format!("a link to {} is wanted, which is no other node of the cluster", name(*id));
                 self.logs.push((LogLevel::Error, text));

@@ -221,8 +221,10 @@ impl Links {
             let text =
                 format!("two nodes have the id {me}; give each node of the cluster its own node.node_id");
             (RefusalCode::UnknownNode, text)
-        } else if !config.peers.contains_key(&from) {
-            let text = format!("node {me} knows no node {from}; add it to node.cluster_nodes on node {me}");
+        } else if self.address_of(from).is_none() {
+            let text = format!(
+                "node {me} knows no node {from}; add it with `pyralog-admin cluster add-node`, or to node.cluster_nodes on node {me}"
+            );
             (RefusalCode::UnknownNode, text)
         } else if hello.to_shard.0 >= config.shards {
             let text = format!(
