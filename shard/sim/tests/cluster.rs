@@ -164,6 +164,7 @@ const MOVES_ONCE_WRONG: &[u64] = &[
     7590, // a replica that came again followed a leader of an older term than its predecessor, which counted on it
     20872, // a recovery looked for segments of a former replica in the one that came after it
     9291, // a checkpoint left out a replica whose end was not durable: a crash brought back half of it
+    37, // a leader that heard of its commits late held entries without their batches, and had nothing to send to who lacked them
     2005, // a scrub read a segment that retention removed meanwhile, and called it damaged
     2450, // the simulator looked for copies with those who had answered and left since
     2872, // the simulator took an entry that its leader had taken back for one that was acknowledged: the same batch came again

@@ -774,7 +774,10 @@ impl Engine {
             // Not in the cache any more: the follower has to begin at a snapshot.
             None => false,
         };
+        let cached_from = partition.tail.front().map_or(u64::MAX, |batch| batch.index);
         if !sent && let Some(replica) = partition.replica.raft_mut() {
+            // When the cache let go of them it may not have been known yet that they are committed.
+            replica.compact_below(cached_from);
             replica.raft.not_sent(to);
         }
     }
