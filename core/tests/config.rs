@@ -111,6 +111,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("replication.election_timeout.max_ms", "1s"),
     ("replication.heartbeat_ms", "20"),
     ("replication.ack_timeout_ms", "2000"),
+    ("replication.recovery_rate", "unlimited"),
     ("runtime.shards", "2"),
     ("runtime.cpus", "0-3,6"),
     ("runtime.spin_us", "50"),

@@ -6,4 +6,5 @@ pub mod format;
 pub mod memory;
 pub mod offline;
 pub mod pages;
+pub mod recovery_budget;
 pub mod runtime;

@@ -88,6 +88,15 @@ const TOTALS: &[Total] = &[
     ("catch_up", "Bytes of record batches fetched from leaders' segments.", Some(Unit::Bytes), |c| {
         c.replication.catch_up_bytes
     }),
+    ("recovery", "Bytes that came under replication.recovery_rate.", Some(Unit::Bytes), |c| {
+        c.replication.recovery_bytes
+    }),
+    (
+        "recovery_wait_us",
+        "Microseconds in which something waited for replication.recovery_rate.",
+        None,
+        |c| c.replication.recovery_waited_us,
+    ),
     ("scrubbed", "Bytes of segments read again and checked.", Some(Unit::Bytes), |c| c.scrub.bytes),
     ("scrubs", "Times that all segments had been read again.", None, |c| c.scrub.passes),
     ("damaged_ranges_found", "Damaged ranges found in segments, by a scrub or a reader.", None, |c| {
@@ -127,6 +136,12 @@ const LEVELS: &[Level] = &[
     ("damaged_partitions", "Partitions with a damaged range or an unknown end.", None, |s| {
         s.damaged_partitions.into()
     }),
+    (
+        "recovery_rate",
+        "What catch-ups and repairs of the whole node keep to, per second; 0 = no limit.",
+        Some(Unit::Bytes),
+        |s| s.recovery_bytes_per_s,
+    ),
     ("waiting_fetches", "Fetches waiting for data.", None, |s| s.waiting_fetches.into()),
     ("leaders", "Partitions that the shard leads.", None, |s| s.replication.led.into()),
     ("followers", "Replicas of the shard that follow a leader.", None, |s| s.replication.followed.into()),

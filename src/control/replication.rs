@@ -207,6 +207,8 @@ pub(super) fn counters_json(of: &ReplicationCounters) -> Value {
         "catch_ups_done": of.catch_ups_done,
         "catch_ups_given_up": of.catch_ups_given_up,
         "catch_up_bytes": of.catch_up_bytes,
+        "recovery_bytes": of.recovery_bytes,
+        "recovery_waited_us": of.recovery_waited_us,
     })
 }
 

@@ -145,6 +145,7 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         retention_ms: storage.retention.ms,
         scrub_interval_us: storage.scrub.interval_ms.map(|ms| ms.saturating_mul(1_000)),
         scrub_bytes_per_s: storage.scrub.rate / u64::from(shards).max(1),
+        recovery_bytes_per_s: config.replication.recovery_rate,
         request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
         ack_timeout_us: config.replication.ack_timeout_ms.saturating_mul(1_000),
         ..EngineConfig::default()

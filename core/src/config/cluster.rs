@@ -38,6 +38,8 @@ pub struct ReplicationConfig {
     pub heartbeat_ms: u64,
     /// How long a produce waits for its quorum, milliseconds.
     pub ack_timeout_ms: u64,
+    /// What a node receives to bring its replicas up to date, bytes per second; `None` = as fast as it goes.
+    pub recovery_rate: Option<u64>,
 }
 
 /// `replication.election_timeout.*`
@@ -65,6 +67,7 @@ impl Default for ReplicationConfig {
             election_timeout: ElectionTimeoutConfig::default(),
             heartbeat_ms: 50,
             ack_timeout_ms: 5_000,
+            recovery_rate: Some(32 << 20),
         }
     }
 }

@@ -338,6 +338,18 @@ pub const KEYS: &[Key] = &[
         field: |c| Field::Duration(&mut c.replication.ack_timeout_ms, Unit::Ms, 10, HOUR_MS),
     },
     Key {
+        path: "replication.recovery_rate",
+        doc: "How fast a node fetches what its replicas lack and others have in segments only, per second, all of its shards \
+              together; it holds for repairs of damaged segments too. What one shard does not use the others may.",
+        why: "A new, empty or long absent replica is to be complete soon, and nobody else is to notice: the default copies \
+              100GiB in an hour. More where the disks have plenty to spare, `unlimited` where nobody writes; \
+              docs/operations/scaling.md.",
+        field: |c| {
+            let bounds = SizeBounds { min: 64 << 10, max: 64 << 30, step: 1 };
+            Field::OptSize(&mut c.replication.recovery_rate, bounds, "unlimited")
+        },
+    },
+    Key {
         path: "runtime.shards",
         doc: "Number of shards, each with a thread on a core of its own.",
         why: "One per CPU that the process may use. Fewer leave room for other programs.",

@@ -155,6 +155,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         retention_ms: None,
         scrub_interval_us: (journal_id & 12 == 12).then_some(2_000_000),
         scrub_bytes_per_s: 16 << 20,
+        recovery_bytes_per_s: None,
         request_timeout_us: rng.magnitude(200_000, 5_000_000),
         ack_timeout_us: 5_000_000,
         planted: bug,

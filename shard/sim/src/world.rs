@@ -439,7 +439,8 @@ impl World {
                 Action::SendPeer { .. }
                 | Action::WantPeers { .. }
                 | Action::TellLeaders { .. }
-                | Action::TellController { .. } => {}
+                | Action::TellController { .. }
+                | Action::WantRecovery { .. } => {}
                 Action::Log { level, text } => self.note(|| format!("s{shard} log {level:?} {text}")),
                 Action::Stopped => {
                     self.note(|| format!("s{shard} stopped"));

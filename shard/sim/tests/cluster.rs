@@ -136,6 +136,7 @@ fn a_sweep_finds_nothing_and_reaches_everything() {
         ("checkpoints", totals.checkpoints),
         ("cold reads", totals.cold_reads),
         ("damaged ranges repaired", totals.repaired),
+        ("turns of the rate of recovery", totals.recovery_turns),
     ] {
         assert!(count > 0, "no {what} in {totals}");
     }

@@ -20,6 +20,10 @@ use crate::memory::{Chunk, ChunkSlice};
 use crate::pages::Pages;
 use std::rc::Rc;
 
+/// The most that [`Action::WantRecovery`] wants at once, bytes: small, so that shards take turns and what one is given is
+/// over soon.
+pub const RECOVERY_TURN_BYTES: usize = 256 << 10;
+
 /// A client connection, named by the driver. Never reused within the life of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
@@ -240,6 +244,11 @@ pub enum Event<'a> {
         /// The other shard.
         peer: PeerId,
     },
+    /// The answer to [`Action::WantRecovery`]: so much may be asked of other nodes now.
+    RecoveryTurn {
+        /// As was wanted.
+        bytes: usize,
+    },
     /// The time that `Engine::next_deadline_us` asked for has come (calling it early is harmless).
     Tick,
     /// Stop: take no more requests, make everything durable, write out the cache, then [`Action::Stopped`].
@@ -328,6 +337,12 @@ pub enum Action {
     TellLeaders {
         /// What changed, or everything.
         leaders: Vec<Leadership>,
+    },
+    /// To be answered with [`Event::RecoveryTurn`] as soon as the rate at which the node may bring replicas up to date
+    /// allows it ([`crate::recovery_budget`]). One at a time; it may be lost with the engine.
+    WantRecovery {
+        /// What is to be received, bytes; at most [`RECOVERY_TURN_BYTES`].
+        bytes: usize,
     },
     /// A line for the operator's log.
     Log {

@@ -27,11 +27,12 @@ use super::fetch::Slices;
 use super::outbox::ENTRIES_PER_MESSAGE;
 use super::partition::{Segment, Told};
 use super::producers::Producers;
+use super::recovery_rate::Turn;
 use super::replica::{Replica, Unplaced};
 use super::{Action, Engine};
 
-/// Bytes asked for at once.
-const ASK_BYTES: u32 = 1 << 20;
+/// Most bytes that are answered at once, unless a batch is larger.
+const MOST_BYTES: u64 = 1 << 20;
 /// An answer that did not come for so long was lost, microseconds: the follower asks again when the leader tells it again
 /// where to begin.
 const ANSWER_WITHIN_US: u64 = 3_000_000;
@@ -68,6 +69,8 @@ pub(super) struct CatchUp {
 
 #[derive(Debug)]
 enum Stage {
+    /// It waits for its turn to ask.
+    Waiting,
     /// The leader was asked.
     Asked,
     /// Batches up to this offset are written to the last segment.
@@ -115,7 +118,7 @@ impl Engine {
             group,
             offset: message.offset,
             min_bytes: 0,
-            max_bytes: ASK_BYTES,
+            max_bytes: message.index.clamp(1, MOST_BYTES) as u32,
             max_wait_ms: 0,
             consistency: Consistency::Leader,
         };
@@ -191,7 +194,7 @@ impl Engine {
             segments: Vec::new(),
             producers,
             commands: Vec::new(),
-            stage: if all_there { Stage::Done } else { Stage::Asked },
+            stage: if all_there { Stage::Done } else { Stage::Waiting },
             changed_us: now_us,
             lost: false,
         };
@@ -236,18 +239,43 @@ impl Engine {
         }
     }
 
-    /// Asks for the next batches.
+    /// Asks for the next batches, when it is its turn.
     fn ask(&mut self, index: u32) {
         let now_us = self.now.monotonic_us;
+        let Some(group) = self.at(index).map(|partition| partition.group) else { return };
+        let Some(replica) = self.raft_mut(index) else { return };
+        let Some(catch_up) = &mut replica.catch_up else { return };
+        (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Waiting, now_us, false);
+        if group == GroupId::METADATA {
+            self.ask_now(index);
+        } else {
+            self.recovery_rate.wait(Turn::CatchUp(group));
+        }
+    }
+
+    /// It is the turn of a group. False: it does not want it any more.
+    pub(super) fn catch_up_turn(&mut self, group: GroupId) -> bool {
+        let Some(index) = self.find(group) else { return false };
+        let catch_up = self.raft_mut(index).and_then(|replica| replica.catch_up.as_ref());
+        let waits = catch_up.is_some_and(|catch_up| matches!(catch_up.stage, Stage::Waiting));
+        if waits {
+            self.ask_now(index);
+        }
+        waits
+    }
+
+    fn ask_now(&mut self, index: u32) {
+        let (now_us, bytes) = (self.now.monotonic_us, self.recovery_ask_bytes());
         let node = self.config.node.0;
         let Some(group) = self.at(index).map(|partition| partition.group) else { return };
         let Some(replica) = self.raft_mut(index) else { return };
         let term = replica.raft.term();
         let Some(catch_up) = &mut replica.catch_up else { return };
+        // A link that broke while it waited has taken no answer along.
         (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Asked, now_us, false);
         let to = catch_up.source;
         let mut message = Message::new(MessageKind::FetchBatches, group, node, to.node.0, term);
-        message.offset = catch_up.next;
+        (message.offset, message.index) = (catch_up.next, bytes as u64);
         self.post_beside(to, message);
     }
 
@@ -297,11 +325,14 @@ impl Engine {
             return Ok(());
         }
         let now_us = self.now.monotonic_us;
-        let Some(replica) = self.raft_mut(index) else { return Ok(()) };
-        let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
-        if !matches!(catch_up.stage, Stage::Asked) || catch_up.source != from {
-            return Ok(());
+        let is_asked = |catch_up: &CatchUp| matches!(catch_up.stage, Stage::Asked) && catch_up.source == from;
+        let catch_up = self.raft_mut(index).and_then(|replica| replica.catch_up.as_ref());
+        let was_asked = catch_up.is_some_and(|catch_up| is_asked(catch_up));
+        if message.group() != GroupId::METADATA {
+            self.recovery_came(batches.len(), was_asked);
         }
+        let Some(replica) = self.raft_mut(index).filter(|_| was_asked) else { return Ok(()) };
+        let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
         let by_leader = from == catch_up.leader;
         if message.offset > catch_up.next && catch_up.segments.is_empty() && by_leader {
             // Retention has taken what comes next, so also everything that is here; it may have come further than to where
@@ -435,7 +466,7 @@ impl Engine {
                     self.queue_group(index);
                 }
             }
-            Stage::Asked | Stage::Done => {}
+            Stage::Waiting | Stage::Asked | Stage::Done => {}
         }
         true
     }
@@ -472,7 +503,7 @@ impl Engine {
         let needless = target.index <= replica.raft.commit() || replica.holds(*target);
         match stage {
             // Another leader holds the entries. Nobody may answer any more, and nothing of the partition goes to segments meanwhile.
-            Stage::Asked | Stage::Done if needless => {
+            Stage::Waiting | Stage::Asked | Stage::Done if needless => {
                 replica.catch_up = None;
                 return;
             }

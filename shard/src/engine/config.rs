@@ -71,6 +71,9 @@ pub struct EngineConfig {
     pub scrub_interval_us: Option<u64>,
     /// How fast they are read for that, bytes per second.
     pub scrub_bytes_per_s: u64,
+    /// What the node receives to bring replicas up to date, all of its shards together, bytes per second; `None` =
+    /// unlimited, and no turns are wanted for it.
+    pub recovery_bytes_per_s: Option<u64>,
     /// Answer a produce that is not done in this time with `RequestTimedOut`, microseconds.
     pub request_timeout_us: u64,
     /// A produce that has its offset and not its quorum in this time is answered so as well, microseconds.

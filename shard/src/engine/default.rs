@@ -50,6 +50,7 @@ impl Default for EngineConfig {
             retention_ms: storage.retention.ms,
             scrub_interval_us: storage.scrub.interval_ms.map(|ms| ms.saturating_mul(1_000)),
             scrub_bytes_per_s: storage.scrub.rate,
+            recovery_bytes_per_s: config.replication.recovery_rate,
             request_timeout_us: config.network.request_timeout_ms.saturating_mul(1_000),
             ack_timeout_us: config.replication.ack_timeout_ms.saturating_mul(1_000),
             #[cfg(feature = "planted-bugs")]

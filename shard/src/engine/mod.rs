@@ -20,7 +20,7 @@
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
-//! | `catch_up` | a follower gets what its leader has in segments only |
+//! | `catch_up`, `recovery_rate` | a follower gets what its leader has in segments only, at a rate that the node's shards share |
 //! | `reassign`, `alter` | requests about partitions that move to other nodes; about topics that change |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
@@ -62,6 +62,7 @@ mod produce;
 mod producers;
 mod reassign;
 mod recovery;
+mod recovery_rate;
 mod rejoin;
 mod relay;
 mod reload;
@@ -161,6 +162,7 @@ pub struct Engine {
     flush: flush::Flusher,
     journal_files: journal_files::JournalFiles,
     replication: replicate::Replication,
+    recovery_rate: recovery_rate::RecoveryRate,
     balance: balance::Balance,
     /// It stops, and waits until then for others to lead what it led.
     hand_over_until_us: Option<u64>,
@@ -231,6 +233,7 @@ impl Engine {
             Event::PeerUp { peer, .. } => self.peer_up(peer),
             Event::PeerDown { peer } => self.peer_down(peer),
             Event::PeerDropped { peer } => self.peer_dropped(peer),
+            Event::RecoveryTurn { bytes } => self.recovery_turn(bytes),
             Event::Tick => self.tick(actions),
             Event::Shutdown => self.shutdown(actions),
         }
@@ -346,6 +349,7 @@ impl Engine {
             partitions: self.by_group.len() as u32,
             damaged_partitions: damaged as u32,
             waiting_fetches: self.fetches.len() as u32,
+            recovery_bytes_per_s: self.config.recovery_bytes_per_s.unwrap_or(0),
             replication: self.replication_status(),
             counters: self.counters.clone(),
         }

@@ -765,6 +765,7 @@ impl<'a> Replay<'a> {
             cold: Default::default(),
             linear_reads: Default::default(),
             scrub: Default::default(),
+            recovery_rate: Default::default(),
             reloads: Default::default(),
             journal_files: JournalFiles::new(&config),
             flush,

@@ -350,6 +350,7 @@ impl Engine {
         for index in left {
             self.queue_group(index);
         }
+        self.take_recovery_turns(actions);
         self.replication.outbox.send(actions);
         let leaders = std::mem::take(&mut self.replication.leaders);
         if !leaders.is_empty() {

@@ -63,6 +63,10 @@ pub struct ReplicationCounters {
     pub catch_ups_given_up: u64,
     /// Bytes of batches so fetched.
     pub catch_up_bytes: u64,
+    /// Bytes that came under the rate of recovery: what catch-ups of partitions and repairs of segments were answered.
+    pub recovery_bytes: u64,
+    /// Time in which something waited for that rate, microseconds.
+    pub recovery_waited_us: u64,
 }
 
 /// The replicas of one shard at one moment; the metadata's is left out.
@@ -164,6 +168,8 @@ pub struct ShardStatus {
     pub damaged_partitions: u32,
     /// Fetches waiting for data.
     pub waiting_fetches: u32,
+    /// The rate that catch-ups and repairs of the whole node keep to, bytes per second; 0 = none.
+    pub recovery_bytes_per_s: u64,
     /// Replicas and their leaders.
     pub replication: ReplicationStatus,
     /// Totals.

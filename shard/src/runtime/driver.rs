@@ -28,6 +28,7 @@ use super::wake::Waker;
 use crate::engine::{
     Action, Engine, EngineConfig, Event, IoOp, IoToken, Leadership, LogLevel, Now, ShardStatus, recover,
 };
+use crate::recovery_budget::RecoveryBudget;
 
 /// Completions handled in one pass; then the engine seals and the actions go out.
 const COMPLETIONS_PER_PASS: usize = 256;
@@ -133,6 +134,10 @@ pub(super) struct Driver {
     pub(super) clock: Clock,
     pub(super) park: Park,
     pub(super) make_disk: Box<dyn Fn() -> RealDisk>,
+    /// What the node's shards may receive to bring replicas up to date; `None` = unlimited.
+    pub(super) recovery_budget: Option<RecoveryBudget>,
+    /// When the turn is that the engine wants of it, and of how many bytes.
+    recovery_turn: Option<(u64, usize)>,
     life: Life,
     /// When the engine was last made anew after an error, and the pause before that.
     recovered_us: Option<u64>,
@@ -165,6 +170,7 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) park: Park,
     pub(super) make_disk: Box<dyn Fn() -> RealDisk>,
+    pub(super) recovery_budget: Option<RecoveryBudget>,
 }
 
 impl Driver {
@@ -184,6 +190,8 @@ impl Driver {
             clock: parts.clock,
             park: parts.park,
             make_disk: parts.make_disk,
+            recovery_budget: parts.recovery_budget,
+            recovery_turn: None,
             life: Life::Serving,
             recovered_us: None,
             pause_us: 0,
@@ -253,6 +261,9 @@ impl Driver {
             for (token, result) in files.take_finished() {
                 connections.stages.ended(token, now.monotonic_us);
                 engine.handle(now, Event::IoDone { token, result }, actions);
+            }
+            if let Some((_, bytes)) = self.recovery_turn.take_if(|(due, _)| *due <= now.monotonic_us) {
+                engine.handle(now, Event::RecoveryTurn { bytes }, actions);
             }
             if engine.next_deadline_us().is_some_and(|due| due <= now.monotonic_us) {
                 engine.handle(now, Event::Tick, actions);
@@ -417,6 +428,11 @@ impl Driver {
                             shard.send(ShardMessage::Leaders(leaders.clone()));
                         }
                     }
+                    Action::WantRecovery { bytes } => {
+                        let budget = self.recovery_budget.as_ref();
+                        let due_us = budget.map_or(0, |budget| budget.turn_us(now.monotonic_us, bytes));
+                        self.recovery_turn = Some((due_us, bytes));
+                    }
                     Action::Log { level, text } => self.log(level, text),
                     Action::Stopped => {
                         if let Life::Stopping { .. } = self.life {
@@ -517,7 +533,9 @@ impl Driver {
         };
         let engine = self.engine.as_ref().and_then(Engine::next_deadline_us);
         let links = self.links.as_ref().and_then(|links| links.next_deadline_us());
-        let late = [life, engine, self.connections.next_deadline_us(), links].into_iter().flatten().min();
+        let turn = self.recovery_turn.map(|(due, _)| due);
+        let late =
+            [life, engine, self.connections.next_deadline_us(), links, turn].into_iter().flatten().min();
         let until = |due: u64| Duration::from_micros(due.saturating_sub(now_us));
         let promised = self.engine.as_ref().and_then(Engine::promised_deadline_us);
         // Reads of the disk go on by the millisecond.
@@ -572,6 +590,7 @@ impl Driver {
         }
         // The old engine, its cache above all, goes before the new one fills its own.
         self.engine = None;
+        self.recovery_turn = None;
         self.actions.clear();
         self.files.take_finished().for_each(drop);
         self.files.close_all();

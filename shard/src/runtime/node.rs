@@ -25,6 +25,7 @@ use super::segment_reads::JournalWritten;
 use super::shard::{self, LinksStart, ShardStart};
 use super::wake::Waker;
 use crate::engine::{EngineConfig, LogLevel};
+use crate::recovery_budget::RecoveryBudget;
 
 /// Descriptors kept for the program itself: rings, eventfds, listeners, journal files, the control thread.
 const RESERVED_DESCRIPTORS: usize = 256;
@@ -193,6 +194,7 @@ impl Node {
         let connections = Arc::new(AtomicUsize::new(0));
         let clock = Clock(Instant::now());
         let journal_written = JournalWritten::default();
+        let recovery_budget = engine.recovery_bytes_per_s.map(RecoveryBudget::new);
         let (started, all_started) = flume::bounded(usize::from(count));
         let identity = data.node.clone();
         let internal_address = internal.as_ref().map(|internal| internal.port.address());
@@ -231,6 +233,7 @@ impl Node {
                 control: control.clone(),
                 node_connections: Arc::clone(&connections),
                 journal_written: journal_written.clone(),
+                recovery_budget: recovery_budget.clone(),
                 clock,
                 started: started.clone(),
                 _alive: alive,

@@ -24,6 +24,7 @@ use super::recovery_disk::RealDisk;
 use super::ring::Ring;
 use super::segment_reads::JournalWritten;
 use crate::engine::{EngineConfig, recover};
+use crate::recovery_budget::RecoveryBudget;
 
 /// Memory that glommio registers for its own file I/O; its default needs more locked memory than an ordinary
 /// user has (decision D12).
@@ -54,6 +55,7 @@ pub(super) struct ShardStart {
     pub(super) control: flume::Sender<ControlEvent>,
     pub(super) node_connections: Arc<AtomicUsize>,
     pub(super) journal_written: JournalWritten,
+    pub(super) recovery_budget: Option<RecoveryBudget>,
     pub(super) clock: Clock,
     /// Told once, when the executor and the ring are there or can't be.
     pub(super) started: flume::Sender<Result<(), StartError>>,
@@ -183,6 +185,7 @@ async fn serve(start: ShardStart) -> Result<(), String> {
         clock: start.clock,
         park: Park::new(start.spin_us),
         make_disk,
+        recovery_budget: start.recovery_budget,
     });
     driver.run().map_err(|error| format!("the shard's io_uring failed: {error}"))
 }

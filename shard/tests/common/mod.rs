@@ -66,6 +66,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             retention_ms: None,
             scrub_interval_us: None,
             scrub_bytes_per_s: 1 << 30,
+            recovery_bytes_per_s: None,
             request_timeout_us: 30_000_000,
             ack_timeout_us: 30_000_000,
             // On when the whole workspace is built, for the simulator.

@@ -201,5 +201,7 @@ fn engine(rng: &mut Rng, nodes: usize, shards: usize, heavy: bool, bug: Option<P
     // A bit of the identity, so that what else is drawn stays as it was.
     engine.journal_files_ahead = engine.journal_id & 2 == 0;
     engine.scrub_interval_us = (engine.journal_id & 12 == 12).then_some(1_000_000);
+    engine.recovery_bytes_per_s =
+        [None, Some(32 << 20), Some(4 << 20), Some(1 << 20)][engine.journal_id as usize >> 4 & 3];
     engine
 }

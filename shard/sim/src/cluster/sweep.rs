@@ -37,6 +37,8 @@ pub struct ClusterTotals {
     pub checkpoints: u64,
     /// Fetches that read segments.
     pub cold_reads: u64,
+    /// Turns that shards wanted of the rate of recovery.
+    pub recovery_turns: u64,
     /// Journal files begun again.
     pub recycled: u64,
     /// Moves of partitions that have ended.
@@ -70,6 +72,7 @@ impl ClusterTotals {
         self.quiesced += report.traffic.quiesced;
         self.checkpoints += report.coverage.checkpoints;
         self.cold_reads += report.coverage.cold_reads;
+        self.recovery_turns += report.coverage.recovery_turns;
         self.recycled += report.coverage.recycled;
         self.moved += report.moved;
         self.cluster_faults.merge(&report.cluster_faults);
@@ -88,7 +91,7 @@ impl fmt::Display for ClusterTotals {
         write!(
             f,
             "lives {} of-five {} events {} acknowledged {} duplicates {} elections {} hand-overs {} snapshots {} \
-             fetched {} quiesced {} checkpoints {} cold-reads {} recycled {} moved {} | {} | {} | repaired {} aside {} damage-reported {} violations {}",
+             fetched {} quiesced {} checkpoints {} cold-reads {} turns {} recycled {} moved {} | {} | {} | repaired {} aside {} damage-reported {} violations {}",
             self.lives,
             self.of_five,
             self.events,
@@ -101,6 +104,7 @@ impl fmt::Display for ClusterTotals {
             self.quiesced,
             self.checkpoints,
             self.cold_reads,
+            self.recovery_turns,
             self.recycled,
             self.moved,
             self.cluster_faults,

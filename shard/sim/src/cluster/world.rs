@@ -10,6 +10,7 @@ use pyralog_replication::metadata::{Catalog, Command};
 use pyralog_shard::engine::{
     Action, ConnId, Engine, EngineConfig, Event, IoToken, Leadership, LogLevel, Now, PeerId, ReplyBody,
 };
+use pyralog_shard::recovery_budget::RecoveryBudget;
 
 use super::audit::Auditor;
 use super::books::Books;
@@ -66,6 +67,7 @@ pub(crate) enum Input {
     Down(PeerId),
     Dropped(PeerId),
     Frame(PeerId, Vec<u8>, Vec<u8>),
+    RecoveryTurn(usize),
     Tick,
     Shutdown,
 }
@@ -175,6 +177,8 @@ pub(crate) struct Node {
     pub kept_down: bool,
     /// The catalogue that its shard 0 published last.
     pub catalog: Option<Arc<Catalog>>,
+    /// What its shards may receive to bring replicas up to date.
+    recovery_budget: Option<RecoveryBudget>,
 }
 
 /// A connection of a client.
@@ -199,6 +203,8 @@ pub struct Coverage {
     pub recycled: u64,
     /// Produces answered as duplicates.
     pub duplicates: u64,
+    /// Turns that shards wanted of the rate of recovery.
+    pub recovery_turns: u64,
 }
 
 /// The simulated cluster and its clients.
@@ -309,6 +315,7 @@ impl World {
                     emptied: false,
                     kept_down: false,
                     catalog: None,
+                    recovery_budget: config.engine.recovery_bytes_per_s.map(RecoveryBudget::new),
                 }
             })
             .collect();
@@ -530,6 +537,7 @@ impl World {
                     engine.handle(now, event, actions);
                 });
             }
+            Input::RecoveryTurn(bytes) => Event::RecoveryTurn { bytes },
             Input::Tick => Event::Tick,
             Input::Shutdown => Event::Shutdown,
         };
@@ -626,6 +634,7 @@ impl World {
                 self.send_frame(seat, to, control, batches);
             }
             Action::WantPeers { peers, .. } => self.want(seat, peers),
+            Action::WantRecovery { bytes } => self.want_recovery(seat, bytes),
             Action::TellController { command } => {
                 let delay = self.rng.range(1, 80);
                 self.input_later(delay, Seat { shard: 0, ..seat }, Input::Command(command));
@@ -642,6 +651,17 @@ impl World {
                 self.shard_mut(seat).stopped = true;
             }
         }
+    }
+
+    /// The rate is the node's: all of its shards take their turns from it.
+    fn want_recovery(&mut self, seat: Seat, bytes: usize) {
+        let now_us = self.now_us;
+        let due_us = match &self.nodes[seat.node].recovery_budget {
+            Some(budget) => budget.turn_us(now_us, bytes),
+            None => return self.fail(format!("{seat} wants a turn, and nothing limits it")),
+        };
+        self.coverage.recovery_turns += 1;
+        self.input_later((due_us - now_us).max(1), seat, Input::RecoveryTurn(bytes));
     }
 
     /// A line of an engine for its operator. On a disk that neither lies nor fails data and service are never affected.

@@ -6,10 +6,11 @@ use pyralog_core::GroupId;
 use pyralog_replication::raft::{Message, MessageKind};
 
 use super::check::behind;
-use super::walk::{Damage, Stage};
+use super::walk::{Damage, Stage, Walk};
 use super::{REPAIR_AGAIN_US, Suspect, WRITE_AGAIN_US};
 use crate::engine::api::{FileId, IoError, IoErrorKind, IoOp, IoResult, LogLevel, PeerId};
 use crate::engine::partition::Partition;
+use crate::engine::recovery_rate::Turn;
 use crate::engine::{Action, Engine};
 use crate::memory::{Chunk, ChunkSlice};
 
@@ -80,7 +81,7 @@ impl Engine {
             let why = "the disk does not keep what is written there; exchange it";
             return self.leave_damage(why, WRITE_AGAIN_US, actions);
         }
-        self.ask_for_repair(None, actions);
+        self.ask_for_repair(None);
     }
 
     fn note_damage(
@@ -110,14 +111,34 @@ impl Engine {
         actions.push(Action::Log { level: LogLevel::Error, text });
     }
 
-    /// Asks the next of those who can be reached; without one, leaves the damage where it is.
-    fn ask_for_repair(&mut self, last: Option<(PeerId, usize)>, actions: &mut Vec<Action>) {
-        let Some(walk) = &self.scrub.walk else { return };
-        let (group, Some(damage)) = (walk.group, walk.damage) else { return };
+    /// Asks another replica, when it is its turn.
+    fn ask_for_repair(&mut self, last: Option<(PeerId, usize)>) {
+        let Some(walk) = &mut self.scrub.walk else { return };
+        walk.stage = Stage::Waiting { last };
+        self.scrub.due_us = None;
+        self.recovery_rate.wait(Turn::Repair);
+    }
+
+    /// It is the scrubber's turn to ask. False: it has nothing to ask for.
+    pub(in crate::engine) fn repair_turn(&mut self, actions: &mut Vec<Action>) -> bool {
+        let Some(walk) = &self.scrub.walk else { return false };
+        let Stage::Waiting { last } = walk.stage else { return false };
+        if walk.is_over {
+            self.go_on_walking(actions);
+            return false;
+        }
+        self.ask_for_repair_now(last, actions)
+    }
+
+    /// Asks the next of those who can be reached; without one, leaves the damage where it is. Whether it has asked.
+    fn ask_for_repair_now(&mut self, last: Option<(PeerId, usize)>, actions: &mut Vec<Action>) -> bool {
+        let Some(walk) = &self.scrub.walk else { return false };
+        let (group, Some(damage)) = (walk.group, walk.damage) else { return false };
         let (last, refusals) = (last.map(|(source, _)| source), last.map_or(0, |(_, refusals)| refusals));
         let Some((source, term)) = self.source_of_repair(group, last, refusals) else {
             let why = "nobody who can be reached can give them";
-            return self.leave_damage(why, REPAIR_AGAIN_US, actions);
+            self.leave_damage(why, REPAIR_AGAIN_US, actions);
+            return false;
         };
         let question = match self.scrub.question {
             last if QUESTIONS.contains(&(last + 1)) => last + 1,
@@ -126,12 +147,14 @@ impl Engine {
         self.scrub.question = question;
         let node = self.config.node.0;
         let mut message = Message::new(MessageKind::FetchBatches, group, node, source.node.0, term);
-        (message.offset, message.read) = (damage.from.offset, u64::from(question));
+        (message.offset, message.index) = (damage.from.offset, self.recovery_ask_bytes() as u64);
+        message.read = u64::from(question);
         self.post_beside(source, message);
         if let Some(walk) = &mut self.scrub.walk {
             walk.stage = Stage::Asked { source, refusals };
         }
         self.go_on_at(self.now.monotonic_us + ANSWER_WITHIN_US);
+        true
     }
 
     /// The member behind `last` that can be reached, and the term here.
@@ -157,12 +180,12 @@ impl Engine {
     }
 
     /// Who was asked has not answered, or can't.
-    pub(super) fn ask_another_for_repair(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn ask_another_for_repair(&mut self) {
         let Some(Stage::Asked { source, refusals }) = self.scrub.walk.as_ref().map(|walk| &walk.stage) else {
             return;
         };
         let last = (*source, refusals + 1);
-        self.ask_for_repair(Some(last), actions);
+        self.ask_for_repair(Some(last));
     }
 
     /// The damage stays for now, and what is behind it is looked at.
@@ -201,11 +224,13 @@ impl Engine {
         if message.read == 0 {
             return false;
         }
-        let Some(walk) = &self.scrub.walk else { return true };
-        let asked = matches!(&walk.stage, Stage::Asked { source, .. } if *source == from);
-        if !asked || message.group() != walk.group || message.read != u64::from(self.scrub.question) {
-            return true;
-        }
+        let is_answer = |walk: &Walk| {
+            let asked = matches!(&walk.stage, Stage::Asked { source, .. } if *source == from);
+            asked && message.group() == walk.group && message.read == u64::from(self.scrub.question)
+        };
+        let was_asked = self.scrub.walk.as_ref().is_some_and(is_answer);
+        self.recovery_came(batches.len(), was_asked);
+        let Some(walk) = self.scrub.walk.as_ref().filter(|_| was_asked) else { return true };
         let Some(damage) = walk.damage.filter(|_| !walk.is_over) else { return true };
         let epoch = walk.epoch.filter(|_| walk.of_all);
         match fitting(message, damage, epoch) {
@@ -213,7 +238,7 @@ impl Engine {
                 let batches = batches.get(..bytes).unwrap_or_default();
                 self.write_repair(damage.from.position, batches, actions);
             }
-            _ => self.ask_another_for_repair(actions),
+            _ => self.ask_another_for_repair(),
         }
         true
     }

@@ -29,6 +29,11 @@ pub(super) enum Stage {
     Index(IoToken),
     /// A piece is read.
     Reading(IoToken),
+    /// Another replica is to be asked for what is damaged here, when it is its turn.
+    Waiting {
+        /// Who could not give it last, and how many could not.
+        last: Option<(PeerId, usize)>,
+    },
     /// Another replica was asked for what is damaged here.
     Asked {
         /// Who.
@@ -49,7 +54,7 @@ pub(super) enum Stage {
 impl Stage {
     pub(super) fn token(&self) -> Option<IoToken> {
         match self {
-            Self::Paced | Self::Asked { .. } => None,
+            Self::Paced | Self::Waiting { .. } | Self::Asked { .. } => None,
             Self::Index(token)
             | Self::Reading(token)
             | Self::Writing(token)
@@ -212,7 +217,7 @@ impl Engine {
             Stage::Paced if !walk.index_read => self.read_index(actions),
             Stage::Paced if self.has_arrived() => self.check_index(actions),
             Stage::Paced => self.read_piece(actions),
-            Stage::Asked { .. } => self.ask_another_for_repair(actions),
+            Stage::Asked { .. } => self.ask_another_for_repair(),
             _ => {}
         }
     }
@@ -289,7 +294,7 @@ impl Engine {
             Stage::Syncing(_) => self.repair_synced(result, actions),
             Stage::WritingIndex(_, len) => self.index_written(len, result, actions),
             Stage::CuttingIndex(_) => self.index_made(result, actions),
-            Stage::Paced | Stage::Asked { .. } => {}
+            Stage::Paced | Stage::Waiting { .. } | Stage::Asked { .. } => {}
         }
     }
 

@@ -12,6 +12,7 @@ mod leaving;
 mod metadata;
 mod moving;
 mod passes;
+mod recovery_rate;
 mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,10 +31,11 @@ use super::disk::MemDisk;
 use super::harness::{batch, config};
 use crate::engine::replica::Replica;
 use crate::engine::{
-    Action, ConnId, Engine, EngineConfig, Event, FileId, IoOp, IoToken, LogLevel, Now, PeerId, ReplyBody,
-    recover,
+    Action, ConnId, Engine, EngineConfig, Event, FileId, IoOp, IoToken, LogLevel, Now, PeerId,
+    RECOVERY_TURN_BYTES, ReplyBody, recover,
 };
 use crate::format::journal::CommitHeader;
+use crate::recovery_budget::RecoveryBudget;
 
 mod bounds;
 mod durability;
@@ -99,6 +101,9 @@ struct Node {
     settled: bool,
     /// Its disk was exchanged or damaged once.
     lossy: bool,
+    /// The turn that it wants of the rate of recovery: when, and of how many bytes.
+    turn: Option<(u64, usize)>,
+    budget: Option<RecoveryBudget>,
 }
 
 type Frame = (Vec<u8>, Vec<u8>);
@@ -399,6 +404,7 @@ impl World {
         let node = &mut self.nodes[id as usize - 1];
         node.settled = settled;
         node.engine = None;
+        node.turn = None;
         node.wanted.clear();
         for (_, op) in std::mem::take(&mut node.io) {
             if self.rng.chance(500) && !matches!(op, IoOp::Read { .. }) {
@@ -474,6 +480,7 @@ impl World {
                     }
                 }
                 Action::WantPeers { peers, .. } => self.node(id).wanted = peers.into_iter().collect(),
+                Action::WantRecovery { bytes } => self.want_recovery(id, bytes),
                 Action::Log { level: LogLevel::Info, text } => {
                     if text.contains("moved away") {
                         self.left += 1;
@@ -499,6 +506,15 @@ impl World {
                 other => panic!("node {id}: {other:?}"),
             }
         }
+    }
+
+    fn want_recovery(&mut self, id: u32, bytes: usize) {
+        let (now_us, rate) = (self.now.monotonic_us, self.config.recovery_bytes_per_s);
+        let node = self.node(id);
+        assert!(node.turn.is_none(), "node {id} wants two turns at once");
+        assert!(bytes > 0 && bytes <= RECOVERY_TURN_BYTES, "node {id} wants {bytes} bytes");
+        let budget = node.budget.get_or_insert_with(|| RecoveryBudget::new(rate.unwrap()));
+        node.turn = Some((budget.turn_us(now_us, bytes), bytes));
     }
 
     fn reply(&mut self, correlation_id: u64, message: &Response) {
@@ -615,7 +631,11 @@ impl World {
     fn tick(&mut self, us: u64) {
         self.now.monotonic_us += us;
         self.now.wall_ms += (us / 1_000) as i64;
+        let now_us = self.now.monotonic_us;
         for id in self.ids() {
+            if let Some((_, bytes)) = self.node(id).turn.take_if(|(due, _)| *due <= now_us) {
+                self.event(id, Event::RecoveryTurn { bytes });
+            }
             let due = self.node(id).engine.as_ref().and_then(Engine::next_deadline_us);
             if due.is_some_and(|due| due <= self.now.monotonic_us) {
                 self.event(id, Event::Tick);

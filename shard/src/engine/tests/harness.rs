@@ -76,6 +76,7 @@ pub(super) fn config() -> EngineConfig {
         retention_ms: None,
         scrub_interval_us: None,
         scrub_bytes_per_s: 1 << 30,
+        recovery_bytes_per_s: Some(64 << 20),
         request_timeout_us: 30_000_000,
         ack_timeout_us: 30_000_000,
         #[cfg(feature = "planted-bugs")]
@@ -195,7 +196,8 @@ impl Shard {
             Action::SendPeer { .. }
             | Action::WantPeers { .. }
             | Action::TellLeaders { .. }
-            | Action::TellController { .. } => {}
+            | Action::TellController { .. }
+            | Action::WantRecovery { .. } => {}
         }
     }
 
