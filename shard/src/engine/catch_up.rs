@@ -3,7 +3,7 @@
 //!
 //! The leader says where its entries begin (a snapshot of nothing but a place). The follower asks for committed batches
 //! up to there, from behind its own segments on; the leader answers as it answers a consumer, without touching its
-//! tail. When they are durable here the replica is put aside: a checkpoint says that its log begins at that place and
+//! tail. While an answer is written the next one is on its way. When all are durable here the replica is put aside: a checkpoint says that its log begins at that place and
 //! that what the journal holds of it so far means nothing; when that is durable the replica takes part again. Until
 //! then it promises nothing, and a crash leaves it as it was before.
 //!
@@ -21,11 +21,12 @@ use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
 
-use super::api::{ConnId, FileId, IoErrorKind, IoOp, IoResult, IoToken, LogLevel, PeerId};
+use super::api::{ConnId, IoErrorKind, IoResult, IoToken, LogLevel, PeerId};
+use super::catch_up_writes::{Run, SegmentWrites};
 use super::controller::commands;
 use super::fetch::Slices;
 use super::outbox::ENTRIES_PER_MESSAGE;
-use super::partition::{Segment, Told};
+use super::partition::Told;
 use super::producers::Producers;
 use super::recovery_rate::Turn;
 use super::replica::{Replica, Unplaced};
@@ -33,6 +34,8 @@ use super::{Action, Engine};
 
 /// Most bytes that are answered at once, unless a batch is larger.
 const MOST_BYTES: u64 = 1 << 20;
+/// So much may wait to be written while the next answer is on its way, bytes.
+const UNWRITTEN_BYTES: usize = 4 << 20;
 /// An answer that did not come for so long was lost, microseconds: the follower asks again when the leader tells it again
 /// where to begin.
 const ANSWER_WITHIN_US: u64 = 3_000_000;
@@ -53,11 +56,11 @@ pub(super) struct CatchUp {
     target: Position,
     /// Who the replicas are there.
     configuration: Configuration,
-    /// Offset of the next record to ask for.
+    /// Offset of the next record to ask for: those before it have come.
     next: i64,
     /// The leader's log begins later than the own segments end: those are dropped.
     log_start: Option<i64>,
-    segments: Vec<Segment>,
+    writes: SegmentWrites,
     producers: Producers,
     /// Of the metadata group: the commands in what was fetched.
     commands: Vec<(i64, Command)>,
@@ -73,10 +76,12 @@ enum Stage {
     Waiting,
     /// The leader was asked.
     Asked,
-    /// Batches up to this offset are written to the last segment.
-    Writing { next: i64 },
-    /// So many segments are not durable yet.
-    Syncing { left: usize },
+    /// Nothing is asked for: too much waits to be written.
+    Full,
+    /// All has come, and is written.
+    Writing,
+    /// It is given up for this reason, or because nobody needs it any more, when nothing of it is on its way to the disk.
+    Ending { why: Option<String> },
     /// Everything is there; the replica is put aside when nothing of it is on its way to the journal.
     Done,
 }
@@ -172,6 +177,10 @@ impl Engine {
             self.flush.hurry(group);
             return true;
         }
+        // Another one may write to the same files.
+        if self.catches_up(group) {
+            return true;
+        }
         let Some(configuration) = message.configurations.first().filter(|said| said.check().is_ok()) else {
             return true;
         };
@@ -191,7 +200,7 @@ impl Engine {
             configuration: configuration.clone(),
             next: partition.flushed_to,
             log_start: None,
-            segments: Vec::new(),
+            writes: SegmentWrites::new(group),
             producers,
             commands: Vec::new(),
             stage: if all_there { Stage::Done } else { Stage::Waiting },
@@ -301,11 +310,21 @@ impl Engine {
     }
 
     fn give_up(&mut self, index: u32, why: &str, actions: &mut Vec<Action>) {
+        self.end_catch_up(index, Some(why.to_owned()), actions);
+    }
+
+    /// Nothing may go to the partition's segments from elsewhere before what is on its way to them has arrived.
+    fn end_catch_up(&mut self, index: u32, why: Option<String>, actions: &mut Vec<Action>) {
         let Some(partition) = self.at_mut(index) else { return };
         let group = partition.group;
-        if let Some(replica) = partition.replica.raft_mut() {
-            replica.catch_up = None;
+        let Some(replica) = partition.replica.raft_mut() else { return };
+        let Some(catch_up) = &mut replica.catch_up else { return };
+        if !catch_up.writes.is_idle() {
+            catch_up.stage = Stage::Ending { why };
+            return;
         }
+        replica.catch_up = None;
+        let Some(why) = why else { return };
         self.counters.replication.catch_ups_given_up += 1;
         let text =
             format!("partition {group} can't catch up with its leader now: {why}; it will be tried again");
@@ -334,7 +353,7 @@ impl Engine {
         let Some(replica) = self.raft_mut(index).filter(|_| was_asked) else { return Ok(()) };
         let Some(catch_up) = &mut replica.catch_up else { return Ok(()) };
         let by_leader = from == catch_up.leader;
-        if message.offset > catch_up.next && catch_up.segments.is_empty() && by_leader {
+        if message.offset > catch_up.next && catch_up.writes.is_empty() && by_leader {
             // Retention has taken what comes next, so also everything that is here; it may have come further than to where
             // the leader's entries begin.
             let from = message.offset.min(catch_up.target.offset);
@@ -378,55 +397,59 @@ impl Engine {
             return Ok(());
         };
         let max_timestamp = catch_up.note(batches, message.group() == GroupId::METADATA, now_us)?;
-        self.write_batches(index, batches, (end, term), max_timestamp, actions);
+        let run = Run { base: catch_up.next, end, term, max_timestamp };
+        self.keep_batches(index, run, batches, actions);
         Ok(())
     }
 
-    fn write_batches(
-        &mut self,
-        index: u32,
-        batches: &[u8],
-        (end, term): (i64, u32),
-        max_timestamp: i64,
-        actions: &mut Vec<Action>,
-    ) {
+    /// Has batches written, and asks for the next ones.
+    fn keep_batches(&mut self, index: u32, run: Run, batches: &[u8], actions: &mut Vec<Action>) {
         let (now, bound) = (self.now, self.config.segment_max_bytes);
         let Some(chunk) = self.misc_pool.chunk(batches.len()) else {
             return self.give_up(index, "no memory is free", actions);
         };
         chunk.append(batches);
-        let data = vec![ChunkSlice::new(chunk, 0, batches.len())];
-        let token = self.next_token();
+        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
+            return;
+        };
+        let data = ChunkSlice::new(chunk, 0, batches.len());
+        catch_up.writes.take(run, data, bound, now.wall_ms);
+        (catch_up.next, catch_up.changed_us) = (run.end, now.monotonic_us);
+        catch_up.stage = if run.end < catch_up.target.offset { Stage::Full } else { Stage::Writing };
+        self.counters.replication.catch_up_bytes += batches.len() as u64;
+        self.write_on(index, actions);
+    }
+
+    /// Goes on with what a catch-up writes, and with what it asks for while there is room for that.
+    fn write_on(&mut self, index: u32, actions: &mut Vec<Action>) {
+        let most = self.recovery_ask_bytes();
+        let (write, flush) = (self.next_token(), self.next_token());
         let Some(partition) = self.at_mut(index) else { return };
         let group = partition.group;
         let Some(catch_up) = partition.replica.raft_mut().and_then(|replica| replica.catch_up.as_mut())
         else {
             return;
         };
-        let full = |last: &Segment| last.bytes + batches.len() as u64 > bound || last.epoch != Some(term);
-        if catch_up.segments.last().is_none_or(full) {
-            let base = catch_up.next;
-            let (written_ms, bytes) = (now.wall_ms, 0);
-            let segment = Segment {
-                base,
-                end: base,
-                epoch: Some(term),
-                bytes,
-                max_timestamp: i64::MIN,
-                written_ms,
-                index: None,
-            };
-            catch_up.segments.push(segment);
+        let is_all = matches!(catch_up.stage, Stage::Writing);
+        let ops = [
+            (write, catch_up.writes.next_write(write, most, is_all)),
+            (flush, catch_up.writes.next_sync(flush, is_all)),
+        ];
+        let done = is_all && catch_up.writes.is_durable();
+        let asks = matches!(catch_up.stage, Stage::Full) && catch_up.writes.unwritten() < UNWRITTEN_BYTES;
+        if done {
+            catch_up.stage = Stage::Done;
         }
-        let Some(segment) = catch_up.segments.last_mut() else { return };
-        let (file, offset) = (FileId::Segment(group, segment.base), segment.bytes);
-        segment.bytes += batches.len() as u64;
-        segment.end = end;
-        segment.max_timestamp = segment.max_timestamp.max(max_timestamp);
-        (catch_up.stage, catch_up.changed_us) = (Stage::Writing { next: end }, now.monotonic_us);
-        self.replication.catch_up_io.insert(token, group);
-        self.counters.replication.catch_up_bytes += batches.len() as u64;
-        actions.push(Action::Io { token, op: IoOp::Write { file, offset, data } });
+        for (token, op) in ops.into_iter().filter_map(|(token, op)| Some((token, op?))) {
+            self.replication.catch_up_io.insert(token, group);
+            actions.push(Action::Io { token, op });
+        }
+        if asks {
+            self.ask(index);
+        }
+        if done {
+            self.queue_group(index);
+        }
     }
 
     /// An operation of a catch-up ended. False: it is none of them.
@@ -441,56 +464,44 @@ impl Engine {
             self.delete_what_waits(group, actions);
             return true;
         };
+        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
+            return true;
+        };
+        catch_up.writes.ended(token);
         match result {
             Ok(_) => {}
-            Err(error) if error.kind == IoErrorKind::NoSpace => {
-                let detail = error.detail.clone();
-                self.give_up(index, &detail, actions);
+            Err(error) if error.kind == IoErrorKind::NoSpace => self.give_up(index, &error.detail, actions),
+            Err(error) => {
+                self.fence(&error.detail, actions);
+                return true;
             }
-            Err(error) => self.fence(&error.detail, actions),
         }
-        let Some(replica) = self.raft_mut(index) else { return true };
-        let Some(catch_up) = &mut replica.catch_up else { return true };
-        match &mut catch_up.stage {
-            Stage::Writing { next } => {
-                catch_up.next = *next;
-                match catch_up.next < catch_up.target.offset {
-                    true => self.ask(index),
-                    false => self.sync_segments(index, actions),
-                }
-            }
-            Stage::Syncing { left } => {
-                *left -= 1;
-                if *left == 0 {
-                    catch_up.stage = Stage::Done;
-                    self.queue_group(index);
-                }
-            }
-            Stage::Waiting | Stage::Asked | Stage::Done => {}
-        }
+        self.after_write(index, actions);
         true
+    }
+
+    fn after_write(&mut self, index: u32, actions: &mut Vec<Action>) {
+        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
+            return;
+        };
+        let is_idle = catch_up.writes.is_idle();
+        match &mut catch_up.stage {
+            Stage::Ending { why } if is_idle => {
+                let why = why.take();
+                self.end_catch_up(index, why, actions);
+            }
+            Stage::Ending { .. } => {}
+            _ => self.write_on(index, actions),
+        }
+        if is_idle {
+            // It may have become needless meanwhile.
+            self.queue_group(index);
+        }
     }
 
     /// Whether operations of a catch-up of the group are on their way.
     pub(super) fn catches_up(&self, group: GroupId) -> bool {
         self.replication.catch_up_io.values().any(|other| *other == group)
-    }
-
-    fn sync_segments(&mut self, index: u32, actions: &mut Vec<Action>) {
-        let Some(partition) = self.at_mut(index) else { return };
-        let group = partition.group;
-        let Some(catch_up) = partition.replica.raft_mut().and_then(|replica| replica.catch_up.as_mut())
-        else {
-            return;
-        };
-        catch_up.stage = Stage::Syncing { left: catch_up.segments.len() };
-        let files: Vec<FileId> =
-            catch_up.segments.iter().map(|segment| FileId::Segment(group, segment.base)).collect();
-        for file in files {
-            let token = self.next_token();
-            self.replication.catch_up_io.insert(token, group);
-            actions.push(Action::Io { token, op: IoOp::Sync { file } });
-        }
     }
 
     /// When everything is there and nothing of the replica is on its way to the journal: puts it aside.
@@ -502,16 +513,14 @@ impl Engine {
         let Some(CatchUp { target, stage, .. }) = replica.catch_up.as_deref() else { return };
         let needless = target.index <= replica.raft.commit() || replica.holds(*target);
         match stage {
+            Stage::Ending { .. } => return,
             // Another leader holds the entries. Nobody may answer any more, and nothing of the partition goes to segments meanwhile.
-            Stage::Waiting | Stage::Asked | Stage::Done if needless => {
-                replica.catch_up = None;
-                return;
-            }
+            _ if needless => return self.end_catch_up(index, None, actions),
             Stage::Done if replica.laid.is_empty() && !replica.queued => {}
             _ => return,
         }
         let Some(catch_up) = replica.catch_up.take() else { return };
-        let CatchUp { term, target, configuration, log_start, mut segments, producers, commands, .. } =
+        let CatchUp { term, target, configuration, log_start, mut writes, producers, commands, .. } =
             *catch_up;
         let configuration = replica.raft.newer_of(Some(&configuration));
         let (known, vote) = (replica.raft.term(), replica.raft.vote());
@@ -539,7 +548,7 @@ impl Engine {
         if let Some(last) = partition.segments.back_mut() {
             last.index = None;
         }
-        partition.segments.extend(segments.drain(..));
+        partition.segments.extend(writes.take_segments());
         (partition.flushed_to, partition.log_end) = (target.offset, target.offset);
         let (known, group) = (partition.producers.len(), partition.group);
         partition.producers = producers;

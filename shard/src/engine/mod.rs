@@ -20,7 +20,8 @@
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
-//! | `catch_up`, `recovery_rate` | a follower gets what its leader has in segments only, at a rate that the node's shards share |
+//! | `catch_up`, `catch_up_writes` | a follower gets what its leader has in segments only; how that becomes its own segments |
+//! | `recovery_rate` | at a rate that the node's shards share |
 //! | `reassign`, `alter` | requests about partitions that move to other nodes; about topics that change |
 //! | `metadata` | what clients are told of the cluster |
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
@@ -35,6 +36,7 @@ pub mod api;
 mod balance;
 mod campaigns;
 mod catch_up;
+mod catch_up_writes;
 mod cold;
 pub mod config;
 mod controller;

@@ -9,7 +9,7 @@ use pyralog_core::limits::{
     PEER_QUEUE_BYTES,
 };
 use pyralog_replication::metadata::Replica;
-use pyralog_replication::raft::{Configuration, EntryHead, EntryKind, Message, frame};
+use pyralog_replication::raft::{Configuration, EntryHead, EntryKind, Message, MessageKind, frame};
 use smallvec::SmallVec;
 
 use crate::memory::ChunkSlice;
@@ -39,10 +39,18 @@ struct Frame {
     payload_bytes: usize,
 }
 
+impl Frame {
+    fn sent(self, to: PeerId) -> Action {
+        Action::SendPeer { to, control: frame::encode(&self.messages), payload: self.batches }
+    }
+}
+
 /// The frames of a pass for one shard.
 #[derive(Debug, Default)]
 struct Queue {
     frames: Vec<Frame>,
+    /// Batches for who catches up: they go behind all others, so that nobody who waits for an acknowledgement waits for them.
+    later: Vec<Frame>,
     /// What they are charged.
     bytes: usize,
 }
@@ -93,7 +101,8 @@ impl Outbox {
         mut batches: SmallVec<[ChunkSlice; 8]>,
     ) -> bool {
         let payload_bytes: usize = batches.iter().map(ChunkSlice::len).sum();
-        let Queue { frames, bytes } = self.queues.entry(to).or_default();
+        let Queue { frames, later, bytes } = self.queues.entry(to).or_default();
+        let frames = if message.kind == MessageKind::Batches { later } else { frames };
         let charge = size_of::<Message>()
             + message.entries.len() * size_of::<EntryHead>()
             + message.configurations.len() * CONFIGURATION_BYTES
@@ -123,11 +132,12 @@ impl Outbox {
 
     /// Sends everything.
     pub(super) fn send(&mut self, actions: &mut Vec<Action>) {
-        for (to, Queue { frames, .. }) in std::mem::take(&mut self.queues) {
-            for Frame { messages, batches, .. } in frames {
-                actions.push(Action::SendPeer { to, control: frame::encode(&messages), payload: batches });
-            }
+        let mut later = Vec::new();
+        for (to, queue) in std::mem::take(&mut self.queues) {
+            actions.extend(queue.frames.into_iter().map(|frame| frame.sent(to)));
+            later.extend(queue.later.into_iter().map(|frame| frame.sent(to)));
         }
+        actions.append(&mut later);
     }
 }
 
@@ -146,7 +156,6 @@ fn fitting(message: &Message) -> usize {
 #[cfg(test)]
 mod tests {
     use pyralog_core::{GroupId, NodeId, ShardId};
-    use pyralog_replication::raft::MessageKind;
 
     use super::*;
     use crate::memory::ChunkPool;
@@ -158,6 +167,38 @@ mod tests {
         let entry = |at: i64| EntryHead { term: 1, kind, base_offset: at, next_offset: at + 1, bytes };
         message.entries = (0..entries as i64).map(entry).collect();
         (message, std::iter::repeat_n(batch.clone(), entries).collect())
+    }
+
+    #[test]
+    fn what_a_catch_up_gets_leaves_behind_everything_else() {
+        let pool = ChunkPool::new(MAX_BATCH_BYTES);
+        let chunk = pool.chunk(MAX_BATCH_BYTES).unwrap();
+        chunk.zero_to(MAX_BATCH_BYTES);
+        let batch = ChunkSlice::new(chunk, 0, 100);
+        let mut outbox = Outbox::default();
+        for (kind, node) in [
+            (MessageKind::Batches, 2),
+            (MessageKind::Append, 2),
+            (MessageKind::Batches, 2),
+            (MessageKind::Append, 3),
+        ] {
+            let (mut message, batches) = append(&batch, 1);
+            message.kind = kind;
+            assert!(outbox.add(PeerId { node: NodeId(node), shard: ShardId(0) }, message, batches));
+        }
+        let mut actions = Vec::new();
+        outbox.send(&mut actions);
+        let sent = actions.iter().map(|action| {
+            let Action::SendPeer { to, control, .. } = action else { unreachable!() };
+            let kinds = frame::decode(control).unwrap().into_iter().map(|message| message.kind);
+            (to.node.0, kinds.collect::<Vec<_>>())
+        });
+        let wanted = [
+            (2, vec![MessageKind::Append]),
+            (3, vec![MessageKind::Append]),
+            (2, vec![MessageKind::Batches, MessageKind::Batches]),
+        ];
+        assert_eq!(sent.collect::<Vec<_>>(), wanted);
     }
 
     #[test]

@@ -99,3 +99,31 @@ fn a_catch_up_that_another_leader_makes_needless_ends() {
     world.heal();
     world.check();
 }
+
+/// The disk is slow, and nobody waits for it: the next answers come while the first one is written, up to a bound.
+#[test]
+fn answers_come_while_those_before_them_are_written() {
+    let (mut world, blank, bytes) = recovery_rate::with_a_blank_node(14, 1, None);
+    assert!(bytes > 8 << 20, "{bytes}");
+    let fetched = |world: &World| {
+        let engine = world.nodes[blank as usize - 1].engine.as_ref().unwrap();
+        engine.status().counters.replication.recovery_bytes
+    };
+    let is_write = |op: &IoOp| matches!(op, IoOp::Write { file: FileId::Segment(group, _), .. } if *group != GroupId::METADATA);
+    let mut held = Vec::new();
+    for _ in 0..20_000 {
+        world.go_on();
+        let io = std::mem::take(&mut world.node(blank).io);
+        let (writes, others) = io.into_iter().partition::<Vec<_>, _>(|(_, op)| is_write(op));
+        held.extend(writes);
+        world.node(blank).io = others;
+    }
+    assert_eq!(held.len(), 1, "one write at a time");
+    let came = fetched(&world);
+    assert!(came > 3 << 20, "{came} bytes beside the first write");
+    assert!(came < 6 << 20, "{came} bytes wait for the disk");
+    world.node(blank).io.append(&mut held);
+    world.heal();
+    assert!(fetched(&world) >= bytes);
+    world.check();
+}

@@ -4,14 +4,14 @@ use super::*;
 
 /// A cluster whose topic has so much in segments only, and an empty node that has just been started. Returns that one and the
 /// bytes.
-fn with_a_blank_node(seed: u64, partitions: u32, rate: Option<u64>) -> (World, u32, u64) {
+pub(super) fn with_a_blank_node(seed: u64, partitions: u32, rate: Option<u64>) -> (World, u32, u64) {
     let mut world = World::new(seed, 3, partitions, 2);
     world.config.recovery_bytes_per_s = rate;
     world.heal();
     world.values_bytes = 100_000;
     let groups = world.groups.clone();
     for group in groups {
-        world.produce_in_group(group, 30);
+        world.produce_in_group(group, 90 / partitions as usize);
     }
     world.heal();
     let all_in_segments = |world: &World| {
