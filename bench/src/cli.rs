@@ -51,6 +51,8 @@ pub enum Command {
     Life(LifeArgs),
     /// Measure what a follower that stands still (SIGSTOP) costs those who write to three nodes
     StoppedFollower(StoppedArgs),
+    /// Measure what it costs producers that a node gets everything again, and how fast that goes
+    Recovery(RecoveryArgs),
     /// Create many partitions on three nodes, write to each, kill all nodes, and measure what idle ones cost
     IdleGroups(IdleArgs),
     /// Measure what the disk gives: sequential bandwidth and durable appends
@@ -360,6 +362,29 @@ pub struct StoppedArgs {
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=1_000))]
     pub rounds: u64,
     /// The load
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub out: OutArgs,
+}
+
+/// Arguments of `recovery`.
+#[derive(Debug, Args)]
+pub struct RecoveryArgs {
+    /// The cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// What the partition holds, MiB: so much that no recovery is over before its measurement is, and more than the cache
+    #[arg(long, default_value_t = 2048, value_parser = value_parser!(u64).range(1..=1_048_576))]
+    pub mib: u64,
+    /// Rounds of four measurements each
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(0..=1_000))]
+    pub rounds: u64,
+    /// Recoveries without a limit that nobody writes beside
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(0..=1_000))]
+    pub alone: u64,
+    /// The load; 1,000 requests a second if not said
     #[command(flatten)]
     pub load: LoadArgs,
     #[command(flatten)]

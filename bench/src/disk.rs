@@ -44,6 +44,13 @@ pub fn measure(dir: &Path, file_bytes: u64, appends: usize) -> anyhow::Result<Di
     Ok(figures)
 }
 
+/// Sequential durable writes as [`measure`] does them, over a file of `file_bytes` in `dir` that is removed afterwards; bytes per
+/// second.
+pub fn write_bandwidth(dir: &Path, file_bytes: u64) -> anyhow::Result<f64> {
+    let folder = tempfile::Builder::new().prefix("pyralog-disk-").tempdir_in(dir)?;
+    stream(&WrittenFile::create(&folder.path().join(FILE_NAME), file_bytes)?, true)
+}
+
 /// What the disk gives to readers, and what that does to one who appends.
 pub struct ReadFigures {
     /// Sequential reads as [`measure`] does them, with nobody else there, bytes per second.

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::Parser;
 use pyralog_bench::cli::{
-    Cli, Command, CompareArgs, DiskArgs, FailoverArgs, IdleArgs, LifeArgs, Output, PairsArgs, StoppedArgs,
+    Cli, Command, CompareArgs, DEFAULT_RATE, DiskArgs, FailoverArgs, IdleArgs, LifeArgs, Output, PairsArgs,
+    RecoveryArgs, StoppedArgs,
 };
 use pyralog_bench::cluster::failover::{self, FailoverConfig};
 use pyralog_bench::cluster::idle::{self, IdleConfig};
 use pyralog_bench::cluster::life::{self, LifeConfig};
+use pyralog_bench::cluster::recovery::{self, RecoveryConfig};
 use pyralog_bench::cluster::stopped::{self, StoppedConfig};
 use pyralog_bench::commands::{self, show};
 use pyralog_bench::compare::{self, CompareConfig, Peer};
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Failover(args) => run_failover(args),
         Command::Life(args) => run_life(args),
         Command::StoppedFollower(args) => run_stopped(args),
+        Command::Recovery(args) => run_recovery(args),
         Command::IdleGroups(args) => run_idle(args),
         Command::Disk(args) => run_disk(&args),
         Command::Torture(what) => torture::run(&what),
@@ -127,6 +130,23 @@ fn run_stopped(args: StoppedArgs) -> anyhow::Result<()> {
     })?;
     show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
     report.into_run().write_if_asked(args.out.files("stopped-follower").as_ref())
+}
+
+fn run_recovery(args: RecoveryArgs) -> anyhow::Result<()> {
+    let report = recovery::run(&RecoveryConfig {
+        cpus: args.cluster.cpus(),
+        server: args.cluster.server,
+        dir: args.cluster.dir,
+        bytes: args.mib << 20,
+        rounds: args.rounds as usize,
+        alone: args.alone as usize,
+        shape: args.load.shape_at(DEFAULT_RATE),
+        connections: args.load.connections as usize,
+        batch: args.load.batch(),
+        live: args.out.mode(),
+    })?;
+    show(args.cluster.output, &format!("{}\n{}", HostFacts::collect(), report.to_table()), &report.to_json());
+    report.into_run().write_if_asked(args.out.files("recovery").as_ref())
 }
 
 fn run_idle(args: IdleArgs) -> anyhow::Result<()> {

@@ -117,6 +117,8 @@ pub struct NodeSetup {
     pub one_shard_on: Option<usize>,
     /// Its place in a cluster; `None` = it is alone.
     pub member: Option<Member>,
+    /// `replication.recovery_rate`; `None` = the default.
+    pub recovery_rate: Option<String>,
 }
 
 /// One of several nodes.
@@ -134,7 +136,8 @@ impl NodeSetup {
     /// A node in `dir` on a free loopback port.
     pub fn new(program: &Path, dir: &Path, one_shard_on: Option<usize>) -> anyhow::Result<Self> {
         let addr = free_loopback_addrs(1)?.first().copied().context("no free port")?;
-        Ok(Self { program: program.to_owned(), dir: dir.to_owned(), addr, one_shard_on, member: None })
+        let (program, dir) = (program.to_owned(), dir.to_owned());
+        Ok(Self { program, dir, addr, one_shard_on, member: None, recovery_rate: None })
     }
 
     /// The node's data folder.
@@ -161,6 +164,9 @@ impl NodeSetup {
             settings["node"]["cluster_name"] = json!("bench");
             settings["node"]["cluster_nodes"] = json!(member.nodes);
             settings["network"]["internal_address"] = json!(member.internal.to_string());
+        }
+        if let Some(rate) = &self.recovery_rate {
+            settings["replication"]["recovery_rate"] = json!(rate);
         }
         settings
     }
@@ -264,12 +270,14 @@ mod tests {
         for (cpu, member) in [(None, None), (Some(1), Some(member))] {
             let mut setup = NodeSetup::new(Path::new("pyralog"), Path::new("/d"), cpu).unwrap();
             setup.member = member.clone();
+            setup.recovery_rate = cpu.map(|_| "unlimited".to_owned());
             let file = Some(("bench-node.json".to_owned(), setup.settings().to_string()));
             let config = load(&Layers { file, ..Layers::default() }).unwrap().config;
             assert_eq!(config.node.data_dir, setup.data_dir());
             assert_eq!(config.network.listen_address, setup.addr);
             assert_eq!(config.runtime.cpus, cpu.map(|cpu| vec![cpu]));
             assert_eq!(config.runtime.shards, cpu.map(|_| 1));
+            assert_eq!(config.replication.recovery_rate.is_none(), cpu.is_some());
             assert_eq!(config.node.cluster_nodes.len(), member.map_or(0, |member| member.nodes.len()));
         }
     }

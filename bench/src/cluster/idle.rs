@@ -108,7 +108,7 @@ fn write_to_all(cluster: &Cluster, topics: &[(String, u32)]) -> anyhow::Result<(
 }
 
 /// Time that a process has spent on CPUs, its threads' included.
-fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+pub(super) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let mut total_ns = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // "time on the CPU, ns; time waiting, ns; time slices": finer than the clock ticks of `stat`.

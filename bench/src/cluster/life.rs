@@ -245,13 +245,11 @@ impl Life<'_> {
         self.cluster.take(node)?.kill()?;
         self.kills += 1;
         std::thread::sleep(GONE);
-        match empty {
-            true => {
-                self.emptied += 1;
-                self.cluster.restart_empty(node)?;
-            }
-            false => self.cluster.restart(node)?,
+        if empty {
+            self.emptied += 1;
+            self.cluster.wipe(node)?;
         }
+        self.cluster.restart(node)?;
         self.cluster.await_in_sync(TOPIC)?;
         std::thread::sleep(REST);
         Ok(())

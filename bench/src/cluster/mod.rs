@@ -1,10 +1,11 @@
 //! Three nodes on this machine, and what is measured of them: fail-over, the price of a follower that stands still, groups
-//! that nobody writes to, and a life in which the three become five and three again.
+//! that nobody writes to, a node that gets everything again, and a life in which the three become five and three again.
 
 pub mod failover;
 pub mod idle;
 pub mod life;
 mod paced;
+pub mod recovery;
 pub mod stopped;
 
 use std::collections::BTreeMap;
@@ -62,7 +63,8 @@ impl Cluster {
         std::fs::create_dir_all(&dir)?;
         let one_shard_on = of_node(id, cpus).or(Some(0));
         let member = Some(Member { id, internal, nodes: Vec::new() });
-        self.setups.insert(id, NodeSetup { program: program.to_owned(), dir, addr, one_shard_on, member });
+        let program = program.to_owned();
+        self.setups.insert(id, NodeSetup { program, dir, addr, one_shard_on, member, recovery_rate: None });
         Ok(())
     }
 
@@ -146,11 +148,17 @@ impl Cluster {
         self.await_formed()
     }
 
-    /// Starts node `id` again, on an empty disk.
-    pub fn restart_empty(&mut self, id: u32) -> anyhow::Result<()> {
+    /// Has node `id`, from its next start on, keep to this `replication.recovery_rate`; `None` = the default.
+    pub fn set_recovery_rate(&mut self, id: u32, rate: Option<&str>) -> anyhow::Result<()> {
+        let setup = self.setups.get_mut(&id).with_context(|| format!("there is no node {id}"))?;
+        setup.recovery_rate = rate.map(str::to_owned);
+        Ok(())
+    }
+
+    /// Removes everything that node `id`, which does not run, has on its disk.
+    pub fn wipe(&self, id: u32) -> anyhow::Result<()> {
         let data = self.setup(id)?.data_dir();
-        std::fs::remove_dir_all(&data).with_context(|| format!("{}: can't be removed", data.display()))?;
-        self.restart(id)
+        std::fs::remove_dir_all(&data).with_context(|| format!("{}: can't be removed", data.display()))
     }
 
     /// Starts all nodes again, at once.

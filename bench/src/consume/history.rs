@@ -83,7 +83,7 @@ impl History {
 }
 
 /// Produces until the partition has so many bytes of batches more.
-fn fill(partition: &Partition, bytes: u64) -> anyhow::Result<()> {
+pub(crate) fn fill(partition: &Partition, bytes: u64) -> anyhow::Result<()> {
     let batch = batch(FILLING)?;
     let mut connection = partition.connect()?.into_connection();
     let (mut asked, mut written) = (0, 0);
