@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::metadata::Replica;
 
-    const KINDS: [MessageKind; 16] = [
+    const KINDS: [MessageKind; 18] = [
         MessageKind::Append,
         MessageKind::AppendResponse,
         MessageKind::RequestPreVote,
@@ -141,6 +141,8 @@ mod tests {
         MessageKind::Quiesce,
         MessageKind::FetchBatches,
         MessageKind::Batches,
+        MessageKind::FetchProducers,
+        MessageKind::Producers,
         MessageKind::Command,
         MessageKind::RequestStanding,
         MessageKind::RequestStandingResponse,

@@ -40,6 +40,11 @@ pub enum MessageKind {
     /// The answer: the batches as entries without an index; `offset` is where the sender's log begins; `reject`ed when
     /// they can't be read.
     Batches,
+    /// Beside the core: send me what you know of idempotent producers from batches below `offset`, of which retention has taken the
+    /// batches themselves.
+    FetchProducers,
+    /// The answer, of the same `offset`: one entry without a meaning, whose bytes are the producers; `reject`ed when it is not known.
+    Producers,
     /// To the leader of the metadata group, beside the core: append this command.
     Command,
     /// A replica that may not vote to all others, beside the core: what are you, and do you know me? `index` is the number
@@ -204,6 +209,8 @@ pub(super) fn core_type(kind: MessageKind) -> Option<MessageType> {
         MessageKind::TimeoutNow => MessageType::MsgTimeoutNow,
         MessageKind::FetchBatches
         | MessageKind::Batches
+        | MessageKind::FetchProducers
+        | MessageKind::Producers
         | MessageKind::Command
         | MessageKind::RequestStanding
         | MessageKind::RequestStandingResponse => return None,

@@ -19,6 +19,7 @@ use pyralog_replication::raft::{
 
 use smallvec::SmallVec;
 
+use crate::format::checkpoint::ProducerCheckpoint;
 use crate::memory::ChunkSlice;
 
 use super::api::{ConnId, IoErrorKind, IoResult, IoToken, LogLevel, PeerId};
@@ -60,6 +61,8 @@ pub(super) struct CatchUp {
     next: i64,
     /// The leader's log begins later than the own segments end: those are dropped.
     log_start: Option<i64>,
+    /// What is known of producers from before there has to be asked for.
+    wants_producers: bool,
     writes: SegmentWrites,
     producers: Producers,
     /// Of the metadata group: the commands in what was fetched.
@@ -200,6 +203,7 @@ impl Engine {
             configuration: configuration.clone(),
             next: partition.flushed_to,
             log_start: None,
+            wants_producers: false,
             writes: SegmentWrites::new(group),
             producers,
             commands: Vec::new(),
@@ -283,7 +287,11 @@ impl Engine {
         // A link that broke while it waited has taken no answer along.
         (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Asked, now_us, false);
         let to = catch_up.source;
-        let mut message = Message::new(MessageKind::FetchBatches, group, node, to.node.0, term);
+        let kind = match catch_up.wants_producers {
+            true => MessageKind::FetchProducers,
+            false => MessageKind::FetchBatches,
+        };
+        let mut message = Message::new(kind, group, node, to.node.0, term);
         (message.offset, message.index) = (catch_up.next, bytes as u64);
         self.post_beside(to, message);
     }
@@ -344,9 +352,9 @@ impl Engine {
             return Ok(());
         }
         let now_us = self.now.monotonic_us;
-        let is_asked = |catch_up: &CatchUp| matches!(catch_up.stage, Stage::Asked) && catch_up.source == from;
         let catch_up = self.raft_mut(index).and_then(|replica| replica.catch_up.as_ref());
-        let was_asked = catch_up.is_some_and(|catch_up| is_asked(catch_up));
+        let was_asked =
+            catch_up.is_some_and(|catch_up| catch_up.has_asked(from) && !catch_up.wants_producers);
         if message.group() != GroupId::METADATA {
             self.recovery_came(batches.len(), was_asked);
         }
@@ -358,12 +366,9 @@ impl Engine {
             // the leader's entries begin.
             let from = message.offset.min(catch_up.target.offset);
             (catch_up.next, catch_up.log_start) = (from, Some(from));
-            if from < catch_up.target.offset {
-                self.ask(index);
-            } else {
-                catch_up.stage = Stage::Done;
-                self.queue_group(index);
-            }
+            // Who wrote what is gone is known to others only. Nobody writes to the metadata in sessions.
+            catch_up.wants_producers = message.group() != GroupId::METADATA;
+            self.go_on_behind_what_is_gone(index);
             return Ok(());
         }
         if message.offset > catch_up.next && by_leader {
@@ -400,6 +405,29 @@ impl Engine {
         let run = Run { base: catch_up.next, end, term, max_timestamp };
         self.keep_batches(index, run, batches, actions);
         Ok(())
+    }
+
+    /// What another replica knows of producers whose batches are gone.
+    pub(super) fn take_producers(&mut self, index: u32, producers: &[ProducerCheckpoint], now_us: u64) {
+        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
+            return;
+        };
+        producers.iter().for_each(|producer| catch_up.producers.restore(producer, now_us));
+        catch_up.wants_producers = false;
+        self.go_on_behind_what_is_gone(index);
+    }
+
+    /// Asks for what is still there, if anything is.
+    fn go_on_behind_what_is_gone(&mut self, index: u32) {
+        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
+            return;
+        };
+        if catch_up.wants_producers || catch_up.next < catch_up.target.offset {
+            self.ask(index);
+        } else {
+            catch_up.stage = Stage::Done;
+            self.queue_group(index);
+        }
     }
 
     /// Has batches written, and asks for the next ones.
@@ -569,6 +597,15 @@ impl Engine {
 }
 
 impl CatchUp {
+    /// Whether `source` was asked for the producers of batches below `offset`.
+    pub(super) fn wants_producers_of(&self, source: PeerId, offset: i64) -> bool {
+        self.has_asked(source) && self.wants_producers && self.next == offset
+    }
+
+    fn has_asked(&self, source: PeerId) -> bool {
+        matches!(self.stage, Stage::Asked) && self.source == source
+    }
+
     fn is_stuck(&self, now_us: u64) -> bool {
         let late = self.lost || now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US;
         matches!(self.stage, Stage::Asked) && late

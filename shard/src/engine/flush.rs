@@ -13,9 +13,7 @@ use pyralog_core::limits::{
 };
 use pyralog_replication::metadata::Catalog;
 
-use crate::format::checkpoint::{
-    Checkpoint, GroupCheckpoint, ProducerBatch, ProducerCheckpoint, ReplayPoint, SegmentMeta,
-};
+use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, SegmentMeta};
 use crate::memory::{ChunkPool, ChunkSlice};
 
 use super::journal::Full;
@@ -932,7 +930,6 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
         partition.flushed_to
     );
     let committed = partition.replica.high_watermark();
-    let producers = partition.producers.snapshot(committed);
     GroupCheckpoint {
         group: partition.group,
         log_start: partition.log_start,
@@ -953,24 +950,6 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
                 max_timestamp: segment.newest_ms(),
             })
             .collect(),
-        producers: producers
-            .into_iter()
-            .map(|(producer_id, producer)| ProducerCheckpoint {
-                producer_id,
-                epoch: producer.epoch,
-                last_used_ms: now
-                    .wall_ms
-                    .saturating_sub((now.monotonic_us.saturating_sub(producer.last_used_us) / 1_000) as i64),
-                batches: producer
-                    .batches
-                    .iter()
-                    .map(|batch| ProducerBatch {
-                        first_seq: batch.first_sequence,
-                        last_seq: batch.last_sequence,
-                        base_offset: batch.base_offset,
-                    })
-                    .collect(),
-            })
-            .collect(),
+        producers: partition.producers.checkpoint(committed, now),
     }
 }

@@ -36,6 +36,7 @@ pub mod api;
 mod balance;
 mod campaigns;
 mod catch_up;
+mod catch_up_producers;
 mod catch_up_writes;
 mod cold;
 pub mod config;

@@ -9,6 +9,9 @@ use pyralog_core::ErrorCode;
 use pyralog_core::batch::BatchView;
 use pyralog_core::limits::{BATCHES_PER_PRODUCER, MAX_PRODUCERS_PER_PARTITION};
 
+use super::Now;
+use crate::format::checkpoint::{ProducerBatch, ProducerCheckpoint};
+
 /// A producer idle for this long may be forgotten to make room, microseconds.
 pub(super) const PRODUCER_IDLE_US: u64 = 15 * 60 * 1_000_000;
 
@@ -149,14 +152,38 @@ impl Producers {
         count - self.map.len()
     }
 
-    /// Puts a producer of a checkpoint back.
-    pub(super) fn restore(&mut self, producer_id: i64, producer: Producer) {
-        self.map.insert(producer_id, producer);
+    /// Takes what a checkpoint or another replica says of a producer for what is known of it.
+    pub(super) fn restore(&mut self, known: &ProducerCheckpoint, now_us: u64) {
+        let batches = known.batches.iter().map(|batch| Appended {
+            first_sequence: batch.first_seq,
+            last_sequence: batch.last_seq,
+            base_offset: batch.base_offset,
+        });
+        let producer = Producer { epoch: known.epoch, last_used_us: now_us, batches: batches.collect() };
+        self.map.insert(known.producer_id, producer);
+    }
+
+    /// [`Self::snapshot`] as it is written down.
+    pub(super) fn checkpoint(&self, committed: i64, now: Now) -> Vec<ProducerCheckpoint> {
+        let idle_ms = |used_us: u64| (now.monotonic_us.saturating_sub(used_us) / 1_000) as i64;
+        let batch = |batch: &Appended| ProducerBatch {
+            first_seq: batch.first_sequence,
+            last_seq: batch.last_sequence,
+            base_offset: batch.base_offset,
+        };
+        let all = self.snapshot(committed).into_iter();
+        all.map(|(producer_id, producer)| ProducerCheckpoint {
+            producer_id,
+            epoch: producer.epoch,
+            last_used_ms: now.wall_ms.saturating_sub(idle_ms(producer.last_used_us)),
+            batches: producer.batches.iter().map(batch).collect(),
+        })
+        .collect()
     }
 
     /// The producers in the order of their ids, with the batches below `committed` only: what is not durable
     /// must not be remembered as done.
-    pub(super) fn snapshot(&self, committed: i64) -> Vec<(i64, Producer)> {
+    fn snapshot(&self, committed: i64) -> Vec<(i64, Producer)> {
         let mut all: Vec<_> = self
             .map
             .iter()

@@ -16,7 +16,6 @@ use pyralog_core::{GroupId, ShardId};
 use pyralog_replication::SingleVoter;
 use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{HardState, Position, RecoveredLog, Standing};
-use smallvec::SmallVec;
 
 use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, ReplicatedCheckpoint};
 use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
@@ -29,7 +28,6 @@ use super::journal::{CachedChunk, Journal, JournalFile};
 use super::journal_files::JournalFiles;
 use super::partition::{Partition, Segment, TailBatch, Told};
 use super::plan::FlushPlan;
-use super::producers::{Appended, Producer};
 use super::reload::verify;
 use super::replica::{Replica, Unplaced};
 use super::slots::{Slots, load_checkpoints};
@@ -940,17 +938,7 @@ fn restored(state: &GroupCheckpoint, now: Now) -> Partition {
     let damaged_to = state.damaged.iter().map(|(_, to)| *to).max().unwrap_or(0);
     partition.log_end = state.flushed_to.max(damaged_to);
     for producer in &state.producers {
-        let batches: SmallVec<_> = producer
-            .batches
-            .iter()
-            .map(|batch| Appended {
-                first_sequence: batch.first_seq,
-                last_sequence: batch.last_seq,
-                base_offset: batch.base_offset,
-            })
-            .collect();
-        let known = Producer { epoch: producer.epoch, last_used_us: now.monotonic_us, batches };
-        partition.producers.restore(producer.producer_id, known);
+        partition.producers.restore(producer, now.monotonic_us);
     }
     partition
 }

@@ -144,7 +144,14 @@ impl Engine {
         if !replica.is_heard(from, message) {
             return Ok(());
         }
-        check_batches(message, batches)?;
+        match message.kind {
+            MessageKind::FetchProducers => {
+                self.producers_asked(index, from, message);
+                return Ok(());
+            }
+            MessageKind::Producers => return self.producers_came(index, from, message, batches),
+            _ => check_batches(message, batches)?,
+        }
         match message.kind {
             MessageKind::FetchBatches => {
                 self.peer_fetch(from, message, actions);

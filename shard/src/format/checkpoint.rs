@@ -402,6 +402,24 @@ impl GroupCheckpoint {
 }
 
 impl ProducerCheckpoint {
+    /// A list of them.
+    ///
+    /// # Errors
+    /// One has more batches than there may be.
+    pub fn encode_all(producers: &[Self]) -> Result<Vec<u8>, CheckpointError> {
+        let mut out = Vec::new();
+        put_count(&mut out, producers.len())?;
+        producers.iter().try_for_each(|producer| producer.encode(&mut out))?;
+        Ok(out)
+    }
+
+    /// The list in these bytes; `None`: they are not one.
+    pub fn decode_all(bytes: &[u8]) -> Option<Vec<Self>> {
+        let mut reader = Reader::new(bytes);
+        let producers = list(&mut reader, PRODUCER_BYTES, Self::decode)?;
+        (reader.remaining() == 0).then_some(producers)
+    }
+
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), CheckpointError> {
         if self.batches.len() > MAX_BATCHES {
             return Err(CheckpointError::Field("batches of a producer"));

@@ -1,6 +1,7 @@
 //! Catch-ups that are disturbed.
 
 use super::*;
+use crate::engine::producers::Verdict;
 
 /// The link breaks again and again while a blank replica is brought up to date: it goes on from where it was.
 #[test]
@@ -126,4 +127,52 @@ fn answers_come_while_those_before_them_are_written() {
     world.heal();
     assert!(fetched(&world) >= bytes);
     world.check();
+}
+
+/// Retention has taken the batches by which a producer is known: who catches up behind them is told of it.
+#[test]
+fn a_catch_up_behind_what_is_gone_brings_the_producers() {
+    let mut world = World::new(6, 3, 1, 2);
+    (world.config.retention_bytes, world.config.segment_max_bytes) = (Some(100_000), 50_000);
+    world.ids().for_each(|id| world.crash(id));
+    world.heal();
+    world.settle_leaders();
+    let group = world.groups[0];
+    // Nothing but the heartbeats of its session reaches a producer from here on.
+    for _ in 0..3 {
+        world.produce_in_session(0, true);
+        let done = |world: &World| world.sessions[0].open.iter().all(|(.., waits)| !waits);
+        world.go_on_until("it is answered", done);
+    }
+    let (id, last) = (world.sessions[0].id, world.sessions[0].next_sequence - 1);
+    world.sessions.clear();
+    world.values_bytes = 9_000;
+    world.produce_in_group(group, 60);
+    let state = |world: &World, id: u32| {
+        world.nodes[id as usize - 1].engine.as_ref().and_then(|engine| engine.partition(group))
+    };
+    world.go_on_until("retention has taken what they sent", |world| {
+        world.ids().all(|id| state(world, id).is_some_and(|it| it.log_start > 10 && it.flushed == it.log_end))
+    });
+    let verdicts = |world: &World, node: u32| {
+        let engine = world.nodes[node as usize - 1].engine.as_ref().unwrap();
+        let producers = &engine.at(engine.find(group).unwrap()).unwrap().producers;
+        [last, last + 1].map(|sequence| producers.judge(id, 0, sequence, sequence))
+    };
+    let leader = world.leader(group).unwrap();
+    let known = verdicts(&world, leader);
+    assert!(matches!(known, [Verdict::Duplicate(_), Verdict::Append]), "{known:?}");
+    // Nothing of it in memory, so that the blank one begins behind what is gone.
+    world.ids().for_each(|id| world.crash(id));
+    world.heal();
+    let blank = world.leader(group).unwrap() % 3 + 1;
+    world.lose_disk(blank);
+    world.start(blank);
+    world.heal();
+    assert!(state(&world, blank).unwrap().log_start > 10);
+    assert_eq!(verdicts(&world, blank), known);
+    // And it knows after a crash.
+    world.crash(blank);
+    world.heal();
+    assert_eq!(verdicts(&world, blank), known);
 }
