@@ -87,6 +87,7 @@ const OTHER_VALUES: &[(&str, &str)] = &[
     ("node.cluster_name", "east-1"),
     ("node.cluster_nodes", "127.0.0.1:9092"),
     ("node.rack", "row-2.rack_7"),
+    ("node.feature_level_max", "1"),
     ("network.listen_address", "10.0.0.1:9093"),
     ("network.advertised_address", "log1.example.org:9092"),
     ("network.max_connections", "100"),

@@ -368,6 +368,8 @@ pub struct MetadataReply {
     pub nodes: Vec<NodeMetadata>,
     /// Version of the catalogue; grows with each change.
     pub version: u64,
+    /// The cluster's feature level; 0 from a node that does not know any.
+    pub feature_level: u16,
     /// The server's version string.
     pub server: String,
     /// More topics follow: ask again with `start_after` = the last id of this page.
@@ -387,6 +389,10 @@ pub struct NodeMetadata {
     pub address: String,
     /// What fails together with it, at most 64 bytes; empty when nobody has said.
     pub rack: String,
+    /// Lowest feature level that it supports; 0 = not known.
+    pub level_min: u16,
+    /// Highest feature level that it supports; 0 = not known.
+    pub level_max: u16,
 }
 
 /// One topic.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use pyralog_core::limits::*;
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 use pyralog_net::peer::frame::{self, FrameHeader, FrameKind};
 use pyralog_net::peer::{Hello, HelloReply, Refusal, RefusalCode};
 
@@ -51,6 +51,7 @@ fn hello() -> Hello {
         to_node: NodeId(1),
         to_shard: ShardId(0),
         session: 42,
+        levels: FeatureLevels { min: 1, max: 2 },
     }
 }
 

@@ -142,6 +142,8 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
         shards: 2,
         address: format!("log{id}.example.org:9092"),
         rack: if id < 3 { format!("east-{id}") } else { String::new() },
+        level_min: 1,
+        level_max: 2,
     };
     let metadata = MetadataReply {
         node: 1,
@@ -149,6 +151,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
         cluster: "logs".into(),
         nodes: vec![node(1), node(2), node(3)],
         version: 5,
+        feature_level: 2,
         server: "pyralog 0.1.0".into(),
         more: false,
         topics: vec![TopicMetadata {

@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn racked(racks: &[&str], shards: u16) -> Catalog {
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog::at_level(2).unwrap();
         for (id, rack) in (1..).zip(racks) {
             let client_address = format!("n{id}:9092");
             let node = NodeInfo {
@@ -248,6 +248,8 @@ mod tests {
                 rack: (*rack).to_owned(),
                 shards,
                 disk: 1,
+                level_min: 1,
+                level_max: 2,
                 disk_since: 0,
             };
             catalog.apply(&Command::RegisterNode(node)).unwrap();

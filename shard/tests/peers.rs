@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use common::PATIENCE;
 use links::{CLUSTER, End, PATIENT, Raw, Told, hello, peer, port, start};
-use pyralog_core::NodeId;
 use pyralog_core::limits::*;
+use pyralog_core::{FeatureLevels, NodeId};
 use pyralog_net::peer::frame::FrameKind;
 use pyralog_net::peer::{PROTOCOL_VERSION, RefusalCode};
 use pyralog_shard::runtime::peers::LinkTiming;
@@ -206,6 +206,27 @@ fn who_does_not_belong_here_is_refused_and_told_what_to_do() {
         assert!(raw.read().is_none(), "closed after the refusal");
         end.log(text);
     }
+    // Links that are there stay, as all nodes support a level before it is raised.
+    end.set_feature_level(2);
+    let refused = |levels: FeatureLevels| {
+        let hello = pyralog_net::peer::Hello { levels, ..good };
+        Raw::dial(address).hello(&hello).refusal
+    };
+    for (levels, text) in [
+        (
+            FeatureLevels { min: 1, max: 1 },
+            "the cluster's feature level is 2, and this node supports 1: start a release",
+        ),
+        (FeatureLevels { min: 3, max: 4 }, "supports 3 to 4: upgrade the cluster with a release in between"),
+    ] {
+        let refusal = refused(levels).expect("refused");
+        assert_eq!(refusal.code, RefusalCode::FeatureLevel);
+        assert!(
+            refusal.text.contains("node 2 can't be in the cluster") && refusal.text.contains(text),
+            "{refusal:?}"
+        );
+    }
+    assert_eq!(refused(FeatureLevels { min: 2, max: 9 }), None);
     let cluster = format!("to cluster {CLUSTER}");
     let mut raw = Raw::dial(address);
     let refusal = raw.hello(&pyralog_net::peer::Hello { cluster_id: 7, ..good }).refusal.unwrap();

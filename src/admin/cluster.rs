@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pyralog_core::FeatureLevels;
 use pyralog_net::client::{Client, Described, NodeAnswer, NodeInfo};
 use pyralog_net::message::{NodeMetadata, ReplicaRole, TopicMetadata};
 use serde::Serialize;
@@ -21,6 +22,8 @@ struct ClusterInfo {
     /// The node that takes administrative requests; 0 = nobody is known to.
     controller: u32,
     catalog_version: u64,
+    /// What all its nodes understand.
+    feature_level: u16,
     topics: usize,
     partitions: usize,
     /// Partitions of which not all replicas are in sync, as their leaders tell.
@@ -46,6 +49,8 @@ struct NodeRow {
     shards: u16,
     /// What fails together with it, if that is known.
     rack: Option<String>,
+    /// Lowest and highest feature level that it supports.
+    feature_levels: [u16; 2],
     /// Copies of partitions that it holds.
     replicas: usize,
     /// Those of them in sync, as their leaders tell.
@@ -71,6 +76,7 @@ impl NodeRow {
             error: told.and_then(Result::err),
             shards: node.shards,
             rack: Some(node.rack.clone()).filter(|rack| !rack.is_empty()),
+            feature_levels: [node.level_min, node.level_max],
             replicas: holds(node.id).count(),
             replicas_in_sync: replicas.filter(|replica| replica.node == node.id && replica.in_sync).count(),
             partitions_led: partitions
@@ -106,6 +112,7 @@ impl ClusterInfo {
             server: node.server,
             controller: controller.map_or(node.controller, |answer| answer.controller),
             catalog_version: node.catalog_version,
+            feature_level: node.feature_level,
             topics: topics.len(),
             partitions: partitions.len(),
             under_replicated: under_replicated.count(),
@@ -124,6 +131,7 @@ impl ClusterInfo {
             ("without a leader", self.leaderless.to_string()),
             ("leader unreachable", self.leader_unreachable.to_string()),
             ("catalogue version", self.catalog_version.to_string()),
+            ("feature level", self.feature_level.to_string()),
         ]);
         let rows = self.nodes.iter().map(|node| {
             vec![
@@ -131,6 +139,7 @@ impl ClusterInfo {
                 node.address.clone(),
                 if node.up { "up" } else { "down" }.to_owned(),
                 node.version.clone().unwrap_or_else(|| "?".into()),
+                FeatureLevels { min: node.feature_levels[0], max: node.feature_levels[1] }.to_string(),
                 node.shards.to_string(),
                 node.rack.clone().unwrap_or_else(|| "-".into()),
                 node.replicas.to_string(),
@@ -144,6 +153,7 @@ impl ClusterInfo {
             "ADDRESS",
             "STATE",
             "VERSION",
+            "LEVELS",
             "SHARDS",
             "RACK",
             "REPLICAS",

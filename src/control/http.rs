@@ -80,6 +80,7 @@ async fn status(State(source): State<Arc<Source>>) -> Json<Value> {
         "memory_bound_bytes": facts.memory_bound_bytes,
         "nodes": nodes_json(&catalog),
         "replication": replication::summary_json(&replication::summary(&shards)),
+        "feature_level": catalog.feature_level,
         "catalog": { "version": catalog.version, "topics": catalog.topics.len(), "partitions": catalog.partitions() },
         "shards": shards.iter().map(shard_json).collect::<Vec<_>>(),
     }))
@@ -93,6 +94,7 @@ fn nodes_json(catalog: &Catalog) -> Vec<Value> {
             "address": node.client_address,
             "internal_address": node.internal_address,
             "rack": Some(&node.rack).filter(|rack| !rack.is_empty()),
+            "feature_levels": [node.level_min, node.level_max],
             "shards": node.shards,
         })
     };
@@ -250,7 +252,7 @@ fn partition_json(node: u32, topic: &Topic, group: GroupId, state: Option<&Parti
 
 async fn metrics_page(State(source): State<Arc<Source>>) -> Response {
     let shards = source.shards().await;
-    match metrics::render(source.facts(), shards, source.catalog().version) {
+    match metrics::render(source.facts(), shards, &source.catalog()) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             problem(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}"))

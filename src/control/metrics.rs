@@ -12,6 +12,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use pyralog_core::ErrorCode;
+use pyralog_replication::metadata::Catalog;
 use pyralog_shard::engine::{Counters, PeerStatus, ShardStatus};
 
 use super::view::{Latencies, NodeFacts, ShardView};
@@ -23,10 +24,11 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 pub(crate) fn render(
     node: &NodeFacts,
     shards: Vec<ShardView>,
-    catalog_version: u64,
+    catalog: &Catalog,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("pyralog");
-    let snapshot = Snapshot { node: node.clone(), shards, catalog_version };
+    let (catalog_version, feature_level) = (catalog.version, catalog.feature_level);
+    let snapshot = Snapshot { node: node.clone(), shards, catalog_version, feature_level };
     registry.register_collector(Box::new(Arc::new(snapshot)));
     let mut text = String::with_capacity(16 << 10);
     encode(&mut text, &registry)?;
@@ -38,6 +40,7 @@ struct Snapshot {
     node: NodeFacts,
     shards: Vec<ShardView>,
     catalog_version: u64,
+    feature_level: u16,
 }
 
 type Total = (&'static str, &'static str, Option<Unit>, fn(&Counters) -> u64);
@@ -309,7 +312,7 @@ impl Snapshot {
         let labels =
             [("version", env!("CARGO_PKG_VERSION").to_owned()), ("node", self.node.node_id.to_string())];
         encoder.encode_descriptor("build", "The program.", None, MetricType::Info)?.encode_info(&labels)?;
-        let gauges: [(&str, &str, Option<Unit>, f64); 3] = [
+        let gauges: [(&str, &str, Option<Unit>, f64); 4] = [
             (
                 "uptime",
                 "Time since the node started.",
@@ -323,6 +326,7 @@ impl Snapshot {
                 self.node.memory_bound_bytes as f64,
             ),
             ("catalog_version", "Version of the catalogue of topics.", None, self.catalog_version as f64),
+            ("feature_level", "Feature level of the cluster.", None, self.feature_level.into()),
         ];
         for (name, help, unit, value) in gauges {
             encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)?;
@@ -401,7 +405,9 @@ mod tests {
             Latencies { buckets: vec![(0.001, 5), (0.01, 2), (f64::INFINITY, 1)], sum_s: 0.5, count: 8 };
         let up = ShardView { status: Some(status), connections: 9, write_latency, ..ShardView::default() };
         let starting = ShardView { shard: 1, ..ShardView::default() };
-        render(&facts, vec![up, starting], 11).unwrap()
+        let mut catalog = Catalog::at_level(2).unwrap();
+        catalog.version = 11;
+        render(&facts, vec![up, starting], &catalog).unwrap()
     }
 
     #[test]
@@ -422,6 +428,7 @@ mod tests {
             "pyralog_write_latency_seconds_count{shard=\"0\"} 8",
             "pyralog_memory_bound_bytes 1073741824.0",
             "pyralog_catalog_version 11.0",
+            "pyralog_feature_level 2.0",
             "pyralog_elections_total{shard=\"0\"} 4",
             "pyralog_replication_lag_seconds{shard=\"0\"} 1.5",
             "# UNIT pyralog_replication_lag_bytes bytes",

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pyralog_core::config::{Config, Hugepages};
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 use pyralog_shard::engine::{EngineConfig, PeerId, election};
 use pyralog_shard::runtime::peers::LinkTiming;
 use pyralog_shard::runtime::{InternalOptions, NodeOptions};
@@ -129,6 +129,8 @@ fn engine(config: &Config, shards: usize) -> EngineConfig {
         election: election(config),
         internal_address: own_internal_address(config),
         rack: config.node.rack.clone().unwrap_or_default(),
+        feature_levels: FeatureLevels::OURS
+            .up_to(u16::try_from(config.node.feature_level_max).unwrap_or(u16::MAX)),
         metadata_replicas: metadata_replicas(config),
         cluster_name: config.node.cluster_name.clone(),
         server_version: format!("pyralog {}", env!("CARGO_PKG_VERSION")),

@@ -37,6 +37,8 @@ pub(crate) struct Cluster {
     settings: &'static [(&'static str, &'static str)],
     /// By node; a node that is not in it has none.
     pub(crate) racks: BTreeMap<u16, &'static str>,
+    /// The highest feature level that a node supports, by node; this release's if it is not in it.
+    pub(crate) levels: BTreeMap<u16, u16>,
     network: Option<Network>,
     wires: Option<Wires>,
 }
@@ -47,8 +49,9 @@ impl Cluster {
         // As many as a cluster can grow to.
         let base = CLUSTERS.fetch_add(6, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
-        let racks = BTreeMap::new();
-        Self { folder, nodes, count, named: count, base, settings: &[], racks, network: None, wires: None }
+        let (racks, levels) = (BTreeMap::new(), BTreeMap::new());
+        let (settings, network, wires) = (&[], None, None);
+        Self { folder, nodes, count, named: count, base, settings, racks, levels, network, wires }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -79,7 +82,8 @@ impl Cluster {
         Self { wires: Some(wires), ..Self::new(3) }.form()
     }
 
-    fn form(mut self) -> Self {
+    /// Starts all nodes, which find what is in their folders.
+    pub(crate) fn form(mut self) -> Self {
         (1..=self.count).for_each(|id| self.start(id));
         self.await_formed();
         self
@@ -121,21 +125,25 @@ impl Cluster {
         (1..=self.count).map(|id| self.address(id)).collect()
     }
 
-    pub(crate) fn start(&mut self, id: u16) {
+    /// The settings of a node.
+    pub(crate) fn set_up<'c>(&self, id: u16, command: &'c mut Command) -> &'c mut Command {
         let named = if id <= self.named { self.named } else { self.count };
         let nodes: Vec<String> =
             (1..=named).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
-        let settings = |command: &mut Command| {
-            command.env("PYRALOG_NODE_ID", id.to_string());
-            command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
-            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
-            command.env("PYRALOG__RUNTIME__SHARDS", "1");
-            command.envs(self.settings.iter().copied());
-            command.envs(self.racks.get(&id).map(|rack| ("PYRALOG__NODE__RACK", *rack)));
-        };
+        command.env("PYRALOG_NODE_ID", id.to_string());
+        command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
+        command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
+        command.env("PYRALOG__RUNTIME__SHARDS", "1");
+        command.envs(self.settings.iter().copied());
+        command.envs(self.racks.get(&id).map(|rack| ("PYRALOG__NODE__RACK", *rack)));
+        let level = self.levels.get(&id).map(u16::to_string);
+        command.envs(level.map(|level| ("PYRALOG__NODE__FEATURE_LEVEL_MAX", level)))
+    }
+
+    pub(crate) fn start(&mut self, id: u16) {
         let data = self.data(id);
         let node = Node::start_with(&data, &self.address(id), |command| {
-            settings(command);
+            self.set_up(id, command);
             if let Some(wires) = &self.wires {
                 wires.move_to(id, command);
             }
@@ -174,6 +182,12 @@ impl Cluster {
 
     pub(crate) fn kill(&mut self, id: u16) {
         self.nodes.remove(&id).unwrap().kill();
+    }
+
+    /// A cluster whose nodes support this feature level and no higher one.
+    pub(crate) fn at_level(count: u16, level: u16) -> Self {
+        let levels = (1..=count).map(|id| (id, level)).collect();
+        Self { levels, ..Self::new(count) }.form()
     }
 
     /// Where a node keeps what it has.

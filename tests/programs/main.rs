@@ -21,5 +21,6 @@ mod reads;
 mod rot;
 mod stalls;
 mod tidy;
+mod upgrade;
 mod watch;
 mod wires;

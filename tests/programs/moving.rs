@@ -17,13 +17,13 @@ const PARTITIONS: u32 = 2;
 const PACE: Duration = Duration::from_micros(200);
 
 /// Produces to all partitions, in turns, until it is told to end.
-struct Load {
+pub(crate) struct Load {
     done: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
 impl Load {
-    fn begin(cluster: &Cluster) -> Self {
+    pub(crate) fn begin(cluster: &Cluster) -> Self {
         let done = Arc::new(AtomicBool::new(false));
         let (mut producer, ended) = (producer(cluster.client(), "t"), Arc::clone(&done));
         let thread = std::thread::spawn(move || {
@@ -43,7 +43,7 @@ impl Load {
     }
 
     /// How many each partition has been acknowledged.
-    fn end(self) -> u64 {
+    pub(crate) fn end(self) -> u64 {
         self.done.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }

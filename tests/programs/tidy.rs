@@ -93,6 +93,7 @@ fn every_page_that_a_page_links_to_exists() {
         "docs/decisions/README.md",
         "docs/operations/monitoring.md",
         "docs/operations/scaling.md",
+        "docs/operations/upgrade.md",
         "docs/protocol.md",
         "docs/replication.md",
     ];

@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::field::{Field, SizeBounds, Unit};
-use crate::limits;
+use crate::{FeatureLevels, limits};
 
 /// One key of the configuration.
 pub struct Key {
@@ -109,6 +109,17 @@ pub const KEYS: &[Key] = &[
               for a rack of its own, so name it on all nodes or on none. It may be changed with a restart; what is placed \
               already moves with `pyralog-admin rebalance`.",
         field: |c| Field::OptName(&mut c.node.rack, "none"),
+    },
+    Key {
+        path: "node.feature_level_max",
+        doc: "Highest feature level that this node says it supports.",
+        why: "What this release supports. The cluster's level is raised when all nodes support the next one, and never goes down: \
+              with a lower one on any node it stays, so that the release before can still be put back. \
+              See docs/operations/upgrade.md.",
+        field: |c| {
+            let levels = FeatureLevels::OURS;
+            Field::Number(&mut c.node.feature_level_max, levels.min.into(), levels.max.into())
+        },
     },
     Key {
         path: "network.listen_address",

@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub cluster_nodes: Vec<ClusterNode>,
     /// What fails together with this node.
     pub rack: Option<String>,
+    /// The highest feature level that this node says it supports; see [`crate::features`].
+    pub feature_level_max: u32,
 }
 
 /// `network.*`
@@ -187,6 +189,7 @@ impl Default for NodeConfig {
             cluster_name: "pyralog".to_owned(),
             cluster_nodes: Vec::new(),
             rack: None,
+            feature_level_max: crate::FeatureLevels::OURS.max.into(),
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct NodeInfo {
     pub nodes: Vec<NodeMetadata>,
     /// Version of its catalogue.
     pub catalog_version: u64,
+    /// The feature level of its cluster; 0 = not told.
+    pub feature_level: u16,
     /// Its version string.
     pub server: String,
 }
@@ -501,6 +503,7 @@ impl From<MetadataReply> for NodeInfo {
             cluster: reply.cluster,
             nodes: reply.nodes,
             catalog_version: reply.version,
+            feature_level: reply.feature_level,
             server: reply.server,
         }
     }

@@ -289,13 +289,15 @@ fn encode_metadata(r: &MetadataReply, w: &mut Writer<'_>) {
     let mut size = MetadataReplySize::new(server, cluster);
     let nodes = r.nodes.len().min(MAX_NODES);
     w.u64(r.version).u32(r.node).u32(r.controller);
-    w.u16(nodes as u16).reserved(2).u16(server.len() as u16).u16(cluster.len() as u16).reserved(8);
+    w.u16(nodes as u16).reserved(2).u16(server.len() as u16).u16(cluster.len() as u16).reserved(4);
+    w.u16(r.feature_level).reserved(2);
     w.padded_text(server).padded_text(cluster);
     for node in r.nodes.iter().take(nodes) {
         let address = truncated(&node.address, MAX_ADDRESS_BYTES);
         let rack = truncated(&node.rack, MAX_RACK_BYTES);
         size.add_node(address, rack);
-        w.u32(node.id).u16(node.shards).u16(address.len() as u16).u16(rack.len() as u16).reserved(6);
+        w.u32(node.id).u16(node.shards).u16(address.len() as u16).u16(rack.len() as u16);
+        w.u16(node.level_min).u16(node.level_max).reserved(2);
         w.padded_text(address).padded_text(rack);
     }
     let mut count: u32 = 0;
@@ -343,14 +345,15 @@ fn decode_metadata(reader: &mut Reader<'_>) -> Result<MetadataReply, DecodeError
     let server_len = reader.len_within("server_len", MAX_SERVER_VERSION_BYTES)?;
     let cluster_len = reader.len_within("cluster_len", MAX_CLUSTER_NAME_BYTES)?;
     let count = reader.u32_within("topics", MAX_TOPICS)?;
-    reader.reserved(4, "topics")?;
+    let feature_level = reader.u16("feature_level")?;
+    reader.reserved(2, "feature_level")?;
     let server = reader.padded_text(server_len, "server")?.to_owned();
     let cluster = reader.padded_text(cluster_len, "cluster")?.to_owned();
     reader.fits(nodes as u32, NODE_HEAD_BYTES, "nodes")?;
     let nodes = (0..nodes).map(|_| decode_node(reader)).collect::<Result<_, _>>()?;
     reader.fits(count, TOPIC_HEAD_BYTES, "topics")?;
     let topics = (0..count).map(|_| decode_topic(reader)).collect::<Result<_, _>>()?;
-    Ok(MetadataReply { node, controller, cluster, nodes, version, server, more, topics })
+    Ok(MetadataReply { node, controller, cluster, nodes, version, feature_level, server, more, topics })
 }
 
 fn decode_node(reader: &mut Reader<'_>) -> Result<NodeMetadata, DecodeError> {
@@ -358,10 +361,11 @@ fn decode_node(reader: &mut Reader<'_>) -> Result<NodeMetadata, DecodeError> {
     let shards = reader.u16("shards")?;
     let address_len = reader.len_within("address_len", MAX_ADDRESS_BYTES)?;
     let rack_len = reader.len_within("rack_len", MAX_RACK_BYTES)?;
-    reader.reserved(6, "rack_len")?;
+    let (level_min, level_max) = (reader.u16("level_min")?, reader.u16("level_max")?);
+    reader.reserved(2, "level_max")?;
     let address = reader.padded_text(address_len, "address")?.to_owned();
     let rack = reader.padded_text(rack_len, "rack")?.to_owned();
-    Ok(NodeMetadata { id, shards, address, rack })
+    Ok(NodeMetadata { id, shards, address, rack, level_min, level_max })
 }
 
 fn decode_topic(reader: &mut Reader<'_>) -> Result<TopicMetadata, DecodeError> {

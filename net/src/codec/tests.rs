@@ -79,8 +79,16 @@ fn topic() -> impl Strategy<Value = TopicMetadata> {
 }
 
 fn node() -> impl Strategy<Value = NodeMetadata> {
-    (any::<u32>(), any::<u16>(), "[a-z.:0-9]{0,60}", "[a-z-]{0,20}")
-        .prop_map(|(id, shards, address, rack)| NodeMetadata { id, shards, address, rack })
+    (any::<u32>(), any::<u16>(), "[a-z.:0-9]{0,60}", "[a-z-]{0,20}", any::<[u16; 2]>()).prop_map(
+        |(id, shards, address, rack, [level_min, level_max])| NodeMetadata {
+            id,
+            shards,
+            address,
+            rack,
+            level_min,
+            level_max,
+        },
+    )
 }
 
 fn state() -> impl Strategy<Value = PartitionState> {
@@ -138,23 +146,26 @@ fn response() -> impl Strategy<Value = Response> {
         (any::<i64>(), any::<i64>())
             .prop_map(|(offset, timestamp)| Response::ListOffsets(ListOffsetsReply { offset, timestamp })),
         (
-            any::<(u32, u32, u64, bool)>(),
+            any::<(u32, u32, u64, u16, bool)>(),
             vec(node(), 0..5),
             ["\\PC{0,30}", "[a-z]{0,64}"],
             vec(topic(), 0..5)
         )
-            .prop_map(|((node, controller, version, more), nodes, [server, cluster], topics)| {
-                Response::Metadata(Box::new(MetadataReply {
-                    node,
-                    controller,
-                    cluster,
-                    nodes,
-                    version,
-                    server,
-                    more,
-                    topics,
-                }))
-            }),
+            .prop_map(
+                |((node, controller, version, feature_level, more), nodes, [server, cluster], topics)| {
+                    Response::Metadata(Box::new(MetadataReply {
+                        node,
+                        controller,
+                        cluster,
+                        nodes,
+                        version,
+                        feature_level,
+                        server,
+                        more,
+                        topics,
+                    }))
+                }
+            ),
         (any::<i64>(), any::<i16>()).prop_map(|(producer_id, producer_epoch)| {
             Response::InitProducerId(InitProducerIdReply { producer_id, producer_epoch })
         }),
@@ -378,6 +389,7 @@ fn more_replicas_than_there_can_be_are_an_error() {
         cluster: String::new(),
         nodes: Vec::new(),
         version: 1,
+        feature_level: 1,
         server: String::new(),
         more: false,
         topics: vec![topic],
@@ -430,9 +442,17 @@ fn a_page_of_metadata_ends_before_the_largest_reply() {
         controller: 2,
         cluster: "c".into(),
         nodes: (1..=3)
-            .map(|id| NodeMetadata { id, shards: 2, address: format!("n{id}:9092"), rack: "east".into() })
+            .map(|id| NodeMetadata {
+                id,
+                shards: 2,
+                address: format!("n{id}:9092"),
+                rack: "east".into(),
+                level_min: 1,
+                level_max: 2,
+            })
             .collect(),
         version: 9,
+        feature_level: 2,
         server: "test".into(),
         more: false,
         topics: (1..=12).map(topic).collect(),

@@ -3,13 +3,15 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use pyralog_core::limits::{MAX_PEER_TEXT_BYTES, MAX_SHARDS};
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 
 use super::frame::{self, FrameKind};
 use crate::codec::{DecodeError, Reader, truncated};
 
-/// The version of what is in the frames that this code speaks.
+/// The newest version of what is in the frames that this code speaks.
 pub const PROTOCOL_VERSION: u16 = 2;
+/// The oldest version that it speaks.
+pub const OLDEST_PROTOCOL_VERSION: u16 = 2;
 /// Length of the control part of a `Hello`, bytes.
 pub(super) const HELLO_BYTES: usize = 40;
 /// Length of the control part of a `HelloReply` without its text, bytes.
@@ -36,6 +38,8 @@ pub struct Hello {
     pub to_shard: ShardId,
     /// Names the life of the sender's shard.
     pub session: u64,
+    /// The feature levels that the sender's node supports.
+    pub levels: FeatureLevels,
 }
 
 /// What the accepting shard answers; the connection belongs to it from then on, or is closed.
@@ -73,6 +77,8 @@ pub enum RefusalCode {
     UnknownNode = 6,
     /// A code that this version does not know.
     Other = 7,
+    /// The sender does not support the cluster's feature level.
+    FeatureLevel = 8,
 }
 
 impl RefusalCode {
@@ -85,6 +91,7 @@ impl RefusalCode {
         (Self::NoSuchShard, "NoSuchShard"),
         (Self::UnknownNode, "UnknownNode"),
         (Self::Other, "Other"),
+        (Self::FeatureLevel, "FeatureLevel"),
     ];
 
     fn from_u16(number: u16) -> Self {
@@ -121,7 +128,8 @@ impl Hello {
         let cluster_id = reader.u64("cluster_id")?;
         let session = reader.u64("session")?;
         let from_shards = reader.u16("from_shards")?;
-        reader.reserved(6, "from_shards")?;
+        let levels = FeatureLevels { min: reader.u16("level_min")?, max: reader.u16("level_max")? };
+        reader.reserved(2, "level_max")?;
         reader.finish()?;
         for (field, value, max) in [
             ("from_shards", from_shards, MAX_SHARDS),
@@ -141,6 +149,7 @@ impl Hello {
             to_node: NodeId(to_node),
             to_shard: ShardId(to_shard),
             session,
+            levels,
         })
     }
 
@@ -155,19 +164,27 @@ impl Hello {
         control.extend_from_slice(&self.cluster_id.to_le_bytes());
         control.extend_from_slice(&self.session.to_le_bytes());
         control.extend_from_slice(&self.from_shards.to_le_bytes());
-        control.extend_from_slice(&[0; 6]);
+        for level in [self.levels.min, self.levels.max] {
+            control.extend_from_slice(&level.to_le_bytes());
+        }
+        control.extend_from_slice(&[0; 2]);
         frame::encode(FrameKind::Hello, &control, 0, out);
     }
 
-    /// The version to speak with the sender, or why there is none. The cluster, the nodes and the shard are for the
-    /// receiver to compare, who knows itself.
+    /// The version to speak with the sender, the newest that both know, or why there is none. The cluster, the nodes and the
+    /// shard are for the receiver to compare, who knows itself.
     pub fn version(&self) -> Result<u16, Refusal> {
-        if (self.version_min..=self.version_max).contains(&PROTOCOL_VERSION) {
-            return Ok(PROTOCOL_VERSION);
+        self.version_with(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION)
+    }
+
+    /// The same for a receiver that speaks these.
+    fn version_with(&self, oldest: u16, newest: u16) -> Result<u16, Refusal> {
+        let common = self.version_max.min(newest);
+        if common >= self.version_min.max(oldest) {
+            return Ok(common);
         }
         let text = format!(
-            "node {} speaks versions {} to {} between nodes, this node speaks {PROTOCOL_VERSION}; bring both to the same \
-             release",
+            "node {} speaks versions {} to {} between nodes, this node speaks {oldest} to {newest}; upgrade the older one of them",
             self.from_node, self.version_min, self.version_max
         );
         Err(Refusal::new(RefusalCode::UnknownVersion, text))
@@ -235,6 +252,7 @@ mod tests {
             to_node: NodeId(2),
             to_shard: ShardId(1),
             session: 77,
+            levels: FeatureLevels::OURS,
         }
     }
 
@@ -245,11 +263,25 @@ mod tests {
         assert_eq!(refusal.code, RefusalCode::UnknownVersion);
         assert!(
             refusal.text.contains("versions 8 to 9")
-                && refusal.text.contains(&format!("speaks {PROTOCOL_VERSION}")),
+                && refusal.text.contains(&format!("speaks {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}")),
             "{}",
             refusal.text
         );
         assert!(Hello { version_min: 2, version_max: 0, ..hello() }.version().is_err());
+    }
+
+    #[test]
+    fn the_newest_version_that_both_know_is_spoken() {
+        let spoken = |theirs: (u16, u16), ours: (u16, u16)| {
+            let hello = Hello { version_min: theirs.0, version_max: theirs.1, ..hello() };
+            hello.version_with(ours.0, ours.1).ok()
+        };
+        assert_eq!(spoken((2, 4), (3, 5)), Some(4));
+        assert_eq!(spoken((3, 5), (2, 4)), Some(4));
+        assert_eq!(spoken((1, 9), (3, 3)), Some(3));
+        assert_eq!(spoken((3, 3), (3, 3)), Some(3));
+        assert_eq!(spoken((1, 2), (3, 4)), None);
+        assert_eq!(spoken((5, 6), (3, 4)), None);
     }
 
     #[test]
@@ -297,6 +329,7 @@ mod tests {
                 to_node: NodeId(nodes.1),
                 to_shard: ShardId(to_shard),
                 session: numbers.1,
+                levels: FeatureLevels { min: versions.1, max: versions.0 },
             };
             let mut frame = Vec::new();
             hello.encode(&mut frame);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pyralog_core::features::FIRST_LEVEL;
 use pyralog_core::limits::{
     MAX_ADDRESS_BYTES, MAX_METADATA_REPLICAS, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_RACK_BYTES, MAX_SHARDS,
     MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
@@ -36,6 +37,8 @@ pub struct Catalog {
     pub grown: BTreeMap<GroupId, u64>,
     /// Nodes that were added and have not registered themselves yet: where other nodes connect to them.
     pub expected: BTreeMap<u32, String>,
+    /// What all nodes understand, see [`pyralog_core::features`]. Never goes down.
+    pub feature_level: u16,
     /// Nodes that were removed, and the numbers of their disks: with another disk one may come again.
     pub removed: BTreeMap<u32, u64>,
     index: Index,
@@ -90,6 +93,7 @@ impl Default for Catalog {
             grown: BTreeMap::new(),
             expected: BTreeMap::new(),
             removed: BTreeMap::new(),
+            feature_level: FIRST_LEVEL,
             index: Index::default(),
         }
     }
@@ -139,6 +143,7 @@ impl Catalog {
     /// # Errors
     /// Why not, for the client that asked for it.
     pub fn check(&self, command: &Command) -> Result<(), (ErrorCode, String)> {
+        self.check_level(command)?;
         match command {
             Command::RegisterNode(node) => self.check_node(node),
             Command::CreateTopic(spec) => match spec.assignment.is_even(spec.replication_factor) {
@@ -160,6 +165,7 @@ impl Catalog {
             }
             Command::AddNode { node, internal_address } => self.check_add(*node, internal_address),
             Command::RemoveNode { node } => self.check_remove(*node),
+            Command::RaiseFeatureLevel { level } => self.check_raise(*level),
             Command::AlterTopic { .. } => self.altered(command).map(|_| ()),
             Command::Reassigned { topic, partition, configuration, .. } => {
                 self.check_reassigned(GroupId::new(*topic, *partition), configuration)
@@ -320,6 +326,7 @@ impl Catalog {
 
     fn check_node(&self, node: &NodeInfo) -> Result<(), Refusal> {
         check_node(node)?;
+        self.check_supported(node)?;
         if self.removed.get(&node.id) == Some(&node.disk) {
             let text = format!(
                 "node {} was removed from the cluster: stop it; to have it join again give it an empty data folder",
@@ -430,6 +437,7 @@ impl Catalog {
                     self.removed.insert(*node, gone.disk);
                 }
             }
+            Command::RaiseFeatureLevel { level } => self.feature_level = *level,
             Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),
             Command::Reassign { topic, partition, to } => self.reassign(GroupId::new(*topic, *partition), to),
             Command::Reassigned { topic, partition, configuration, term, index } => {
@@ -499,15 +507,29 @@ impl Catalog {
         Ok(())
     }
 
-    /// Puts together a catalogue from parts that nobody has checked.
+    /// An empty catalogue of a cluster at this level.
+    ///
+    /// # Errors
+    /// There is no level 0.
+    pub fn at_level(feature_level: u16) -> Result<Self, String> {
+        match feature_level {
+            0 => Err("feature level 0".into()),
+            _ => Ok(Self { feature_level, ..Self::default() }),
+        }
+    }
+
+    /// Puts together a catalogue from parts that nobody has checked; this one is empty.
     pub(super) fn rebuild(
+        &mut self,
         version: u64,
         next_topic_id: u32,
         next_producer_id: i64,
         nodes: Vec<NodeInfo>,
         topics: Vec<Topic>,
-    ) -> Result<Self, String> {
-        let mut catalog = Self { version, next_topic_id, next_producer_id, ..Self::default() };
+    ) -> Result<(), String> {
+        let catalog = self;
+        (catalog.version, catalog.next_topic_id) = (version, next_topic_id);
+        catalog.next_producer_id = next_producer_id;
         if next_topic_id == 0 || next_producer_id < 1 {
             return Err("the next ids are not positive".into());
         }
@@ -533,7 +555,7 @@ impl Catalog {
             catalog.check_new_topic(&topic.spec).map_err(|(_, text)| format!("topic {id}: {text}"))?;
             catalog.insert(topic);
         }
-        Ok(catalog)
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Commands and catalogues as bytes: one byte of version, then rkyv's.
 
+use pyralog_core::features::FIRST_LEVEL;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -49,6 +50,7 @@ struct Image {
     removed: Vec<(u32, u64)>,
     grown: Vec<(u32, u32, u64)>,
     expected: Vec<(u32, String)>,
+    feature_level: u16,
 }
 
 /// A node in version 3.
@@ -66,7 +68,9 @@ struct Node3 {
 impl From<Node3> for NodeInfo {
     fn from(node: Node3) -> Self {
         let Node3 { id, client_address, internal_address, shards, disk, disk_since } = node;
-        Self { id, client_address, internal_address, rack: String::new(), shards, disk, disk_since }
+        let (level_min, level_max) = (FIRST_LEVEL, FIRST_LEVEL);
+        let rack = String::new();
+        Self { id, client_address, internal_address, rack, shards, disk, level_min, level_max, disk_since }
     }
 }
 
@@ -168,6 +172,11 @@ impl Command {
 }
 
 impl Catalog {
+    /// Version of the bytes that [`Self::encode`] gives.
+    pub const FORMAT: u8 = VERSION;
+    /// The oldest version that [`Self::decode`] reads.
+    pub const OLDEST_FORMAT: u8 = OLDEST;
+
     /// The catalogue's bytes, for a snapshot.
     pub fn encode(&self) -> Vec<u8> {
         let image = Image {
@@ -189,6 +198,7 @@ impl Catalog {
             removed: self.removed.iter().map(|(node, disk)| (*node, *disk)).collect(),
             grown: self.grown.iter().map(|(group, since)| (group.topic.0, group.partition, *since)).collect(),
             expected: self.expected.iter().map(|(node, address)| (*node, address.clone())).collect(),
+            feature_level: self.feature_level,
         };
         versioned(rkyv::to_bytes::<rancor::Error>(&image))
     }
@@ -214,23 +224,16 @@ impl Catalog {
                     removed: Vec::new(),
                     grown: Vec::new(),
                     expected: Vec::new(),
+                    feature_level: FIRST_LEVEL,
                 }
             }
             (_, bytes) => rkyv::from_bytes::<Image, rancor::Error>(&bytes).map_err(malformed)?,
         };
-        let Image {
-            version,
-            next_topic_id,
-            next_producer_id,
-            nodes,
-            topics,
-            moves,
-            settled,
-            removed,
-            grown,
-            expected,
-        } = image;
-        let mut catalog = Self::rebuild(version, next_topic_id, next_producer_id, nodes, topics)
+        let Image { version, next_topic_id, next_producer_id, nodes, topics, moves, .. } = image;
+        let (settled, removed, grown, expected) = (image.settled, image.removed, image.grown, image.expected);
+        let mut catalog = Self::at_level(image.feature_level).map_err(DecodeError::Inconsistent)?;
+        catalog
+            .rebuild(version, next_topic_id, next_producer_id, nodes, topics)
             .map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_grown(grown).map_err(DecodeError::Inconsistent)?;
         catalog.rebuild_moves(moves, settled).map_err(DecodeError::Inconsistent)?;

@@ -4,11 +4,13 @@
 mod assignment;
 mod catalog;
 mod encoding;
+mod levels;
 mod reassign;
 
 pub use assignment::{Assignment, Replica};
 pub use catalog::{Catalog, Load, valid_topic_name};
 pub use encoding::DecodeError;
+pub use levels::not_supported;
 pub use reassign::{Move, Settled};
 
 use pyralog_core::Quorums;
@@ -83,6 +85,11 @@ pub enum Command {
         /// Its id.
         node: u32,
     },
+    /// Every node supports a higher feature level: from here on it may be used.
+    RaiseFeatureLevel {
+        /// The level.
+        level: u16,
+    },
 }
 
 /// A node of the cluster.
@@ -101,6 +108,10 @@ pub struct NodeInfo {
     pub shards: u16,
     /// Random number of its disk: another one means that everything it held is gone.
     pub disk: u64,
+    /// Lowest feature level that it supports.
+    pub level_min: u16,
+    /// Highest feature level that it supports.
+    pub level_max: u16,
     /// Version of the catalogue since which it has that disk. Filled in when the command is applied.
     pub disk_since: u64,
 }

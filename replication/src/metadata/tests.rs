@@ -2,16 +2,23 @@ use super::*;
 use crate::placement::place;
 use crate::raft::{self, Configuration};
 use proptest::prelude::*;
-use pyralog_core::{ErrorCode, GroupId};
+use pyralog_core::{ErrorCode, FeatureLevels, GroupId};
 
 fn node(id: u32, shards: u16) -> NodeInfo {
     let (client_address, internal_address) = (format!("n{id}:9092"), format!("n{id}:9093"));
     let rack = String::new();
-    NodeInfo { id, client_address, internal_address, rack, shards, disk: u64::from(id), disk_since: 0 }
+    let (level_min, level_max) = (FeatureLevels::OURS.min, FeatureLevels::OURS.max);
+    let disk = u64::from(id);
+    NodeInfo { id, client_address, internal_address, rack, shards, disk, level_min, level_max, disk_since: 0 }
+}
+
+/// An empty catalogue of a cluster in which everything may be used.
+fn newest() -> Catalog {
+    Catalog::at_level(FeatureLevels::OURS.max).unwrap()
 }
 
 fn cluster(nodes: u32) -> Catalog {
-    let mut catalog = Catalog::default();
+    let mut catalog = newest();
     (1..=nodes).for_each(|id| catalog.apply(&Command::RegisterNode(node(id, 2))).unwrap());
     catalog
 }
@@ -192,9 +199,11 @@ fn an_unknown_version_is_refused_with_what_to_do() {
 /// What earlier versions have written is read for ever.
 #[test]
 fn version_3_is_read() {
-    let mut catalog = cluster(3);
+    let mut catalog = Catalog::default();
+    let old = |id| NodeInfo { level_max: 1, ..node(id, 2) };
+    (1..=3).for_each(|id| catalog.apply(&Command::RegisterNode(old(id))).unwrap());
     let commands = [
-        Command::RegisterNode(node(2, 2)),
+        Command::RegisterNode(old(2)),
         create("x", 2, 2, &catalog),
         Command::DeleteTopic { topic: 7 },
         Command::ReserveProducerIds { count: 1_000 },
@@ -528,7 +537,7 @@ proptest! {
     /// A catalogue made by commands, whatever they are, is the one that its snapshot gives back, tables included.
     #[test]
     fn every_catalogue_survives_its_snapshot(steps in proptest::collection::vec(step(), 0..60)) {
-        let (mut catalog, mut twin) = (Catalog::default(), Catalog::default());
+        let (mut catalog, mut twin) = (newest(), newest());
         for step in steps {
             let Some(command) = command(step, &catalog) else { continue };
             prop_assert_eq!(&Command::decode(&command.encode()).unwrap(), &command);
@@ -778,4 +787,73 @@ fn a_topic_gets_more_replicas_and_fewer() {
     assert!(assignment.is_even(2) && assignment.homes().len() == 2, "{assignment:?}");
     assert_eq!((catalog.load(replica(3, 0)).leaders, catalog.load(replica(1, 0)).leaders), (2, 0));
     assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+}
+
+#[test]
+fn the_level_goes_up_when_all_nodes_support_it_and_never_down() {
+    let mut catalog = Catalog::default();
+    let at =
+        |id, level_min, level_max| Command::RegisterNode(NodeInfo { level_min, level_max, ..node(id, 2) });
+    let raise = |level| Command::RaiseFeatureLevel { level };
+    let invalid = ErrorCode::InvalidRequest;
+    refused(&catalog, &raise(2), invalid, "above what all nodes support");
+    for id in 1..=3 {
+        catalog.apply(&at(id, 1, if id == 3 { 1 } else { 2 })).unwrap();
+    }
+    catalog.apply(&create("t", 2, 3, &catalog)).unwrap();
+    let unsupported = ErrorCode::UnsupportedVersion;
+    let to = catalog.shards_on(GroupId::new(1, 0), &[2, 1, 3]);
+    let moves = Command::Reassign { topic: 1, partition: 0, to };
+    refused(&catalog, &raise(2), invalid, "node 3 supports only 1");
+    refused(
+        &catalog,
+        &moves,
+        unsupported,
+        "feature level is 1, moving a partition takes 2: node 3 supports only 1, upgrade",
+    );
+    refused(&catalog, &Command::RemoveNode { node: 3 }, unsupported, "removing a node takes 2");
+    let racked = Command::RegisterNode(NodeInfo { rack: "east".into(), ..node(1, 2) });
+    refused(&catalog, &racked, unsupported, "a node with a rack takes 2");
+    catalog.apply(&at(3, 1, 2)).unwrap();
+    refused(&catalog, &moves, unsupported, "as soon as all nodes have registered");
+    refused(&catalog, &raise(1), invalid, "never goes down");
+    refused(&catalog, &raise(3), invalid, "node 1 supports only 1 to 2");
+    // Until then one may go back.
+    catalog.apply(&at(2, 1, 1)).unwrap();
+    refused(&catalog, &raise(2), invalid, "node 2 supports only 1");
+    catalog.apply(&at(2, 1, 2)).unwrap();
+    catalog.apply(&raise(2)).unwrap();
+    assert_eq!(catalog.feature_level, 2);
+    catalog.apply(&moves).unwrap();
+    catalog.apply(&racked).unwrap();
+    refused(
+        &catalog,
+        &at(2, 1, 1),
+        invalid,
+        "the cluster's feature level is 2, and this node supports 1: start",
+    );
+    refused(
+        &catalog,
+        &at(4, 3, 5),
+        invalid,
+        "supports 3 to 5: upgrade the cluster with a release in between",
+    );
+    refused(&catalog, &at(4, 2, 1), invalid, "feature levels 2 to 1");
+    refused(&catalog, &at(4, 0, 2), invalid, "feature levels 0 to 2");
+    refused(&catalog, &raise(2), invalid, "never goes down");
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog, "a snapshot keeps the level");
+}
+
+/// What the levels are is what nodes of other releases go by: it does not change.
+#[test]
+fn commands_keep_their_level() {
+    let catalog = cluster(3);
+    let of_level = |level| move |command: &Command| command.level() == level;
+    assert!(
+        [create("t", 1, 3, &catalog), Command::DeleteTopic { topic: 1 }, Command::RegisterNode(node(1, 1))]
+            .iter()
+            .all(of_level(1))
+    );
+    assert!([reassign(1, 0, &[1]), Command::RemoveNode { node: 1 }].iter().all(of_level(2)));
+    assert!(of_level(7)(&Command::RaiseFeatureLevel { level: 7 }));
 }

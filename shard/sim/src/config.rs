@@ -133,6 +133,7 @@ fn engine(rng: &mut Rng, shards: u16, bug: Option<PlantedBug>) -> EngineConfig {
         advertised_address: "sim:9092".into(),
         internal_address: String::new(),
         rack: String::new(),
+        feature_levels: pyralog_core::FeatureLevels::OURS,
         topic_quorums: Quorums::default(),
         election: EngineConfig::default().election,
         metadata_replicas: Vec::new(),

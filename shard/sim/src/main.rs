@@ -35,6 +35,9 @@ struct Arguments {
     /// Lives in which partitions move, and topics get other numbers of replicas.
     #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows"])]
     resizes: bool,
+    /// Lives of four or five nodes that are upgraded one by one, until which nothing may move.
+    #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows", "resizes"])]
+    upgrades: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
     quiet: bool,
@@ -56,6 +59,8 @@ enum Bug {
     ReuseWithoutGeneration,
     /// Delete a replica before the others have it (with --cluster --moves).
     DeleteBeforeMoved,
+    /// Raise the feature level when most nodes support the next one (with --cluster --upgrades).
+    RaiseForMajority,
 }
 
 impl From<Bug> for PlantedBug {
@@ -68,6 +73,7 @@ impl From<Bug> for PlantedBug {
             Bug::AcceptOldTerms => Self::AcceptOldTerms,
             Bug::ReuseWithoutGeneration => Self::ReuseWithoutGeneration,
             Bug::DeleteBeforeMoved => Self::DeleteBeforeMoved,
+            Bug::RaiseForMajority => Self::RaiseForMajority,
         }
     }
 }
@@ -76,6 +82,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let bug = arguments.bug.map(PlantedBug::from);
     let kind = match (arguments.moves, arguments.grows, arguments.resizes) {
+        _ if arguments.upgrades => Kind::Upgrades,
         (true, ..) => Kind::Moves,
         (_, true, _) => Kind::Grows,
         (.., true) => Kind::Resizes,
@@ -129,6 +136,7 @@ fn many_clusters(first: u64, count: u64, kind: Kind, bug: Option<PlantedBug>) ->
         Kind::Moves => " --moves",
         Kind::Grows => " --grows",
         Kind::Resizes => " --resizes",
+        Kind::Upgrades => " --upgrades",
     };
     let totals = cluster::sweep(first, count, kind, bug, |report| {
         if let Some(violation) = &report.violation {

@@ -426,6 +426,7 @@ impl World {
                     let delay = self.rng.range(1, 80);
                     self.schedule(delay, Happening::Input { shard: 0, life, input: applied });
                 }
+                Action::GiveUp { reason } => self.fail(format!("the node gives up: {reason}")),
                 Action::Recover { reason } => {
                     self.note(|| format!("s{shard} recover: {reason}"));
                     self.shards[shard].fencing = true;

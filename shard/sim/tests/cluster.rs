@@ -44,6 +44,11 @@ fn truncating_at_a_bad_checksum_is_caught() {
     is_caught(PlantedBug::TruncateOnBadChecksum, 80);
 }
 
+#[test]
+fn raising_the_feature_level_for_a_majority_is_caught() {
+    is_caught_in(Kind::Upgrades, PlantedBug::RaiseForMajority, 1);
+}
+
 /// Seeds that found something, in the simulator or in the engine; what is drawn for a life may have changed since.
 const ONCE_WRONG: &[u64] = &[
     604,  // what a deposed leader sent was taken for what no correct replica sends
@@ -144,9 +149,10 @@ fn a_sweep_finds_nothing_and_reaches_everything() {
         assert!(totals.faults.of(*kind) > 0, "no {} in {totals}", kind.name());
     }
     for kind in ClusterFault::ALL {
-        // Nodes that are out for good are rare.
+        // Nodes that are out for good are rare, and upgrades are of other lives.
         let rare = matches!(kind, ClusterFault::TakenOut | ClusterFault::Refused);
-        assert!(rare || totals.cluster_faults.of(*kind) > 0, "no {} in {totals}", kind.name());
+        let others = matches!(kind, ClusterFault::Upgrade | ClusterFault::Downgrade);
+        assert!(rare || others || totals.cluster_faults.of(*kind) > 0, "no {} in {totals}", kind.name());
     }
 }
 
@@ -188,6 +194,34 @@ fn partitions_that_move_lose_nothing() {
     });
     assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --moves --seed N");
     assert!(totals.moved > 100 && totals.acknowledged > 0, "{totals}");
+}
+
+#[test]
+fn nodes_that_are_upgraded_one_by_one_lose_nothing() {
+    let totals = sweep(1, 60, Kind::Upgrades, None, |report| {
+        if let Some(violation) = &report.violation {
+            println!("seed {}: {violation}", report.seed);
+        }
+    });
+    assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --upgrades --seed N");
+    let of = |kind| totals.cluster_faults.of(kind);
+    assert!(of(ClusterFault::Upgrade) > 200 && of(ClusterFault::Downgrade) > 10, "{totals}");
+    assert!(
+        totals.moved > 50 && totals.acknowledged > 0,
+        "the level is raised, and partitions move: {totals}"
+    );
+}
+
+/// Lives with upgrades that found something.
+const UPGRADES_ONCE_WRONG: &[u64] = &[
+    19, // the simulator compared replicas of the metadata before all nodes had registered what they are now
+];
+
+#[test]
+fn upgrades_that_once_went_wrong_go_well() {
+    for seed in UPGRADES_ONCE_WRONG {
+        assert_eq!(run(*seed, Kind::Upgrades, None, false).violation, None, "seed {seed}");
+    }
 }
 
 /// Lives with other numbers of replicas that found something.

@@ -305,6 +305,11 @@ pub enum Action {
         /// What failed, for the log.
         reason: String,
     },
+    /// This node can't go on in its cluster: the process is to end. The engine takes nothing any more.
+    GiveUp {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Readers hold evicted cache memory beyond its bound: close the connections whose sends have been
     /// stalled for longest until `bytes` of chunk memory are released.
     ShedSlowReaders {

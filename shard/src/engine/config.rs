@@ -4,7 +4,7 @@ pub use pyralog_core::config::FsyncPolicy;
 use pyralog_core::limits::{
     CHUNK_BYTES, MIN_CACHE_CHUNKS, TAIL_BYTES_PER_BATCH, UNCOMMITTED_PART_FOLLOWED, UNCOMMITTED_PART_LED,
 };
-use pyralog_core::{NodeId, Quorums, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, Quorums, ShardId};
 use pyralog_replication::raft::Timing;
 
 use super::api::PeerId;
@@ -24,6 +24,8 @@ pub struct EngineConfig {
     pub internal_address: String,
     /// What fails together with this node; empty when nobody has said.
     pub rack: String,
+    /// Feature levels that this node says it supports.
+    pub feature_levels: FeatureLevels,
     /// Copies and quorums of topics that do not say them.
     pub topic_quorums: Quorums,
     /// When replicas campaign, and how often a leader is heard.

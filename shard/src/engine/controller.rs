@@ -332,7 +332,7 @@ impl Engine {
             return Err((ErrorCode::NotController, String::new()));
         }
         let timestamp = self.now.wall_ms;
-        let Some(controller) = &mut self.controller else {
+        let Some(controller) = &self.controller else {
             return Err((ErrorCode::NotController, String::new()));
         };
         if controller.in_flight.len() + controller.applying.len() >= MAX_WAITING_ADMIN {
@@ -341,7 +341,10 @@ impl Engine {
                 format!("{MAX_WAITING_ADMIN} metadata changes are under way"),
             ));
         }
-        controller.newest().check(&command)?;
+        self.check_command(&command)?;
+        let Some(controller) = &mut self.controller else {
+            return Err((ErrorCode::NotController, String::new()));
+        };
         if controller.in_flight.is_empty() && controller.tentative.version != controller.committed.version {
             // It followed others meanwhile.
             controller.tentative = controller.committed.clone();
@@ -360,12 +363,24 @@ impl Engine {
         let (_, next_offset) = appended?;
         // It was checked against the same just now.
         let _ = controller.tentative.apply(&command);
+        let joins = matches!(command, Command::RegisterNode(_));
         controller.in_flight.push_back(InFlight { next_offset, command, client });
         match self.at(index).is_some_and(|partition| partition.replica.raft().is_some()) {
             true => self.queue_group(index),
             false => self.attach(Pending::Metadata { next_offset }),
         }
+        if joins {
+            self.raise_feature_level();
+        }
         Ok(())
+    }
+
+    fn check_command(&self, command: &Command) -> Result<(), (ErrorCode, String)> {
+        #[cfg(feature = "planted-bugs")]
+        if self.planted_raises(command) {
+            return Ok(());
+        }
+        self.controller.as_ref().map_or(Ok(()), |controller| controller.newest().check(command))
     }
 
     /// Commands below `high_watermark` are committed: apply them and publish the catalogue.
@@ -382,9 +397,10 @@ impl Engine {
             }
             any = true;
         }
-        if any {
+        if any && !self.is_left_behind(actions) {
             self.publish_catalog(actions);
             self.hand_out_producer_ids(actions);
+            self.follow_level();
         }
     }
 
@@ -418,6 +434,9 @@ impl Engine {
             if self.controller.as_ref().is_some_and(|c| c.committed.version as i64 == *offset) {
                 self.apply_committed(command);
             }
+        }
+        if self.is_left_behind(actions) {
+            return;
         }
         self.publish_catalog(actions);
     }
@@ -723,6 +742,7 @@ impl Engine {
             let text = format!("this node is not registered: {detail}; {code}");
             actions.push(Action::Log { level: LogLevel::Warn, text });
         }
+        self.raise_feature_level();
     }
 }
 
@@ -793,6 +813,8 @@ mod tests {
             rack: String::new(),
             shards: 1,
             disk: 7,
+            level_min: 1,
+            level_max: 2,
             disk_since: 0,
         };
         catalog.apply(&Command::RegisterNode(node)).unwrap();

@@ -1,7 +1,7 @@
 //! Settings to start from. Not a literal in every caller: the simulator's build has one field more.
 
 use pyralog_core::config::Config;
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 use pyralog_replication::raft::Timing;
 
 use super::EngineConfig;
@@ -28,6 +28,7 @@ impl Default for EngineConfig {
             advertised_address: String::new(),
             internal_address: String::new(),
             rack: String::new(),
+            feature_levels: FeatureLevels::OURS,
             topic_quorums: config.topic_quorums(),
             election: election(&config),
             metadata_replicas: Vec::new(),

@@ -92,11 +92,16 @@ impl Engine {
                 topics.push(describe(topic));
             }
         }
+        // What counts is what it has registered.
+        let levels = catalog.nodes.get(&self.config.node.0).map(|known| known.levels());
+        let levels = levels.unwrap_or(self.config.feature_levels);
         let own = NodeMetadata {
             id: self.config.node.0,
             shards: self.config.shards,
             address: self.config.advertised_address.clone(),
             rack: self.config.rack.clone(),
+            level_min: levels.min,
+            level_max: levels.max,
         };
         // What this node knows of itself is newer than what it registered.
         let others = catalog.nodes.values().filter(|node| node.id != own.id).map(|node| NodeMetadata {
@@ -104,6 +109,8 @@ impl Engine {
             shards: node.shards,
             address: node.client_address.clone(),
             rack: node.rack.clone(),
+            level_min: node.level_min,
+            level_max: node.level_max,
         });
         let mut nodes: Vec<NodeMetadata> = others.collect();
         nodes.push(own);
@@ -114,6 +121,7 @@ impl Engine {
             cluster: self.config.cluster_name.clone(),
             nodes,
             version: catalog.version,
+            feature_level: catalog.feature_level,
             server: self.config.server_version.clone(),
             more,
             topics,

@@ -49,6 +49,7 @@ mod incoming;
 mod journal;
 mod journal_files;
 mod lag;
+mod levels;
 mod linear;
 mod links;
 mod metadata;

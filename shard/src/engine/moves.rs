@@ -84,6 +84,10 @@ impl Engine {
         let (before, _) = catalog.begins_with(group);
         let has_all = |node| replica.had_all_lately(node, now_us, lately_us);
         let of_metadata = group == GroupId::METADATA;
+        if !Self::may_change_replicas(&catalog) {
+            // It goes on when the level is raised, which is a change of the catalogue.
+            return;
+        }
         let step = match configuration.step_to(&next_stop(configuration, &catalog, group), has_all) {
             // It was never under way, or came back: that this is over is told by a newer version.
             Step::Done if configuration.version() <= before.version() && !of_metadata => {

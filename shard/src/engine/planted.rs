@@ -1,5 +1,7 @@
 //! Deliberate bugs that the simulator must find. Compiled only with the feature `planted-bugs`.
 
+use pyralog_replication::metadata::Command;
+
 /// One deliberate bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlantedBug {
@@ -21,11 +23,18 @@ pub enum PlantedBug {
     DeleteBeforeMoved,
     /// What has rotted is repaired with what another replica has in its log, committed or not, whatever term it is of.
     RepairFromUncommitted,
+    /// The cluster's feature level is raised when most nodes support the next one.
+    RaiseForMajority,
 }
 
 impl super::Engine {
     /// Whether this engine has the bug.
     pub(super) fn has_bug(&self, bug: PlantedBug) -> bool {
         self.config.planted == Some(bug)
+    }
+
+    /// Whether this command is of [`PlantedBug::RaiseForMajority`], which the catalogue would refuse.
+    pub(super) fn planted_raises(&self, command: &Command) -> bool {
+        self.has_bug(PlantedBug::RaiseForMajority) && matches!(command, Command::RaiseFeatureLevel { .. })
     }
 }

@@ -18,7 +18,7 @@ use pyralog_replication::metadata::Catalog;
 use pyralog_replication::raft::{HardState, Position, RecoveredLog, Standing};
 
 use crate::format::checkpoint::{Checkpoint, GroupCheckpoint, ReplayPoint, ReplicatedCheckpoint};
-use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
+use crate::format::journal::{CommitError, CommitHeader, FrameHeader, FrameKind};
 use crate::format::scan::{Damage, Lost, Place, ScanEnd, ScanError, ScanSink, scan};
 use crate::memory::{Chunk, ChunkPool, ChunkSlice};
 
@@ -26,6 +26,7 @@ use super::controller::{Controller, commands};
 use super::flush::Flusher;
 use super::journal::{CachedChunk, Journal, JournalFile};
 use super::journal_files::JournalFiles;
+use super::levels::check_level;
 use super::partition::{Partition, Segment, TailBatch, Told};
 use super::plan::FlushPlan;
 use super::reload::verify;
@@ -69,6 +70,7 @@ pub fn recover(config: EngineConfig, disk: &mut dyn RecoveryDisk, now: Now) -> R
     let from = checkpoint.map(|checkpoint| checkpoint.replay_from);
     let end = scan(disk, config.journal_id, &files, from, &mut replay)
         .map_err(|error| RecoveryError(error.to_string()))?;
+    check_level(&config, replay.catalog.as_ref())?;
     if config.has_begun && checkpoint.is_none() && end.commits == 0 && !replay.damaged {
         return Err(nothing_left(&config));
     }
@@ -123,8 +125,10 @@ fn holds_a_commit(
     let mut piece = vec![0; 256 * JOURNAL_ALIGN];
     for at in (0..len).step_by(piece.len()) {
         let read = disk.read(file, at, &mut piece)?;
-        let ours = |block: &[u8]| {
-            CommitHeader::decode(block).is_ok_and(|header| header.journal_id == config.journal_id)
+        let ours = |block: &[u8]| match CommitHeader::decode(block) {
+            Ok(header) => header.journal_id == config.journal_id,
+            // Of a newer release, and whose is not known: the scan refuses it.
+            Err(error) => matches!(error, CommitError::Version(_)),
         };
         if piece.get(..read).unwrap_or_default().chunks(JOURNAL_ALIGN).any(ours) {
             return Ok(true);

@@ -15,7 +15,7 @@ use super::controller::{Controller, build_command, commands};
 use super::{Action, Engine};
 
 /// How often a node that is not registered asks to be, microseconds.
-const REGISTER_EVERY_US: u64 = 500_000;
+pub(super) const REGISTER_EVERY_US: u64 = 500_000;
 
 impl Engine {
     /// Registers this node as it is now, unless the catalogue knows it so. Replicas are placed on registered nodes.
@@ -25,16 +25,20 @@ impl Engine {
     }
 
     /// What registers this node, unless the catalogue knows it as it is now.
-    fn registration(&self) -> Option<Command> {
+    pub(super) fn registration(&self) -> Option<Command> {
         let newest = self.controller.as_ref().map(Controller::newest)?;
         let known = newest.nodes.get(&self.config.node.0);
+        // Not all understand it before.
+        let rack = Some(&self.config.rack).filter(|_| Self::may_change_replicas(newest));
         let node = NodeInfo {
             id: self.config.node.0,
             client_address: self.config.advertised_address.clone(),
             internal_address: self.config.internal_address.clone(),
-            rack: self.config.rack.clone(),
+            rack: rack.cloned().unwrap_or_default(),
             shards: self.config.shards,
             disk: self.config.disk_id,
+            level_min: self.config.feature_levels.min,
+            level_max: self.config.feature_levels.max,
             disk_since: known.map_or(0, |known| known.disk_since),
         };
         (known != Some(&node)).then_some(Command::RegisterNode(node))
@@ -44,7 +48,7 @@ impl Engine {
     pub(super) fn keep_registered(&mut self, actions: &mut Vec<Action>) {
         let Some(command) = self.registration() else {
             self.register_due_us = None;
-            return;
+            return self.raise_feature_level();
         };
         self.register_due_us = Some(self.now.monotonic_us + REGISTER_EVERY_US);
         if let Err((code, detail)) = self.relay(command) {

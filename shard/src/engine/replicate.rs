@@ -59,6 +59,8 @@ pub(super) struct Replication {
     pub(super) place_due: BTreeSet<GroupId>,
     /// Leaders that the node's shards have to be told.
     pub(super) leaders: Vec<Leadership>,
+    /// Since this shard leads the metadata it has looked whether the feature level can be raised.
+    saw_levels: bool,
     /// When to look again at groups that are on their way to other nodes.
     pub(super) moves_due_us: Option<u64>,
 }
@@ -648,6 +650,7 @@ impl Engine {
         replica.high_watermark = replica.raft.high_watermark().max(before);
         let after = replica.high_watermark;
         let leads = replica.raft.is_leader();
+        let surely = replica.raft.leads_surely();
         let led = std::mem::replace(&mut replica.led, leads);
         let handed_over = !leads && std::mem::take(&mut replica.handing_over);
         let campaigns = replica.raft.take_campaigns();
@@ -698,6 +701,10 @@ impl Engine {
             if after > before {
                 self.metadata_committed(after, actions);
             }
+            if leads && surely && !self.replication.saw_levels {
+                self.raise_feature_level();
+            }
+            self.replication.saw_levels = leads && surely;
         }
     }
 

@@ -2,9 +2,9 @@
 
 use pyralog_core::limits::MAX_CHECKPOINT_BYTES;
 
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, CheckpointError};
 
-use super::{EngineConfig, FileId, IoError, RecoveryDisk};
+use super::{EngineConfig, FileId, IoError, RecoveryDisk, RecoveryError};
 
 /// The two checkpoint slots.
 pub(super) struct Slots {
@@ -52,7 +52,7 @@ pub(super) fn load_checkpoints(
     config: &EngineConfig,
     disk: &mut dyn RecoveryDisk,
     listing: &[(FileId, u64)],
-) -> Result<Slots, IoError> {
+) -> Result<Slots, RecoveryError> {
     let mut found = Slots { slots: [None, None], bytes: [Vec::new(), Vec::new()], notes: Vec::new() };
     for (file, len) in listing {
         let FileId::Checkpoint(slot) = *file else { continue };
@@ -69,6 +69,10 @@ pub(super) fn load_checkpoints(
             }
             Ok(_) => {
                 found.notes.push(format!("checkpoint slot {slot} belongs to another journal; it is not used"))
+            }
+            // No damage: with the other slot what a newer release has done since would be forgotten.
+            Err(error @ CheckpointError::Version(_)) => {
+                return Err(RecoveryError(format!("shard {}: checkpoint.{slot}: {error}", config.shard)));
             }
             Err(error) => {
                 found.notes.push(format!("checkpoint slot {slot} is not valid ({error}); it is not used"))

@@ -6,15 +6,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pyralog_core::ShardId;
+use pyralog_core::{FeatureLevels, ShardId};
 use serde::{Deserialize, Serialize};
 
 use super::node::StartError;
 use super::paths::{create_folder, sync_folder};
+use super::versions;
 
 /// Version of the folder's layout.
-const FORMAT: u32 = 3;
-const NAME: &str = "node.json";
+pub(super) const FORMAT: u32 = 3;
+/// The file that says whose the folder is.
+pub(super) const NAME: &str = "node.json";
 
 /// The content of `node.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +70,15 @@ pub struct DataDir {
 
 impl DataDir {
     /// Takes the folders (created when missing) for this node, or says why not and what to do.
-    pub fn open(data_dir: &Path, journal_dir: &Path, node_id: u32, shards: u16) -> Result<Self, StartError> {
+    pub fn open(
+        data_dir: &Path,
+        journal_dir: &Path,
+        node_id: u32,
+        shards: u16,
+        levels: FeatureLevels,
+    ) -> Result<Self, StartError> {
+        // Before the lock, which is a file, too: a folder of a newer release stays as it is.
+        versions::check(data_dir, journal_dir, levels)?;
         let mut locks = vec![lock(data_dir)?];
         if journal_dir != data_dir {
             locks.push(lock(journal_dir)?);
@@ -144,14 +154,6 @@ fn check(path: &Path, bytes: &[u8], node_id: u32, shards: u16) -> Result<NodeFil
         ))
     })?;
     let refuse = |text: String| Err(StartError::new(format!("{}: {text}", path.display())));
-    if file.format != FORMAT {
-        let format = file.format;
-        let remedy = match format > FORMAT {
-            true => "use a newer version",
-            false => "use the version that wrote it, or begin with an empty folder",
-        };
-        return refuse(format!("this data has format {format}, this version reads {FORMAT}; {remedy}"));
-    }
     if file.node_id != node_id {
         let owner = file.node_id;
         return refuse(format!(
@@ -218,20 +220,20 @@ mod tests {
     fn a_folder_belongs_to_one_node_one_layout_and_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("deep/data");
-        let first = DataDir::open(&data, &data, 1, 2).unwrap();
-        let error = DataDir::open(&data, &data, 1, 2).unwrap_err().to_string();
+        let first = DataDir::open(&data, &data, 1, 2, FeatureLevels::OURS).unwrap();
+        let error = DataDir::open(&data, &data, 1, 2, FeatureLevels::OURS).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         let node = first.node.clone();
         drop(first);
-        let error = DataDir::open(&data, &data, 1, 3).unwrap_err().to_string();
+        let error = DataDir::open(&data, &data, 1, 3, FeatureLevels::OURS).unwrap_err().to_string();
         assert!(error.contains("set runtime.shards to 2"), "{error}");
-        let error = DataDir::open(&data, &data, 9, 2).unwrap_err().to_string();
+        let error = DataDir::open(&data, &data, 9, 2, FeatureLevels::OURS).unwrap_err().to_string();
         assert!(error.contains("belongs to node 1"), "{error}");
-        let again = DataDir::open(&data, &data, 1, 2).unwrap();
+        let again = DataDir::open(&data, &data, 1, 2, FeatureLevels::OURS).unwrap();
         assert_eq!(again.node, node);
         again.remember_begun().unwrap();
         drop(again);
-        let begun = DataDir::open(&data, &data, 1, 2).unwrap();
+        let begun = DataDir::open(&data, &data, 1, 2, FeatureLevels::OURS).unwrap();
         assert_eq!(begun.node, NodeFile { begun: true, ..node });
     }
 
@@ -239,11 +241,11 @@ mod tests {
     fn data_without_its_name_is_not_started_over() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("shard-0")).unwrap();
-        let error = DataDir::open(dir.path(), dir.path(), 1, 1).unwrap_err().to_string();
+        let error = DataDir::open(dir.path(), dir.path(), 1, 1, FeatureLevels::OURS).unwrap_err().to_string();
         assert!(error.contains("node.json is missing"), "{error}");
         std::fs::remove_dir(dir.path().join("shard-0")).unwrap();
         std::fs::write(dir.path().join("node.json"), "{").unwrap();
-        let error = DataDir::open(dir.path(), dir.path(), 1, 1).unwrap_err().to_string();
+        let error = DataDir::open(dir.path(), dir.path(), 1, 1, FeatureLevels::OURS).unwrap_err().to_string();
         assert!(error.contains("damaged"), "{error}");
     }
 

@@ -342,6 +342,9 @@ impl Driver {
                 }
                 ShardMessage::Catalog(catalog) => {
                     self.catalog = Some(Arc::clone(&catalog));
+                    if let Some(links) = &mut self.links {
+                        links.set_feature_level(catalog.feature_level);
+                    }
                     self.event(now, Event::CatalogPublished { catalog });
                 }
                 ShardMessage::CatalogApplied(shard, version) => {
@@ -396,6 +399,10 @@ impl Driver {
                         }
                     }
                     Action::Recover { reason } => self.fence(now, reason),
+                    Action::GiveUp { reason } => {
+                        let failed = ControlEvent::ShardFailed { shard: self.shard, error: reason };
+                        let _ = self.control.send(failed);
+                    }
                     Action::ShedSlowReaders { bytes } => {
                         let Self { engine, actions, connections, .. } = self;
                         let mut access = EngineAccess { engine: engine.as_mut(), actions, now };

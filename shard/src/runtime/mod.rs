@@ -33,6 +33,7 @@ mod send;
 mod shard;
 mod stages;
 mod threads;
+mod versions;
 pub mod wake;
 
 pub use node::{ControlEvent, InternalOptions, Node, NodeOptions, StartError};

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pyralog_core::{GroupId, NodeId, ShardId};
+use pyralog_core::{FeatureLevels, GroupId, NodeId, ShardId};
 use pyralog_net::message::PartitionState;
 use pyralog_net::socket::SharedPort;
 use pyralog_replication::metadata::Catalog;
@@ -168,11 +168,13 @@ impl Node {
             return Err(StartError(text));
         };
         let NodeId(node_id) = options.engine.node;
-        let data = DataDir::open(&options.data_dir, &options.journal_dir, node_id, count)?;
+        let levels = options.engine.feature_levels;
+        let data = DataDir::open(&options.data_dir, &options.journal_dir, node_id, count, levels)?;
         let mut port =
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
-        let mut internal = options.internal.as_ref().map(Internal::open).transpose()?;
+        let mut internal =
+            options.internal.as_ref().map(|internal| Internal::open(internal, levels)).transpose()?;
         super::threads::remember_cpus(options.shards.iter().flatten().copied());
         crate::pages::use_transparent_hugepages(options.transparent_hugepages);
         let (max_handles, max_connections) = descriptor_budget(&options);
@@ -360,17 +362,18 @@ impl Drop for Node {
 struct Internal {
     options: InternalOptions,
     port: SharedPort,
+    levels: FeatureLevels,
 }
 
 impl Internal {
-    fn open(options: &InternalOptions) -> Result<Self, StartError> {
+    fn open(options: &InternalOptions, levels: FeatureLevels) -> Result<Self, StartError> {
         if options.peers.len() >= pyralog_core::limits::MAX_NODES {
             let (nodes, most) = (options.peers.len() + 1, pyralog_core::limits::MAX_NODES);
             return Err(StartError(format!("{nodes} nodes in node.cluster_nodes, {most} is the most")));
         }
         let port =
             SharedPort::open(options.listen).map_err(|error| internal_error(options.listen, &error))?;
-        Ok(Self { options: options.clone(), port })
+        Ok(Self { options: options.clone(), port, levels })
     }
 
     fn links(
@@ -388,6 +391,7 @@ impl Internal {
             shard,
             shards,
             session: new_session(),
+            levels: self.levels,
             peers: self.options.peers.clone(),
             timing: self.options.timing,
             seed: new_session(),

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 use pyralog_net::peer::frame::{self, FrameHeader, FrameKind};
 use pyralog_net::peer::{Hello, HelloReply, PROTOCOL_VERSION};
 use pyralog_net::socket::SharedPort;
@@ -51,6 +51,7 @@ pub(crate) enum Told {
 
 enum Command {
     Want(Vec<PeerId>),
+    FeatureLevel(u16),
     Send(PeerId, Vec<u8>, Vec<u8>),
     Stats(flume::Sender<LinkStats>),
     TakeOver(PeerSocket),
@@ -89,6 +90,11 @@ pub(crate) struct End {
 impl End {
     pub(crate) fn want(&self, peers: &[PeerId]) {
         self.way.send(Command::Want(peers.to_vec()));
+    }
+
+    /// The cluster is at this feature level.
+    pub(crate) fn set_feature_level(&self, level: u16) {
+        self.way.send(Command::FeatureLevel(level));
     }
 
     pub(crate) fn send(&self, to: PeerId, control: &[u8], payload: &[u8]) {
@@ -157,6 +163,7 @@ pub(crate) fn start(
             shard: ShardId(shard as u16),
             shards,
             session: pyralog_shard::runtime::peers::new_session(),
+            levels: FeatureLevels::OURS,
             peers: peers.clone(),
             timing: PATIENT,
             seed: u64::from(node),
@@ -224,6 +231,7 @@ fn run(
         for command in commands.try_iter() {
             match command {
                 Command::Want(peers) => links.want(&peers),
+                Command::FeatureLevel(level) => links.set_feature_level(level),
                 Command::Send(to, control, payload) => {
                     // As batches lie in the cache: in several chunks.
                     let slices = payload.chunks(300_000).map(|part| {
@@ -355,5 +363,6 @@ pub(crate) fn hello(from: u32, to: PeerId, session: u64) -> Hello {
         to_node: to.node,
         to_shard: to.shard,
         session,
+        levels: FeatureLevels::OURS,
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn options(dir: &std::path::Path, shards: usize) -> NodeOptions {
             advertised_address: String::new(),
             internal_address: String::new(),
             rack: String::new(),
+            feature_levels: pyralog_core::FeatureLevels::OURS,
             topic_quorums: Quorums::default(),
             election: EngineConfig::default().election,
             metadata_replicas: Vec::new(),

@@ -514,8 +514,13 @@ impl World {
         if let (Owned::Reassign { .. } | Owned::Resize { .. }, Response::Error(error)) =
             (&sent.request, message)
         {
-            let refused =
-                [ErrorCode::InvalidRequest, ErrorCode::InvalidTopic, ErrorCode::UnknownTopicOrPartition];
+            let refused = [
+                ErrorCode::InvalidRequest,
+                ErrorCode::InvalidTopic,
+                ErrorCode::UnknownTopicOrPartition,
+                // Not all nodes support moves, or some have not registered yet.
+                ErrorCode::UnsupportedVersion,
+            ];
             let damaged = error.code == ErrorCode::LogEndUnknown && !self.config.disks.liars.is_empty();
             if !error.code.retriable() && !refused.contains(&error.code) && !damaged {
                 self.fail(format!("a move was answered {error:?}"));

@@ -7,6 +7,7 @@ use pyralog_shard::engine::planted::PlantedBug;
 use pyralog_shard::engine::{EngineConfig, FsyncPolicy, PeerId};
 
 use super::faults::{Disks, Troubles};
+use super::upgrades::old_levels;
 use crate::rng::Rng;
 
 /// A topic as it is made.
@@ -60,6 +61,8 @@ pub struct ClusterConfig {
     pub moves: bool,
     /// And has topics have other numbers of replicas.
     pub resizes: bool,
+    /// Nodes are upgraded.
+    pub upgrades: bool,
     /// Consumers ask any replica now and then.
     pub reads_anywhere: bool,
     /// Slowest pause of a client between two steps, microseconds.
@@ -84,6 +87,8 @@ pub enum Kind {
     Grows,
     /// Partitions move, and topics get three, four or five replicas.
     Resizes,
+    /// As with moves, and all nodes are upgraded one by one, until which nothing may move.
+    Upgrades,
 }
 
 impl ClusterConfig {
@@ -109,7 +114,10 @@ impl ClusterConfig {
         let topics = (0..rng.range(1, 2)).map(|_| topic(rng, topic_nodes, disks.liars.len())).collect();
         let low_us = rng.magnitude(20, 2_000);
         let first_nodes = if kind == Kind::Grows { 3 } else { nodes };
-        let engine = engine(rng, first_nodes, shards, heavy, bug);
+        let mut engine = engine(rng, first_nodes, shards, heavy, bug);
+        if kind == Kind::Upgrades {
+            engine.feature_levels = old_levels();
+        }
         // So much is written that journal files are begun again.
         let goes_round = heavy && !engine.journal_files_ahead;
         let (produce_budget, byte_budget) = match heavy {
@@ -129,6 +137,7 @@ impl ClusterConfig {
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             moves,
             resizes: kind == Kind::Resizes,
+            upgrades: kind == Kind::Upgrades,
             first_nodes,
             reads_anywhere: rng.percent(30),
             think_us: rng.magnitude(500, 50_000),

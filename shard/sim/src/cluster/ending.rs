@@ -34,6 +34,10 @@ impl World {
     pub(crate) fn last_days(&mut self) {
         self.heal();
         self.gather("after all faults");
+        if self.config.upgrades && self.rng.percent(75) {
+            self.finish_upgrade();
+            self.gather("after the upgrade");
+        }
         self.scrub_all();
         self.write_to_all();
         self.read_all();
@@ -236,6 +240,9 @@ impl World {
                     "n{node} has version {version} of the catalogue {newest}, or is not in it"
                 ));
             }
+            if !self.is_shown(node) {
+                return Err(format!("n{} is in the catalogue as it was before a restart", node + 1));
+            }
         }
         let all_up = self.nodes.iter().all(|node| node.state == NodeState::Up);
         let holders = self.leader_of(GroupId::METADATA).map_or(0, |leader| leader.replicas.len());
@@ -245,6 +252,7 @@ impl World {
         if let Some((group, wanted)) = newest.moves.first_key_value().filter(|_| all_up) {
             return Err(format!("{group} does not arrive where it is wanted, {:?}", wanted.to));
         }
+        self.level_is_raised()?;
         self.all_groups().into_iter().try_for_each(|group| self.group_agrees(group))
     }
 

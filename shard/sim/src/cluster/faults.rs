@@ -27,6 +27,10 @@ kinds! {
     TakenOut = "taken-out";
     /// A node that refused to start from a disk that had lied.
     Refused = "refused";
+    /// A node that comes back as one of the next release.
+    Upgrade = "upgrade";
+    /// One that goes back to the release before.
+    Downgrade = "downgrade";
 }
 
 /// How often the network and the nodes fail in this life: mean virtual times between faults in microseconds, 0 = never.

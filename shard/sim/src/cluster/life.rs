@@ -126,6 +126,10 @@ impl World {
             let delay = self.rng.range(self.config.active_us / 10, self.config.active_us / 2);
             self.schedule(delay, Happening::Trouble(Trouble::Grow));
         }
+        if self.config.upgrades {
+            let delay = self.rng.range(1, self.config.active_us / 3);
+            self.schedule(delay, Happening::Trouble(Trouble::Upgrade));
+        }
         self.invite();
         let until = self.now_us + self.config.active_us;
         while self.now_us < until && !self.over() && self.step() {

@@ -10,6 +10,7 @@
 //! | `world` | virtual time, the event queue, the driver of each shard's engine |
 //! | `network` | links between shards: frames in order, what is lost when a link breaks |
 //! | `nodes`, `trouble` | starts, crashes, stops, recoveries; what goes wrong by the clock |
+//! | `upgrades` | nodes of different feature levels, restarted one by one |
 //! | `clients`, `session` | producers, consumers, an administrator |
 //! | `books`, `audit` | what is checked all the time; reading any replica |
 //! | `ending` | the cluster is healed and must agree, serve, and hold everything |
@@ -27,6 +28,7 @@ mod nodes;
 mod session;
 mod sweep;
 mod trouble;
+mod upgrades;
 mod world;
 
 pub use books::Traffic;

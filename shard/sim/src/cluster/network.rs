@@ -324,7 +324,10 @@ impl World {
         }
         match end.state {
             EndState::Coming => end.held.push_back((control, payload)),
-            EndState::Up => self.input(way.to, Input::Frame(way.from.peer(), control, payload)),
+            EndState::Up => {
+                self.check_commands(way.to, &control, &payload);
+                self.input(way.to, Input::Frame(way.from.peer(), control, payload));
+            }
             EndState::Down => {}
         }
     }

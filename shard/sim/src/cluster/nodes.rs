@@ -202,7 +202,8 @@ impl World {
             }
             Ok(engine) => {
                 self.note(|| format!("{seat} recovered with {calls} calls"));
-                self.shard_mut(seat).engine = Some(engine);
+                let driver = self.shard_mut(seat);
+                (driver.engine, driver.levels) = (Some(engine), driver.config.feature_levels);
                 self.check_promises(seat);
                 self.drive(seat, |engine, actions| engine.start(now, actions));
                 if let Some(catalog) = self.nodes[seat.node].catalog.clone() {

@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     DiskFull(usize, bool),
     /// Every node's settings name the nodes that come to it.
     Grow,
+    /// The next node is upgraded.
+    Upgrade,
 }
 
 impl World {
@@ -67,7 +69,11 @@ impl World {
             Trouble::ClockJump => troubles.jump_every_us,
             Trouble::Rot(node) => disk(node).rot_every_us,
             Trouble::DiskFull(node, _) => disk(node).full_every_us,
-            Trouble::Mend(_) | Trouble::SlowLinkOver(..) | Trouble::CrashOf(_) | Trouble::Grow => 0,
+            Trouble::Mend(_)
+            | Trouble::SlowLinkOver(..)
+            | Trouble::CrashOf(_)
+            | Trouble::Grow
+            | Trouble::Upgrade => 0,
         }
     }
 
@@ -110,6 +116,7 @@ impl World {
                 }
             }
             Trouble::Grow => return self.grow(),
+            Trouble::Upgrade => return self.upgrade_step(),
             Trouble::Pause => self.pause_one(),
             Trouble::ClockJump => {
                 let jump_ms = self.rng.magnitude(1, 5_000_000) as i64;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use pyralog_core::{GroupId, ShardId};
+use pyralog_core::{FeatureLevels, GroupId, ShardId};
 use pyralog_net::message::PartitionState;
 use pyralog_replication::metadata::{Catalog, Command};
 use pyralog_shard::engine::{
@@ -19,6 +19,7 @@ use super::config::ClusterConfig;
 use super::faults::ClusterFaultCounts;
 use super::network::{Network, Way};
 use super::trouble::Trouble;
+use super::upgrades::LevelsSeen;
 use crate::disk::{SimDisk, describe};
 use crate::faults::{FaultCounts, FaultKind};
 use crate::model::Model;
@@ -141,6 +142,8 @@ pub(crate) struct Shard {
     /// The engine asked to be recovered.
     pub fencing: bool,
     pub stopped: bool,
+    /// The feature levels that the engine which runs, or ran last, supports.
+    pub levels: FeatureLevels,
     /// Links that the engine wants.
     pub wanted: BTreeSet<PeerId>,
     /// Peers about which a notice of dropped frames is on its way.
@@ -241,6 +244,8 @@ pub(crate) struct World {
     pub node_counts: FaultCounts,
     /// Disk faults of disks that are gone.
     pub old_disks: FaultCounts,
+    /// What was seen of the cluster's feature level.
+    pub(crate) levels_seen: LevelsSeen,
     /// Moves of partitions that have ended.
     pub moved: u64,
     /// Damaged ranges of segments that were repaired since the nodes were started last.
@@ -257,6 +262,7 @@ const WALL_START_MS: i64 = 1_750_000_000_000;
 impl Shard {
     fn new(config: EngineConfig, disk: SimDisk) -> Self {
         Self {
+            levels: config.feature_levels,
             config,
             engine: None,
             disk,
@@ -344,6 +350,7 @@ impl World {
             counts: ClusterFaultCounts::default(),
             node_counts: FaultCounts::default(),
             old_disks: FaultCounts::default(),
+            levels_seen: LevelsSeen::default(),
             moved: 0,
             repaired: 0,
             aside: 0,
@@ -621,6 +628,7 @@ impl World {
                 let applied = Input::Applied(ShardId(seat.shard as u16), version);
                 self.input_later(delay, Seat { shard: 0, ..seat }, applied);
             }
+            Action::GiveUp { reason } => self.fail(format!("{seat} gives up: {reason}")),
             Action::Recover { reason } => self.fenced(seat, &reason),
             Action::ShedSlowReaders { bytes } => {
                 self.note(|| format!("{seat} shed {bytes} bytes of slow readers"));
@@ -684,6 +692,7 @@ impl World {
     fn publish(&mut self, seat: Seat, catalog: Arc<Catalog>) {
         self.note(|| format!("{seat} catalogue {} with {} topics", catalog.version, catalog.topics.len()));
         self.learn(seat, &catalog);
+        self.check_level(seat, &catalog);
         self.nodes[seat.node].catalog = Some(Arc::clone(&catalog));
         for shard in 0..self.config.shards {
             let delay = self.rng.range(1, 80);

@@ -54,6 +54,7 @@ pub(super) fn config() -> EngineConfig {
         advertised_address: "127.0.0.1:9092".into(),
         internal_address: String::new(),
         rack: String::new(),
+        feature_levels: pyralog_core::FeatureLevels::OURS,
         topic_quorums: Quorums::default(),
         election: Timing { election_min_us: 150_000, election_max_us: 300_000, heartbeat_us: 30_000 },
         metadata_replicas: Vec::new(),
@@ -189,7 +190,7 @@ impl Shard {
             Action::CatalogApplied { version } => {
                 self.engine.handle(self.now, Event::CatalogApplied { shard: ShardId(0), version }, next);
             }
-            Action::Recover { reason } => self.recover_wanted = Some(reason),
+            Action::Recover { reason } | Action::GiveUp { reason } => self.recover_wanted = Some(reason),
             Action::Log { level, text } => self.logs.push((level, text)),
             Action::Stopped => self.stopped = true,
             Action::ShedSlowReaders { .. } => self.sheds += 1,
@@ -306,7 +307,7 @@ pub(super) fn batch(timestamp: i64, producer: Option<(i64, i16, i32)>, values: &
 
 /// A catalogue of topics with one partition each, all on shard 1.
 pub(super) fn catalog(names: &[&str]) -> Catalog {
-    let mut catalog = Catalog::default();
+    let mut catalog = Catalog::at_level(2).unwrap();
     let client_address = "127.0.0.1:9092".to_owned();
     let node = NodeInfo {
         id: 1,
@@ -315,6 +316,8 @@ pub(super) fn catalog(names: &[&str]) -> Catalog {
         rack: String::new(),
         shards: 2,
         disk: 77,
+        level_min: 1,
+        level_max: 2,
         disk_since: 0,
     };
     catalog.apply(&Command::RegisterNode(node)).unwrap();

@@ -7,7 +7,7 @@ use io_uring::opcode;
 use io_uring::types::Fd;
 use pyralog_core::NodeId;
 use pyralog_net::peer::frame::{self, FrameKind};
-use pyralog_net::peer::hello::{Hello, PROTOCOL_VERSION};
+use pyralog_net::peer::hello::{Hello, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::link::{Blocked, Direction, Kind, Link, LinkId, Phase};
@@ -228,7 +228,7 @@ impl Links {
             } else {
                 link.phase = Phase::Greeting;
                 let hello = Hello {
-                    version_min: PROTOCOL_VERSION,
+                    version_min: OLDEST_PROTOCOL_VERSION,
                     version_max: PROTOCOL_VERSION,
                     cluster_id: self.config.cluster_id,
                     from_node: self.config.node,
@@ -237,6 +237,7 @@ impl Links {
                     to_node: peer.node,
                     to_shard: peer.shard,
                     session: self.config.session,
+                    levels: self.config.levels,
                 };
                 link.queue.push_encoded(&mut self.spares, |out| hello.encode(out));
             }

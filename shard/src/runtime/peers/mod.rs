@@ -22,7 +22,7 @@ use ahash::AHashMap;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
 use pyralog_core::limits::*;
-use pyralog_core::{NodeId, ShardId};
+use pyralog_core::{FeatureLevels, NodeId, ShardId};
 use pyralog_net::peer::frame::{self, FrameKind};
 use smallvec::SmallVec;
 
@@ -82,6 +82,8 @@ pub struct LinksConfig {
     pub shards: u16,
     /// Names the life of this shard; random.
     pub session: u64,
+    /// The feature levels that this node supports.
+    pub levels: FeatureLevels,
     /// The other nodes of the cluster: an address or `host:port` each.
     pub peers: BTreeMap<NodeId, String>,
     /// Times.
@@ -162,6 +164,8 @@ pub struct Links {
     logs: Vec<(LogLevel, String)>,
     /// The last refusal that was logged.
     last_refusal: String,
+    /// The cluster's, as far as this node knows it; 0 = it does not.
+    feature_level: u16,
     spares: Spares,
     /// Charges of all queues, memory reserved for large frames.
     queued: usize,
@@ -213,6 +217,7 @@ impl Links {
             leaving: Vec::new(),
             logs: Vec::new(),
             last_refusal: String::new(),
+            feature_level: 0,
             spares: Spares::default(),
             queued: 0,
             assembly: 0,

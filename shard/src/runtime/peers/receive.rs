@@ -8,11 +8,17 @@
 use pyralog_core::ShardId;
 use pyralog_core::limits::{PEER_ASSEMBLY_BYTES_PER_SHARD, PEER_RECV_BUFFER_BYTES};
 use pyralog_net::peer::frame::{FrameError, FrameHeader, FrameKind};
-use pyralog_net::peer::hello::{Hello, HelloReply, PROTOCOL_VERSION, Refusal, RefusalCode};
+use pyralog_net::peer::hello::{
+    Hello, HelloReply, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Refusal, RefusalCode,
+};
+use pyralog_replication::metadata::not_supported;
 
 use super::link::{Blocked, Direction, Link, LinkId, Phase};
 use super::{Links, PeerSocket, name};
 use crate::engine::{Event, LogLevel, PeerId};
+
+/// Versions that this code speaks.
+const SPOKEN: std::ops::RangeInclusive<u16> = OLDEST_PROTOCOL_VERSION..=PROTOCOL_VERSION;
 
 /// What became of the front of a link's bytes.
 enum Outcome {
@@ -200,6 +206,11 @@ impl Links {
         Ok(None)
     }
 
+    /// The cluster's feature level: nodes that don't support it are refused from now on.
+    pub fn set_feature_level(&mut self, level: u16) {
+        self.feature_level = level;
+    }
+
     /// Whether the sender of a `Hello` is one of us and means us.
     fn check(&self, hello: &Hello) -> Result<(), Refusal> {
         let (me, config) = (self.config.node, &self.config);
@@ -226,6 +237,12 @@ impl Links {
                 "node {me} knows no node {from}; add it with `pyralog-admin cluster add-node`, or to node.cluster_nodes on node {me}"
             );
             (RefusalCode::UnknownNode, text)
+        } else if self.feature_level > 0 && !hello.levels.contains(self.feature_level) {
+            let text = format!(
+                "node {from} can't be in the cluster: {}",
+                not_supported(hello.levels, self.feature_level)
+            );
+            (RefusalCode::FeatureLevel, text)
         } else if hello.to_shard.0 >= config.shards {
             let text = format!(
                 "node {me} has no shard {}: it has {}, numbered from 0; refresh the cluster's metadata",
@@ -275,7 +292,7 @@ impl Links {
             }
             return Err(format!("it refuses ({:?}): {}", refusal.code, refusal.text));
         }
-        if (reply.node, reply.shard) != (peer.node, peer.shard) || reply.version != PROTOCOL_VERSION {
+        if (reply.node, reply.shard) != (peer.node, peer.shard) || !SPOKEN.contains(&reply.version) {
             let answering = PeerId { node: reply.node, shard: reply.shard };
             return Err(format!("{} answers instead, in version {}", name(answering), reply.version));
         }
