@@ -8,6 +8,7 @@ mod cluster;
 mod common;
 mod disk;
 mod files;
+mod fixtures;
 mod harness;
 mod history;
 mod http;

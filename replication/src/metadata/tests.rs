@@ -1,3 +1,5 @@
+mod fixtures;
+
 use super::*;
 use crate::placement::place;
 use crate::raft::{self, Configuration};
