@@ -67,7 +67,14 @@ impl Cluster {
     pub(crate) fn in_racks(racks: &[&'static str]) -> Self {
         let mut cluster = Self::new(racks.len() as u16);
         cluster.racks = (1..).zip(racks.iter().copied()).collect();
-        cluster.form()
+        let cluster = cluster.form();
+        // They are registered when the feature level admits them, which is a moment after all nodes are there.
+        eventually(|| {
+            let (node, _) = cluster.client().metadata().unwrap();
+            let racks = |id: u32| cluster.racks.get(&(id as u16)).copied().unwrap_or_default();
+            node.nodes.iter().all(|known| known.rack == racks(known.id)).then_some(())
+        });
+        cluster
     }
 
     /// Likewise, with ways between the nodes that the test can close.
