@@ -40,6 +40,7 @@ fn commands() -> Vec<Command> {
     );
     say(&mut catalog, Command::RegisterNode(node(5, 1)));
     say(&mut catalog, Command::RemoveNode { node: 5 });
+    say(&mut catalog, Command::AddNode { node: 5, internal_address: "five:9093".into() });
     say(&mut catalog, reassign(1, 0, &[1, 2, 4]));
     said
 }
