@@ -189,7 +189,11 @@ fn who_does_not_belong_here_is_refused_and_told_what_to_do() {
             "give both the same cluster id",
         ),
         (hello(2, peer(3, 0), 5), RefusalCode::WrongNode, "this is node 1, not node 3"),
-        (hello(9, peer(1, 0), 5), RefusalCode::UnknownNode, "add it to node.cluster_nodes on node 1"),
+        (
+            hello(9, peer(1, 0), 5),
+            RefusalCode::UnknownNode,
+            "add it with `pyralog-admin cluster add-node`, or to node.cluster_nodes on node 1",
+        ),
         (hello(1, peer(1, 0), 5), RefusalCode::UnknownNode, "two nodes have the id 1"),
         (hello(2, peer(1, 4), 5), RefusalCode::NoSuchShard, "has no shard 4: it has 1"),
         (

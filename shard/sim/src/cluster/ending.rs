@@ -5,17 +5,19 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 
+use pyralog_core::features::LEVEL_OF_MOVES;
 use pyralog_core::limits::PEER_QUEUE_BYTES;
 use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     Acks, Consistency, FetchRequest, ListOffsetsRequest, OffsetSpec, PartitionHealth, PartitionState,
     ReplicaRole, Response,
 };
+use pyralog_replication::metadata::Catalog;
 
 use super::audit::Held;
 use super::books::is_alone;
 use super::clients::Role;
-use super::world::{Happening, NodeState, Seat, World};
+use super::world::{Happening, Node, NodeState, Seat, World};
 use crate::faults::{FaultKind, FaultPlan};
 use crate::model::Existence;
 use crate::request::{Owned, Reply};
@@ -212,6 +214,17 @@ impl World {
         }
     }
 
+    /// Whether a node that came later can't get the metadata: one that holds it and is out for good has never registered, and keeps the
+    /// cluster at a level at which nobody else does.
+    fn is_held_back(&self, newest: &Catalog, node: usize) -> bool {
+        let unheard = |(other, state): (usize, &Node)| {
+            state.state == NodeState::Out && !newest.nodes.contains_key(&(other as u32 + 1))
+        };
+        node >= self.config.first_nodes
+            && newest.feature_level < LEVEL_OF_MOVES
+            && self.nodes.iter().enumerate().any(unheard)
+    }
+
     /// Whether everybody who takes part is at the same place, and who is not if not.
     fn agreement(&self) -> Result<(), String> {
         if let Some(index) = self.clients.iter().position(|client| self.has_work(client)) {
@@ -291,6 +304,9 @@ impl World {
     /// Whether a replica is no member, and need not be: damage hides what it promised, or that of the metadata that would
     /// tell it of the group, or its disk is a new one, and some node is out that it has to ask.
     fn is_aside(&self, seat: Seat, group: GroupId) -> bool {
+        if self.catalog.as_ref().is_some_and(|newest| self.is_held_back(newest, seat.node)) {
+            return true;
+        }
         let hidden = |seat: Seat, group: GroupId| {
             let state = self.shard(seat).state_of(group);
             state.is_some_and(|state| state.health == PartitionHealth::Rejoining)
