@@ -330,12 +330,13 @@ impl World {
         if held >= wanted {
             return;
         }
-        // Those that have answered may have left since: then the others hold what they held. One that was paused meanwhile hears
-        // their answers first, and of that later.
+        // Those that have answered may be among the replicas no more, or have left: then it is with those that the catalogue has still
+        // or already, as many as that asks for. One that was paused meanwhile hears their answers first, and of that later.
         let newest = self.nodes.iter().filter_map(|node| node.catalog.clone()).max_by_key(|it| it.version);
-        let moved = newest.filter(|newest| newest.version > catalog.version).is_some_and(|newest| {
-            let places = newest.replicas(group).map(|place| (place.node, place.shard)).collect();
-            self.copies(&newest, places, group, base, crc) >= wanted
+        let moved = [Some(Arc::clone(&catalog)), newest].into_iter().flatten().any(|known| {
+            let places = known.replicas(group).map(|place| (place.node, place.shard)).collect();
+            let wanted = known.quorums(group).map_or(usize::MAX, |quorums| quorums.write_quorum.into());
+            self.copies(&known, places, group, base, crc) >= wanted
         });
         if !moved {
             self.fail(format!(
