@@ -145,7 +145,7 @@
 #define PYRALOG_ERROR_FENCED 16
 
 /**
- * The range is damaged on disk and has no other copy.
+ * The range is damaged on disk, and not repaired from another replica yet.
  */
 #define PYRALOG_ERROR_CORRUPT_RANGE 17
 
