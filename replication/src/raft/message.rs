@@ -34,8 +34,10 @@ pub enum MessageKind {
     TimeoutNow,
     /// Leader to follower: we agree on everything; no heartbeats from now on while our link is up.
     Quiesce,
-    /// Beside the core: send me committed batches from `offset` on. `read` is 0 from a follower that catches up; one that
-    /// repairs what it has names its question so, below 32,768, and is answered with the same number.
+    /// Beside the core: send me about `index` bytes of committed batches from `offset` on. `read` is 0 from a follower that
+    /// catches up: so many as `commit` says of its questions before this one are not answered yet, and this one is for what comes
+    /// behind those answers. One that repairs what it has names its question by `read`, below 32,768, and is answered with the
+    /// same number.
     FetchBatches,
     /// The answer: the batches as entries without an index; `offset` is where the sender's log begins; `reject`ed when
     /// they can't be read.

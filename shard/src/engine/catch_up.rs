@@ -11,7 +11,6 @@
 
 use pyralog_core::batch::BatchView;
 use pyralog_core::{GroupId, NodeId, ShardId};
-use pyralog_net::message::{Consistency, FetchRequest};
 use pyralog_replication::metadata::Command;
 use pyralog_replication::raft::{
     Configuration, EntryHead, EntryKind, HardState, Message, MessageKind, Position, RecoveredLog,
@@ -29,14 +28,14 @@ use super::fetch::Slices;
 use super::outbox::ENTRIES_PER_MESSAGE;
 use super::partition::Told;
 use super::producers::Producers;
-use super::recovery_rate::Turn;
+use super::recovery_rate::{Share, Turn};
 use super::replica::{Replica, Unplaced};
 use super::{Action, Engine};
 
-/// Most bytes that are answered at once, unless a batch is larger.
-const MOST_BYTES: u64 = 1 << 20;
-/// So much may wait to be written while the next answer is on its way, bytes.
-const UNWRITTEN_BYTES: usize = 4 << 20;
+/// Questions of a catch-up under way at once: as many as keep the disks of both ends and what is between them busy.
+const QUESTIONS: u64 = 4;
+/// So much may be on its way here or wait to be written, bytes.
+const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// An answer that did not come for so long was lost, microseconds: the follower asks again when the leader tells it again
 /// where to begin.
 const ANSWER_WITHIN_US: u64 = 3_000_000;
@@ -68,19 +67,24 @@ pub(super) struct CatchUp {
     /// Of the metadata group: the commands in what was fetched.
     commands: Vec<(i64, Command)>,
     stage: Stage,
+    /// It waits for its turn to ask.
+    waits: bool,
+    /// Questions that are not answered yet.
+    asked: u64,
+    /// Where it began, and what has come since, bytes: they tell how much will come.
+    began_at: i64,
+    came: u64,
     changed_us: u64,
     /// The link to who was asked broke since.
     lost: bool,
+    /// What of it is on its way or not written yet.
+    share: Share,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// It waits for its turn to ask.
-    Waiting,
-    /// The leader was asked.
-    Asked,
-    /// Nothing is asked for: too much waits to be written.
-    Full,
+    /// Batches are asked for.
+    Fetching,
     /// All has come, and is written.
     Writing,
     /// It is given up for this reason, or because nobody needs it any more, when nothing of it is on its way to the disk.
@@ -105,35 +109,11 @@ fn question_of(conn: ConnId) -> u64 {
     conn.0 >> 48 & 0x7fff
 }
 
-fn conn_of(peer: PeerId, question: u64) -> ConnId {
+pub(super) fn conn_of(peer: PeerId, question: u64) -> ConnId {
     ConnId(PEERS | (question & 0x7fff) << 48 | u64::from(peer.node.0) << 16 | u64::from(peer.shard.0))
 }
 
 impl Engine {
-    // --- the leader's part -------------------------------------------------------------------------------
-
-    /// Another replica asks for committed batches.
-    pub(super) fn peer_fetch(&mut self, from: PeerId, message: &Message, actions: &mut Vec<Action>) {
-        let group = message.group();
-        let now_us = self.now.monotonic_us;
-        if message.read == 0
-            && let Some(index) = self.find(group)
-            && let Some(replica) = self.raft_mut(index)
-        {
-            replica.note_fetch(from, message.offset, now_us);
-        }
-        let fetch = FetchRequest {
-            group,
-            offset: message.offset,
-            min_bytes: 0,
-            max_bytes: message.index.clamp(1, MOST_BYTES) as u32,
-            max_wait_ms: 0,
-            consistency: Consistency::Leader,
-        };
-        let name = u64::from(group.topic.0) << 32 | u64::from(group.partition);
-        self.fetch(conn_of(from, message.read), name, &fetch, actions);
-    }
-
     /// Answers a request of another shard. False: a client sent it.
     pub(super) fn answer_peer(&mut self, conn: ConnId, name: u64, slices: Option<&Slices>) -> bool {
         let Some(peer) = peer_of(conn) else { return false };
@@ -155,6 +135,9 @@ impl Engine {
             if bytes < slice.len() {
                 break;
             }
+        }
+        if message.read == 0 {
+            self.replication.answers.answered(peer, &message);
         }
         self.replication.outbox.add(peer, message, batches);
         true
@@ -192,6 +175,7 @@ impl Engine {
         }
         let Some(partition) = self.at(index) else { return true };
         let all_there = message.offset <= partition.flushed_to;
+        let share = self.recovery_rate.share();
         let mut producers = partition.producers.clone();
         producers.undo(partition.flushed_to);
         let catch_up = CatchUp {
@@ -207,9 +191,14 @@ impl Engine {
             writes: SegmentWrites::new(group),
             producers,
             commands: Vec::new(),
-            stage: if all_there { Stage::Done } else { Stage::Waiting },
+            stage: if all_there { Stage::Done } else { Stage::Fetching },
+            waits: false,
+            asked: 0,
+            began_at: partition.flushed_to,
+            came: 0,
             changed_us: now_us,
             lost: false,
+            share,
         };
         if let Some(replica) = self.raft_mut(index) {
             replica.catch_up = Some(Box::new(catch_up));
@@ -240,7 +229,7 @@ impl Engine {
         (catch_up.leader, catch_up.source, catch_up.refusals) = (from, from, 0);
         catch_up.term = term;
         (catch_up.target, catch_up.configuration) = (target, configuration.clone());
-        self.ask(index);
+        self.ask_anew(index);
         true
     }
 
@@ -248,33 +237,51 @@ impl Engine {
     pub(super) fn answers_lost(&mut self, peer: PeerId) {
         let replicas = self.partitions.iter_mut().flatten().filter_map(|p| p.replica.raft_mut());
         for catch_up in replicas.filter_map(|replica| replica.catch_up.as_mut()) {
-            catch_up.lost |= catch_up.source == peer;
+            if catch_up.source == peer && catch_up.asked > 0 {
+                catch_up.lost = true;
+                catch_up.account(0);
+            }
         }
     }
 
-    /// Asks for the next batches, when it is its turn.
+    /// Asks for what comes next as if nothing had been asked for.
+    fn ask_anew(&mut self, index: u32) {
+        if let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) {
+            (catch_up.asked, catch_up.lost) = (0, false);
+        }
+        self.ask(index);
+    }
+
+    /// Asks for the next batches, when it is its turn, if there is room for more.
     fn ask(&mut self, index: u32) {
-        let now_us = self.now.monotonic_us;
+        let (now_us, bytes) = (self.now.monotonic_us, self.recovery_ask_bytes());
         let Some(group) = self.at(index).map(|partition| partition.group) else { return };
         let Some(replica) = self.raft_mut(index) else { return };
         let Some(catch_up) = &mut replica.catch_up else { return };
-        (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Waiting, now_us, false);
-        if group == GroupId::METADATA {
-            self.ask_now(index);
-        } else {
-            self.recovery_rate.wait(Turn::CatchUp(group));
+        if catch_up.waits || !catch_up.wants_more(bytes) {
+            return;
         }
+        catch_up.changed_us = now_us;
+        if group == GroupId::METADATA {
+            return self.ask_now(index);
+        }
+        catch_up.waits = true;
+        self.recovery_rate.wait(Turn::CatchUp(group));
     }
 
     /// It is the turn of a group. False: it does not want it any more.
     pub(super) fn catch_up_turn(&mut self, group: GroupId) -> bool {
+        let bytes = self.recovery_ask_bytes();
         let Some(index) = self.find(group) else { return false };
-        let catch_up = self.raft_mut(index).and_then(|replica| replica.catch_up.as_ref());
-        let waits = catch_up.is_some_and(|catch_up| matches!(catch_up.stage, Stage::Waiting));
-        if waits {
+        let catch_up = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut());
+        let Some(catch_up) = catch_up.filter(|catch_up| catch_up.waits) else { return false };
+        catch_up.waits = false;
+        let wants = catch_up.wants_more(bytes);
+        if wants {
             self.ask_now(index);
+            self.ask(index);
         }
-        waits
+        wants
     }
 
     fn ask_now(&mut self, index: u32) {
@@ -284,8 +291,6 @@ impl Engine {
         let Some(replica) = self.raft_mut(index) else { return };
         let term = replica.raft.term();
         let Some(catch_up) = &mut replica.catch_up else { return };
-        // A link that broke while it waited has taken no answer along.
-        (catch_up.stage, catch_up.changed_us, catch_up.lost) = (Stage::Asked, now_us, false);
         let to = catch_up.source;
         let kind = match catch_up.wants_producers {
             true => MessageKind::FetchProducers,
@@ -293,6 +298,9 @@ impl Engine {
         };
         let mut message = Message::new(kind, group, node, to.node.0, term);
         (message.offset, message.index) = (catch_up.next, bytes as u64);
+        message.commit = catch_up.asked;
+        (catch_up.asked, catch_up.changed_us) = (catch_up.asked + 1, now_us);
+        catch_up.account(bytes);
         self.post_beside(to, message);
     }
 
@@ -302,7 +310,7 @@ impl Engine {
         if let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) {
             (catch_up.source, catch_up.refusals) = (next, catch_up.refusals + 1);
         }
-        self.ask(index);
+        self.ask_anew(index);
         true
     }
 
@@ -368,6 +376,7 @@ impl Engine {
             (catch_up.next, catch_up.log_start) = (from, Some(from));
             // Who wrote what is gone is known to others only. Nobody writes to the metadata in sessions.
             catch_up.wants_producers = message.group() != GroupId::METADATA;
+            catch_up.began_at = from;
             self.go_on_behind_what_is_gone(index);
             return Ok(());
         }
@@ -385,25 +394,23 @@ impl Engine {
             // Asked for twice, and the first answer was only late, or asked for before this replica began anew.
             return Ok(());
         }
-        // A segment holds batches of one term.
-        let term = message.entries.first().map_or(0, |entry| entry.term);
-        let wanted = message.entries.iter();
-        let wanted =
-            wanted.take_while(|entry| entry.next_offset <= catch_up.target.offset && entry.term == term);
-        let (mut end, mut bytes) = (catch_up.next, 0);
-        for entry in wanted {
-            if entry.base_offset != end {
-                return Err("batches that do not follow on one another".into());
-            }
-            (end, bytes) = (entry.next_offset, bytes + entry.bytes as usize);
-        }
-        let Some(batches) = batches.get(..bytes).filter(|batches| !batches.is_empty()) else {
+        (catch_up.asked, catch_up.changed_us) = (catch_up.asked - 1, now_us);
+        let runs = runs(&message.entries, catch_up.next, catch_up.target.offset)?;
+        if runs.is_empty() {
             self.give_up(index, "it came to nothing", actions);
             return Ok(());
-        };
-        let max_timestamp = catch_up.note(batches, message.group() == GroupId::METADATA, now_us)?;
-        let run = Run { base: catch_up.next, end, term, max_timestamp };
-        self.keep_batches(index, run, batches, actions);
+        }
+        let mut rest = batches;
+        for (run, bytes) in runs {
+            let (batches, later) =
+                rest.split_at_checked(bytes).ok_or("the batches end before their entries")?;
+            rest = later;
+            if !self.keep_batches(index, run, batches)? {
+                self.give_up(index, "no memory is free", actions);
+                return Ok(());
+            }
+        }
+        self.write_on(index, actions);
         Ok(())
     }
 
@@ -423,29 +430,34 @@ impl Engine {
             return;
         };
         if catch_up.wants_producers || catch_up.next < catch_up.target.offset {
-            self.ask(index);
+            self.ask_anew(index);
         } else {
             catch_up.stage = Stage::Done;
             self.queue_group(index);
         }
     }
 
-    /// Has batches written, and asks for the next ones.
-    fn keep_batches(&mut self, index: u32, run: Run, batches: &[u8], actions: &mut Vec<Action>) {
+    /// Has batches written. False: there is no memory for them.
+    fn keep_batches(&mut self, index: u32, run: Run, batches: &[u8]) -> Result<bool, String> {
         let (now, bound) = (self.now, self.config.segment_max_bytes);
-        let Some(chunk) = self.misc_pool.chunk(batches.len()) else {
-            return self.give_up(index, "no memory is free", actions);
-        };
+        let Some(chunk) = self.misc_pool.chunk(batches.len()) else { return Ok(false) };
         chunk.append(batches);
-        let Some(catch_up) = self.raft_mut(index).and_then(|replica| replica.catch_up.as_mut()) else {
-            return;
+        let Some(partition) = self.at_mut(index) else { return Ok(true) };
+        let metadata = partition.group == GroupId::METADATA;
+        let Some(catch_up) = partition.replica.raft_mut().and_then(|replica| replica.catch_up.as_mut())
+        else {
+            return Ok(true);
         };
+        let max_timestamp = catch_up.note(batches, metadata, now.monotonic_us)?;
         let data = ChunkSlice::new(chunk, 0, batches.len());
-        catch_up.writes.take(run, data, bound, now.wall_ms);
-        (catch_up.next, catch_up.changed_us) = (run.end, now.monotonic_us);
-        catch_up.stage = if run.end < catch_up.target.offset { Stage::Full } else { Stage::Writing };
+        catch_up.writes.take(Run { max_timestamp, ..run }, data, bound, now.wall_ms);
+        (catch_up.next, catch_up.came) = (run.end, catch_up.came + batches.len() as u64);
+        if run.end >= catch_up.target.offset {
+            // What was asked for beyond it is not waited for.
+            (catch_up.stage, catch_up.asked) = (Stage::Writing, 0);
+        }
         self.counters.replication.catch_up_bytes += batches.len() as u64;
-        self.write_on(index, actions);
+        Ok(true)
     }
 
     /// Goes on with what a catch-up writes, and with what it asks for while there is room for that.
@@ -463,8 +475,8 @@ impl Engine {
             (write, catch_up.writes.next_write(write, most, is_all)),
             (flush, catch_up.writes.next_sync(flush, is_all)),
         ];
+        catch_up.account(most);
         let done = is_all && catch_up.writes.is_durable();
-        let asks = matches!(catch_up.stage, Stage::Full) && catch_up.writes.unwritten() < UNWRITTEN_BYTES;
         if done {
             catch_up.stage = Stage::Done;
         }
@@ -472,9 +484,7 @@ impl Engine {
             self.replication.catch_up_io.insert(token, group);
             actions.push(Action::Io { token, op });
         }
-        if asks {
-            self.ask(index);
-        }
+        self.ask(index);
         if done {
             self.queue_group(index);
         }
@@ -603,12 +613,30 @@ impl CatchUp {
     }
 
     fn has_asked(&self, source: PeerId) -> bool {
-        matches!(self.stage, Stage::Asked) && self.source == source
+        matches!(self.stage, Stage::Fetching) && self.asked > 0 && self.source == source
     }
 
     fn is_stuck(&self, now_us: u64) -> bool {
         let late = self.lost || now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US;
-        matches!(self.stage, Stage::Asked) && late
+        matches!(self.stage, Stage::Fetching) && self.asked > 0 && late
+    }
+
+    /// Tells how much is on its way, at so many bytes an answer, or waits to be written.
+    fn account(&mut self, answer_bytes: usize) {
+        self.share.set(self.asked as usize * answer_bytes + self.writes.unwritten());
+    }
+
+    /// Whether to ask for so many bytes more: they have room, and will be there as far as can be told.
+    fn wants_more(&self, bytes: usize) -> bool {
+        let asked = self.asked * bytes as u64;
+        // By the records that have come.
+        let left = (self.target.offset - self.next).max(0) as u128 * u128::from(self.came);
+        let known = (self.next - self.began_at).max(1) as u128;
+        matches!(self.stage, Stage::Fetching)
+            && !self.lost
+            && self.asked < if self.wants_producers { 1 } else { QUESTIONS }
+            && self.writes.unwritten() as u64 + asked + bytes as u64 <= IN_FLIGHT_BYTES as u64
+            && (self.asked == 0 || left > u128::from(asked) * known)
     }
 
     /// Notes the producers of batches. Returns the largest timestamp.
@@ -625,6 +653,27 @@ impl CatchUp {
         }
         Ok(max_timestamp)
     }
+}
+
+/// What follows on `next` up to `target`, in runs of one term, as a segment holds them; with the bytes of each.
+fn runs(entries: &[EntryHead], next: i64, target: i64) -> Result<SmallVec<[(Run, usize); 2]>, String> {
+    let (mut end, mut runs) = (next, SmallVec::<[(Run, usize); 2]>::new());
+    for entry in entries.iter().take_while(|entry| entry.next_offset <= target) {
+        if entry.base_offset != end {
+            return Err("batches that do not follow on one another".into());
+        }
+        end = entry.next_offset;
+        match runs.last_mut() {
+            Some((run, bytes)) if run.term == entry.term => {
+                (run.end, *bytes) = (end, *bytes + entry.bytes as usize);
+            }
+            _ => {
+                let (base, term) = (entry.base_offset, entry.term);
+                runs.push((Run { base, end, term, max_timestamp: i64::MIN }, entry.bytes as usize));
+            }
+        }
+    }
+    Ok(runs)
 }
 
 /// What the batches in `bytes` are, one after the other.

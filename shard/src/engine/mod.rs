@@ -20,7 +20,7 @@
 //! | `hand_over` | a shard that stops gives away what it leads |
 //! | `campaigns` | how many groups campaign at once |
 //! | `balance` | leaders go back to where they should be |
-//! | `catch_up`, `catch_up_writes` | a follower gets what its leader has in segments only; how that becomes its own segments |
+//! | `catch_up`, `catch_up_answers`, `catch_up_writes` | a follower gets what its leader has in segments only; what the leader answers; how that becomes the follower's own segments |
 //! | `recovery_rate` | at a rate that the node's shards share |
 //! | `reassign`, `alter` | requests about partitions that move to other nodes; about topics that change |
 //! | `metadata` | what clients are told of the cluster |
@@ -36,6 +36,7 @@ pub mod api;
 mod balance;
 mod campaigns;
 mod catch_up;
+mod catch_up_answers;
 mod catch_up_producers;
 mod catch_up_writes;
 mod cold;
@@ -305,6 +306,7 @@ impl Engine {
             self.balance.deadline_us(),
             self.moves_deadline_us(),
             self.scrub.deadline_us(),
+            self.replication.answers.has_ready().then_some(self.now.monotonic_us),
         ]
         .into_iter()
         .flatten()

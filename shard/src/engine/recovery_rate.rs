@@ -6,7 +6,9 @@
 //! what came is what was paid for, and an answer with one large batch is followed by a pause. The metadata group is exempt:
 //! it is small, and who lacks it can do nothing.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use pyralog_core::GroupId;
 use pyralog_core::limits::MAX_PEER_PAYLOAD_BYTES;
@@ -16,6 +18,30 @@ use super::{Action, Engine};
 
 /// Asked for at once without a limit, bytes.
 const UNLIMITED_ASK_BYTES: usize = 1 << 20;
+
+/// So much may be on its way to all replicas of the shard that catch up, or wait to be written, bytes.
+const IN_FLIGHT_BYTES: usize = 16 << 20;
+
+/// What of that one replica has; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    all: Rc<Cell<usize>>,
+    own: usize,
+}
+
+impl Share {
+    /// It has so many bytes now.
+    pub(super) fn set(&mut self, bytes: usize) {
+        self.all.set(self.all.get() - self.own + bytes);
+        self.own = bytes;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
 
 /// What waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +61,19 @@ pub(super) struct RecoveryRate {
     credit: i64,
     /// Since when a turn is wanted, microseconds.
     wanted_us: Option<u64>,
+    /// On its way, or not written yet, bytes.
+    in_flight: Rc<Cell<usize>>,
 }
 
 impl RecoveryRate {
     /// Has it ask when it is its turn.
     pub(super) fn wait(&mut self, turn: Turn) {
         self.waiting.push_back(turn);
+    }
+
+    /// For a replica that begins to catch up.
+    pub(super) fn share(&self) -> Share {
+        Share { all: Rc::clone(&self.in_flight), own: 0 }
     }
 
     fn settle(&mut self, paid: usize, came: usize) {
@@ -78,6 +111,11 @@ impl Engine {
     pub(super) fn take_recovery_turns(&mut self, actions: &mut Vec<Action>) {
         let is_limited = self.config.recovery_bytes_per_s.is_some();
         while let Some(next) = self.recovery_rate.waiting.front().copied() {
+            let in_flight = self.recovery_rate.in_flight.get();
+            if in_flight > 0 && in_flight + self.recovery_ask_bytes() > IN_FLIGHT_BYTES {
+                // Whatever of it arrives makes another pass.
+                return;
+            }
             let missing = RECOVERY_TURN_BYTES as i64 - self.recovery_rate.credit;
             if is_limited && missing > 0 {
                 if self.recovery_rate.wanted_us.is_none() {

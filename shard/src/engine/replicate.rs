@@ -19,6 +19,7 @@ use crate::format::journal::{FrameHeader, FrameKind};
 
 use super::api::{IoToken, Leadership, PeerId};
 use super::campaigns::Campaigns;
+use super::catch_up_answers::Answers;
 use super::incoming::{Incoming, check_batches};
 use super::links::LinkTable;
 use super::outbox::Outbox;
@@ -45,6 +46,8 @@ pub(super) struct Replication {
     timers: BinaryHeap<Reverse<(u64, u32)>>,
     pub(super) outbox: Outbox,
     pub(super) campaigns: Campaigns,
+    /// Replicas elsewhere that catch up with what is here.
+    pub(super) answers: Answers,
     /// Operations of catch-ups under way.
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
     /// Links to other nodes.
@@ -258,6 +261,8 @@ impl Engine {
     pub(super) fn peer_down(&mut self, peer: PeerId) {
         let now_us = self.now.monotonic_us;
         self.replication.links.went_down(peer, now_us);
+        self.replication.answers.forget_peer(peer);
+        self.answers_lost(peer);
         self.each_group_with(peer, |replica| replica.raft.link_lost(peer.node.0, now_us));
     }
 
@@ -359,6 +364,7 @@ impl Engine {
         for index in left {
             self.queue_group(index);
         }
+        self.answer_next(actions);
         self.take_recovery_turns(actions);
         self.replication.outbox.send(actions);
         let leaders = std::mem::take(&mut self.replication.leaders);

@@ -176,3 +176,26 @@ fn a_catch_up_behind_what_is_gone_brings_the_producers() {
     world.heal();
     assert_eq!(verdicts(&world, blank), known);
 }
+
+/// Disks and network work at once: the next questions are under way before the first is answered.
+#[test]
+fn questions_are_asked_before_those_before_them_are_answered() {
+    let (mut world, blank, bytes) = recovery_rate::with_a_blank_node(15, 1, None);
+    let sent = |world: &World, kind: &str| world.messages.get(kind).copied().unwrap_or(0);
+    let (asked, answered) = (sent(&world, "FetchBatches"), sent(&world, "Batches"));
+    let done = |world: &World| {
+        let engine = world.nodes[blank as usize - 1].engine.as_ref().unwrap();
+        engine.status().counters.replication
+    };
+    let mut open = 0;
+    while done(&world).catch_ups_done < 2 {
+        world.go_on();
+        let now = (sent(&world, "FetchBatches") - asked) - (sent(&world, "Batches") - answered);
+        open = now.max(open);
+    }
+    assert!((3..=5).contains(&open), "{open} questions at once");
+    // All that was asked for was wanted, up to the end of the last answer.
+    assert!(done(&world).recovery_bytes < bytes + (1 << 20), "{} of {bytes}", done(&world).recovery_bytes);
+    world.heal();
+    world.check();
+}
