@@ -17,6 +17,10 @@ use crate::units;
 
 /// Between two looks at how far a partition is.
 const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at whether less is left: a turn of the slowest rate takes longer, and a sensible one far less.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// One that has come no nearer for so long falls behind.
+const NO_NEARER: Duration = Duration::from_secs(10);
 /// A replica that has been reachable for long leads within a second or two of being the first; one that has just come needs longer.
 const LEADS_WITHIN: Duration = Duration::from_secs(15);
 
@@ -148,13 +152,29 @@ fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
         // A topic may have gone since.
         let Some(topic) = topics.iter().find(|topic| topic.id == group.topic.0) else { continue };
         let bytes_left = progress(client, topic, group.partition);
-        let (topic, partition) = (topic.name.clone(), group.partition);
-        rows.push(Row { topic, partition, from, to, state: "moving", bytes_left });
+        let (name, partition) = (topic.name.clone(), group.partition);
+        rows.push((topic, Row { topic: name, partition, from, to, state: "moving", bytes_left }));
     }
+    if rows.iter().any(|(_, row)| row.bytes_left.is_some_and(|left| left > 0)) {
+        std::thread::sleep(LOOK_AGAIN);
+        for (topic, row) in &mut rows {
+            let before = std::mem::replace(&mut row.bytes_left, progress(client, topic, row.partition));
+            row.state = state(before, row.bytes_left);
+        }
+    }
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     output::print(format, &rows, |rows| match rows.is_empty() {
         true => "no partition is on its way to other nodes".into(),
         false => table(rows),
     })
+}
+
+/// What to call a move of which so much was left before and now: one that copies slower than producers write never ends.
+fn state(before: Option<u64>, now: Option<u64>) -> &'static str {
+    match (before, now) {
+        (Some(before), Some(now)) if now > before => "falling_behind",
+        _ => "moving",
+    }
 }
 
 /// Says when everything goes where it fails together, and could go elsewhere.
@@ -210,9 +230,10 @@ fn await_arrival(
         "{msg} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left (goes on when interrupted)",
     );
     bar.set_style(style.map_err(|error| Failure::failed(error.to_string()))?);
-    bar.set_message(format!("{}/{partition}", topic.name));
+    let message = format!("{}/{partition}", topic.name);
+    bar.set_message(message.clone());
     let group = GroupId::new(topic.id, partition);
-    let mut total = 0;
+    let (mut total, mut nearest) = (0, (u64::MAX, Instant::now()));
     loop {
         let moving = client.reassignments().map_err(|error| explain(error, Some(&topic.name)))?;
         if !moving.iter().any(|moved| moved.group == group) {
@@ -224,7 +245,27 @@ fn await_arrival(
             total = left.max(total);
             bar.set_length(total);
             bar.set_position(total - left);
+            if left < nearest.0 {
+                nearest = (left, looked);
+                bar.set_message(message.clone());
+            } else if looked - nearest.1 > NO_NEARER {
+                bar.set_message(format!("{message} falls behind what is written;"));
+            }
         }
         std::thread::sleep(LOOK.saturating_sub(looked.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_left_than_before_is_falling_behind() {
+        assert_eq!(state(Some(10), Some(11)), "falling_behind");
+        assert_eq!(state(Some(10), Some(10)), "moving");
+        assert_eq!(state(Some(10), Some(0)), "moving");
+        assert_eq!(state(None, Some(10)), "moving");
+        assert_eq!(state(Some(10), None), "moving");
     }
 }
