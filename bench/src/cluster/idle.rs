@@ -108,15 +108,22 @@ fn write_to_all(cluster: &Cluster, topics: &[(String, u32)]) -> anyhow::Result<(
 }
 
 /// Time that a process has spent on CPUs, its threads' included.
-pub(super) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
-    let mut total_ns = 0;
+fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    Ok(cpu_times(pid)?.0)
+}
+
+/// The same, and the time for which its threads would have run and had no CPU.
+pub(super) fn cpu_times(pid: u32) -> anyhow::Result<(Duration, Duration)> {
+    let (mut total_ns, mut waited_ns) = (0, 0);
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // "time on the CPU, ns; time waiting, ns; time slices": finer than the clock ticks of `stat`.
         let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let spent = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-        total_ns += spent.context("schedstat: not in the known format")?;
+        let mut words = text.split_whitespace().map(|word| word.parse::<u64>().ok());
+        let mut next = || words.next().flatten().context("schedstat: not in the known format");
+        total_ns += next()?;
+        waited_ns += next()?;
     }
-    Ok(Duration::from_nanos(total_ns))
+    Ok((Duration::from_nanos(total_ns), Duration::from_nanos(waited_ns)))
 }
 
 impl IdleReport {
