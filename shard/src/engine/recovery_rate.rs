@@ -77,7 +77,8 @@ impl RecoveryRate {
     }
 
     fn settle(&mut self, paid: usize, came: usize) {
-        let most = RECOVERY_TURN_BYTES as i64;
+        // A turn that was wanted before an answer gave something back comes on top of that.
+        let most = 2 * RECOVERY_TURN_BYTES as i64;
         // A peer that sends what nobody asked for does not stop this shard for good.
         let least = -(MAX_PEER_PAYLOAD_BYTES as i64);
         self.credit = self.credit.saturating_add(paid as i64 - came as i64).clamp(least, most);
