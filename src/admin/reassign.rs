@@ -158,8 +158,10 @@ fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
     if rows.iter().any(|(_, row)| row.bytes_left.is_some_and(|left| left > 0)) {
         std::thread::sleep(LOOK_AGAIN);
         for (topic, row) in &mut rows {
-            let before = std::mem::replace(&mut row.bytes_left, progress(client, topic, row.partition));
-            row.state = state(before, row.bytes_left);
+            let Some(now) = state_of(client, topic, row.partition) else { continue };
+            let left = bytes_left(&now);
+            row.state = state(row.bytes_left, left, is_heard(&now));
+            row.bytes_left = Some(left);
         }
     }
     let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
@@ -169,12 +171,19 @@ fn list(client: &mut Client, format: Format) -> Result<(), Failure> {
     })
 }
 
-/// What to call a move of which so much was left before and now: one that copies slower than producers write never ends.
-fn state(before: Option<u64>, now: Option<u64>) -> &'static str {
-    match (before, now) {
-        (Some(before), Some(now)) if now > before => "falling_behind",
+/// What to call a move of which so much was left before and now: one that copies slower than producers write never ends. Who
+/// has not been heard at all does not copy slowly.
+fn state(before: Option<u64>, now: u64, is_heard: bool) -> &'static str {
+    match before {
+        Some(before) if now > before && is_heard => "falling_behind",
         _ => "moving",
     }
+}
+
+/// Whether all that are to get a replica have told the leader how far they are.
+fn is_heard(state: &PartitionState) -> bool {
+    let mut joining = state.replicas.iter().filter(|replica| replica.role == ReplicaRole::Joining);
+    joining.all(|replica| replica.known_end().is_some())
 }
 
 /// Says when everything goes where it fails together, and could go elsewhere.
@@ -199,10 +208,15 @@ fn replicas(topic: &TopicMetadata, partition: u32) -> Vec<u32> {
 
 /// Bytes that the nodes lack which are to get a replica, as the partition's leader tells.
 fn progress(client: &mut Client, topic: &TopicMetadata, partition: u32) -> Option<u64> {
+    state_of(client, topic, partition).as_ref().map(bytes_left)
+}
+
+/// What its leader tells of a partition.
+fn state_of(client: &mut Client, topic: &TopicMetadata, partition: u32) -> Option<PartitionState> {
     let described =
         client.describe(std::slice::from_ref(topic)).into_iter().flatten().nth(partition as usize)?;
-    let state = described.state.filter(|_| described.is_from_leader());
-    state.as_ref().map(bytes_left)
+    let from_leader = described.is_from_leader();
+    described.state.filter(|_| from_leader)
 }
 
 pub(super) fn bytes_left(state: &PartitionState) -> u64 {
@@ -262,10 +276,10 @@ mod tests {
 
     #[test]
     fn more_left_than_before_is_falling_behind() {
-        assert_eq!(state(Some(10), Some(11)), "falling_behind");
-        assert_eq!(state(Some(10), Some(10)), "moving");
-        assert_eq!(state(Some(10), Some(0)), "moving");
-        assert_eq!(state(None, Some(10)), "moving");
-        assert_eq!(state(Some(10), None), "moving");
+        assert_eq!(state(Some(10), 11, true), "falling_behind");
+        assert_eq!(state(Some(10), 11, false), "moving", "a node that is down");
+        assert_eq!(state(Some(10), 10, true), "moving");
+        assert_eq!(state(Some(10), 0, true), "moving");
+        assert_eq!(state(None, 10, true), "moving");
     }
 }
