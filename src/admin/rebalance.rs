@@ -98,15 +98,15 @@ impl Now {
                 let replicas = place.replicas.iter();
                 let replicas: Vec<Replica> =
                     replicas.map(|held| Replica { node: held.node, shard: held.shard }).collect();
-                if replicas.len() < 2 {
-                    if replicas.iter().any(|held| held.node == leaves) {
-                        return Err(Failure::failed(format!(
-                            "partition {partition} of {:?} has one replica, on node {leaves}, and only several can take each \
-                             other's place: copy the topic to one with more replicas and delete it",
-                            topic.name
-                        )));
-                    }
-                    continue;
+                if let [only] = replicas[..]
+                    && only.node == leaves
+                    && described.state.is_none()
+                {
+                    return Err(Failure::failed(format!(
+                        "partition {partition} of {:?} has its only replica on node {leaves}, which does not answer: start it, so \
+                         that others can copy from it, or delete the topic",
+                        topic.name
+                    )));
                 }
                 let bytes = described.state.map_or(0, |state| state.segment_bytes);
                 let (group, copies) = (GroupId::new(topic.id, partition), topic.quorums.replication_factor);
@@ -340,14 +340,21 @@ fn check_others(client: &mut Client, node: u32) -> Result<(), Failure> {
     let holders = client.metadata_holders().map_err(|error| explain(error, None))?;
     let left: Vec<u32> = holders.into_iter().filter(|holder| *holder != node).collect();
     let answers = client.ask_nodes();
-    let up = |holder: &&u32| answers.iter().any(|answer| answer.node == **holder && answer.server.is_ok());
-    let (up, needed) = (left.iter().filter(up).count(), left.len() / 2 + 1);
+    let answer = |holder: u32| answers.iter().find(|answer| answer.node == holder);
+    let down = |holder: &u32| match answer(*holder).map(|answer| &answer.server) {
+        Some(Ok(_)) => None,
+        Some(Err(why)) => Some(format!("node {holder}: {why}")),
+        None => Some(format!("node {holder} is not registered")),
+    };
+    let down: Vec<String> = left.iter().filter_map(down).collect();
+    let (up, needed) = (left.len() - down.len(), left.len() / 2 + 1);
     match up >= needed && !left.is_empty() {
         true => Ok(()),
         false => Err(Failure::failed(format!(
             "without node {node} the metadata would be on nodes {}, of which {up} are up and {needed} are needed: start the others \
-             first",
-            nodes(&left)
+             first ({})",
+            nodes(&left),
+            down.join("; ")
         ))),
     }
 }

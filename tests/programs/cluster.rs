@@ -214,3 +214,18 @@ impl Drop for LocalCluster<'_> {
         let _ = admin().args(["cluster", "stop-local", "--dir"]).arg(self.dir).output();
     }
 }
+
+/// Whoever is asked first may be the one that decides.
+#[test]
+fn who_asks_the_controller_first_hears_of_all_nodes() {
+    let cluster = Cluster::formed(3);
+    for id in 1..=3 {
+        let mut client = Cluster::client_at(&[cluster.address(id)]);
+        assert_eq!(client.metadata_for_sure().unwrap().0.nodes.len(), 3);
+        let asked: Vec<u32> = client.ask_nodes().iter().map(|answer| answer.node).collect();
+        assert_eq!(asked, [1, 2, 3], "by way of node {id}");
+        let mut client = Cluster::client_at(&[cluster.address(id)]);
+        client.metadata_holders().unwrap();
+        assert_eq!(client.ask_nodes().len(), 3, "by way of node {id}");
+    }
+}

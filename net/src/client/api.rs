@@ -194,7 +194,7 @@ impl Client {
         self.nodes.keys().copied()
     }
 
-    fn learn(&mut self, reply: &MetadataReply) {
+    pub(super) fn learn(&mut self, reply: &MetadataReply) {
         self.nodes = reply.nodes.iter().map(|node| (node.id, node.address.clone())).collect();
         // A node that is alone was found already, whatever it calls itself.
         for address in self.nodes.values().filter(|_| self.nodes.len() > 1) {

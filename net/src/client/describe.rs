@@ -138,6 +138,10 @@ impl Client {
 
     /// What each node of the cluster says of itself, in the order of their ids.
     pub fn ask_nodes(&mut self) -> Vec<NodeAnswer> {
+        if self.known_nodes().next().is_none() {
+            // Nobody answers then, and nobody is named.
+            let _ = self.metadata();
+        }
         let nodes: Vec<u32> = self.known_nodes().collect();
         nodes.into_iter().map(|node| self.ask_node(node)).collect()
     }

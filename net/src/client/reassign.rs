@@ -104,7 +104,10 @@ impl Client {
         all_pages(|start_after| {
             self.find_controller()?;
             let request = Request::Metadata(MetadataRequest { topic: None, start_after });
-            self.call_controller(&request, Kind::Question, metadata_reply)
+            let page = self.call_controller(&request, Kind::Question, metadata_reply)?;
+            // Who was asked first may have been the one that decides: nothing else has told of the nodes then.
+            self.learn(&page);
+            Ok(page)
         })
     }
 
