@@ -128,7 +128,6 @@ fn a_partition_moves_under_load_while_nodes_die() {
 fn what_can_not_be_is_refused_with_the_reason() {
     let cluster = Cluster::formed(3);
     cluster.admin_ok(&["topic", "create", "t", "--partitions", "1"]);
-    cluster.admin_ok(&["topic", "create", "alone", "--replication-factor", "1"]);
     let refused = |arguments: &[&str], text: &str| {
         let output = cluster.admin(&[&["reassign"], arguments].concat());
         let error = String::from_utf8(output.stderr).unwrap();
@@ -138,7 +137,7 @@ fn what_can_not_be_is_refused_with_the_reason() {
     refused(&["t/0", "--to", "1,2"], "has 3 replicas, 2 nodes are named");
     refused(&["t/0", "--to", "1,2,2"], "node 2 is named twice");
     refused(&["t/0", "--cancel"], "is not on its way anywhere");
-    refused(&["alone/0", "--to", "2"], "has one replica");
+    refused(&["t/0", "--to", "1"], "has 3 replicas, 1 nodes are named");
     refused(&["t/5", "--to", "1,2,3"], "partition");
     refused(&["nobody/0", "--to", "1,2,3"], "nobody");
     refused(&["t"], "no partition");
@@ -154,7 +153,7 @@ fn what_can_not_be_is_refused_with_the_reason() {
         (led["leader"].as_u64(), led["replicas"][0].as_u64()),
         (Some(now[2].into()), Some(now[2].into()))
     );
-    let output = cluster.admin(&["leaders", "transfer", "alone/0", "--to", "9"]);
+    let output = cluster.admin(&["leaders", "transfer", "t/0", "--to", "9"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains("node 9 has no replica"));
 }
 
@@ -330,7 +329,6 @@ fn await_copies(cluster: &Cluster, copies: &[usize]) {
 fn a_topic_gets_more_replicas_and_fewer_under_load() {
     let mut cluster = Cluster::in_racks(&["east", "east", "west", "west", "north"]);
     cluster.admin_ok(&["topic", "create", "t", "--replication-factor", "3", "--partitions", "2"]);
-    cluster.admin_ok(&["topic", "create", "alone", "--replication-factor", "1"]);
     let load = Load::begin(&cluster);
     let reader = Reader::begin(cluster.client(), "t", 0);
     eventually(|| (reader.records() > 1_000).then_some(()));
@@ -341,11 +339,7 @@ fn a_topic_gets_more_replicas_and_fewer_under_load() {
     };
     refused(&["t", "--replication-factor", "5"], "write_quorum 2 of 5 copies");
     refused(&["t", "--replication-factor", "6", "--write-quorum", "4"], "6");
-    refused(&["t", "--replication-factor", "1", "--write-quorum", "1"], "2 is the least");
-    refused(
-        &["alone", "--replication-factor", "3", "--write-quorum", "2", "--read-quorum", "2"],
-        "has one replica",
-    );
+    refused(&["t", "--replication-factor", "1"], "write_quorum 2 of 1 copies");
     await_copies(&cluster, &[3, 3]);
     let of_five = ["--write-quorum", "3", "--read-quorum", "3", "--min-insync-replicas", "3"];
     let alter = ["topic", "alter", "t", "--replication-factor"];
@@ -406,6 +400,67 @@ fn a_topic_gets_more_replicas_and_fewer_under_load() {
     }
     let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
     assert!(reader.end(sent) == expected, "the reader has read all in order");
+}
+
+#[test]
+fn a_topic_with_one_replica_gets_more_moves_and_comes_back_to_one_under_load() {
+    let mut cluster = Cluster::formed_with(4, &[("PYRALOG__RUNTIME__SHARDS", "2")]);
+    cluster.admin_ok(&["topic", "create", "t", "--replication-factor", "1", "--partitions", "2"]);
+    let load = Load::begin(&cluster);
+    let reader = Reader::begin(cluster.client(), "t", 0);
+    eventually(|| (reader.records() > 1_000).then_some(()));
+    let goes_on = |reader: &Reader| {
+        let seen = reader.records();
+        eventually(|| (reader.records() > seen + 1_000).then_some(()));
+    };
+    let first = replicas(&cluster, 0)[0];
+    let others: Vec<u32> = (1..=4).filter(|node| *node != first).collect();
+
+    // To another node, with its node dying and coming back right behind the beginning of the group.
+    cluster.admin_ok(&["reassign", "t/0", "--to", &others[0].to_string(), "--no-wait"]);
+    cluster.kill(first as u16);
+    cluster.start(first as u16);
+    eventually(|| (replicas(&cluster, 0) == [others[0]]).then_some(()));
+    eventually(|| folders(&cluster, first, 0).is_empty().then_some(()));
+    goes_on(&reader);
+
+    let alter = ["topic", "alter", "t", "--replication-factor"];
+    let of_three = ["--write-quorum", "2", "--read-quorum", "2", "--min-insync-replicas", "2"];
+    let altered = cluster.json(&[&alter[..], &["3"], &of_three].concat());
+    assert_eq!(altered["replication_factor"].as_u64(), Some(3));
+    await_copies(&cluster, &[3, 3]);
+    // Now the node may go that had the only replica.
+    cluster.kill(others[0] as u16);
+    goes_on(&reader);
+    cluster.start(others[0] as u16);
+
+    let of_one = ["--write-quorum", "1", "--read-quorum", "1", "--min-insync-replicas", "1"];
+    cluster.admin_ok(&[&alter[..], &["1"], &of_one].concat());
+    await_copies(&cluster, &[1, 1]);
+    goes_on(&reader);
+    let last = replicas(&cluster, 0)[0];
+    cluster.kill(last as u16);
+    cluster.start(last as u16);
+    goes_on(&reader);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+    let expected: Vec<_> = (0..sent).map(|number| value(0, number)).collect();
+    assert!(reader.end(sent) == expected, "the reader has read all in order");
+
+    // A node goes with its only replicas; one that does not answer can't.
+    cluster.kill(last as u16);
+    let output = cluster.admin(&["cluster", "remove-node", &last.to_string(), "--yes"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.contains("has its only replica on node"), "{error}");
+    cluster.start(last as u16);
+    eventually(|| {
+        let removed = cluster.admin(&["cluster", "remove-node", &last.to_string(), "--yes", "--quiet"]);
+        removed.status.success().then_some(())
+    });
+    assert_eq!(cluster.read("t", 0).len() as u64, sent);
 }
 
 fn more_copies(name: &str, copies: u8) -> AlterTopicRequest<'_> {

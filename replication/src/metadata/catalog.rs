@@ -193,7 +193,7 @@ impl Catalog {
         (spec.retention_bytes, spec.retention_ms) = (*retention_bytes, *retention_ms);
         spec.replication_factor = *replication_factor;
         if *replication_factor != known.spec.replication_factor {
-            self.check_factor(known, *replication_factor)?;
+            self.check_factor(*replication_factor)?;
         }
         if added.iter().any(|replicas| replicas.len() != usize::from(*replication_factor)) {
             return Err(uneven());
@@ -206,28 +206,16 @@ impl Catalog {
         Ok(altered)
     }
 
-    /// Whether the partitions of a topic could come to have so many replicas.
-    fn check_factor(&self, topic: &Topic, wanted: u8) -> Result<(), Refusal> {
-        let invalid = |text: String| Err((ErrorCode::InvalidTopic, text));
-        let (name, nodes) = (topic.name(), self.nodes.len());
-        if usize::from(wanted) > nodes {
-            return invalid(format!(
-                "{wanted} replicas of each partition need as many nodes, and {nodes} are registered: add nodes first"
-            ));
+    /// Whether partitions could come to have so many replicas.
+    fn check_factor(&self, wanted: u8) -> Result<(), Refusal> {
+        let nodes = self.nodes.len();
+        if usize::from(wanted) <= nodes {
+            return Ok(());
         }
-        let lone = (0..topic.partitions()).any(|number| topic.spec.assignment.replicas(number).len() < 2);
-        if lone && wanted > 1 {
-            return invalid(format!(
-                "topic {name:?} has one replica of each partition, which has nobody to agree with and keeps no log that others could \
-                 follow: create a topic with {wanted} replicas and copy the records"
-            ));
-        }
-        match wanted {
-            1 => invalid(format!(
-                "topic {name:?} has several replicas of each partition, and the last one would be no group: 2 is the least"
-            )),
-            _ => Ok(()),
-        }
+        let text = format!(
+            "{wanted} replicas of each partition need as many nodes, and {nodes} are registered: add nodes first"
+        );
+        Err((ErrorCode::InvalidTopic, text))
     }
 
     fn alter(&mut self, command: &Command) {

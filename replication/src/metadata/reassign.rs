@@ -89,6 +89,14 @@ impl Catalog {
         !self.moves.contains_key(&group) && configuration.version() <= settled.version()
     }
 
+    /// Whether the replicas of `group` are a group with a log of its own, be it that one of them is left: several are, and the only
+    /// one becomes it when others are to take its place. It stays one.
+    pub fn is_group(&self, group: GroupId) -> bool {
+        self.replicas(group).nth(1).is_some()
+            || self.moves.contains_key(&group)
+            || self.settled.contains_key(&group)
+    }
+
     /// Copies and quorums of `group`: those of its topic, but for the copies that it has now.
     pub fn quorums(&self, group: GroupId) -> Option<Quorums> {
         let topic = self.topics.get(&group.topic.0)?;
@@ -158,18 +166,12 @@ impl Catalog {
     /// Whether the replicas of `group` could be there.
     fn check_places(&self, group: GroupId, to: &[Replica]) -> Result<(), Refusal> {
         let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
-        match self.replicas(group).count() {
-            0 => return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}"))),
-            1 => {
-                return invalid(format!(
-                    "partition {group} has one replica, and only several can take each other's place"
-                ));
-            }
-            _ => {}
+        if self.replicas(group).next().is_none() {
+            return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}")));
         }
-        if !(2..=usize::from(MAX_REPLICATION_FACTOR)).contains(&to.len()) {
+        if !(1..=usize::from(MAX_REPLICATION_FACTOR)).contains(&to.len()) {
             return invalid(format!(
-                "partition {group} can have 2 to {MAX_REPLICATION_FACTOR} replicas, {} nodes are named",
+                "partition {group} can have 1 to {MAX_REPLICATION_FACTOR} replicas, {} nodes are named",
                 to.len()
             ));
         }

@@ -382,7 +382,8 @@ fn what_a_move_may_not_be_is_refused() {
     let invalid = ErrorCode::InvalidRequest;
     refused(&catalog, &reassign(9, 0, &[1]), ErrorCode::UnknownTopicOrPartition, "no partition 9-0");
     refused(&catalog, &reassign(1, 1, &[1]), ErrorCode::UnknownTopicOrPartition, "no partition 1-1");
-    refused(&catalog, &reassign(2, 0, &[2]), invalid, "one replica");
+    refused(&catalog, &reassign(2, 0, &[]), invalid, "1 to 5 replicas, 0 nodes");
+    refused(&catalog, &reassign(2, 0, &[1, 2]), invalid, "has 1 replicas, 2 nodes");
     refused(&catalog, &reassign(1, 0, &[1, 3]), invalid, "has 3 replicas, 2 nodes");
     refused(&catalog, &reassign(1, 0, &[1, 3, 9]), invalid, "node 9 is not registered");
     refused(&catalog, &reassign(1, 0, &[1, 3, 3]), invalid, "node 3 is named twice");
@@ -714,11 +715,31 @@ fn a_topic_gets_other_settings_and_more_partitions() {
 /// A topic is to have other numbers of replicas: its partitions get there one after the other, or stay, and what holds for each
 /// follows from how many it has.
 #[test]
+fn the_only_replica_becomes_a_group_and_stays_one() {
+    let mut catalog = cluster(3);
+    catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();
+    let group = GroupId::new(1, 0);
+    let first = catalog.replicas(group).next().unwrap().node;
+    let other = first % 3 + 1;
+    assert!(!catalog.is_group(group));
+    catalog.apply(&reassign(1, 0, &[other])).unwrap();
+    assert!(catalog.is_group(group), "it moves");
+    // It may have begun by now, even if it is to stay.
+    catalog.apply(&reassign(1, 0, &[first])).unwrap();
+    assert!(catalog.is_group(group) && catalog.places(group).count() > 1);
+    catalog.apply(&reassigned(1, 0, walked(&catalog, group))).unwrap();
+    assert!(catalog.is_group(group) && catalog.moves.is_empty());
+    assert_eq!(catalog.begins_with(group).0.voters(), [replica(first, 0)]);
+    let again = Catalog::decode(&catalog.encode()).unwrap();
+    assert!(again == catalog && again.is_group(group));
+    assert_eq!(again.quorums(group).unwrap(), Quorums::of(1));
+}
+
+#[test]
 fn a_topic_gets_more_replicas_and_fewer() {
     let mut catalog = cluster(5);
     let lists = [[1, 2, 3], [3, 4, 5]].map(|nodes| nodes.map(|node| replica(node, 0)).to_vec());
     catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&lists).unwrap()))).unwrap();
-    catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();
     let alter = |topic, replication_factor, quorums| Command::AlterTopic {
         topic,
         replication_factor,
@@ -730,9 +751,8 @@ fn a_topic_gets_more_replicas_and_fewer() {
     let invalid = ErrorCode::InvalidTopic;
     refused(&catalog, &alter(1, 5, (2, 2, 2)), invalid, "write_quorum 2 of 5 copies");
     refused(&catalog, &alter(1, 6, (4, 4, 4)), invalid, "need as many nodes, and 5");
-    refused(&catalog, &alter(1, 1, (1, 1, 1)), invalid, "2 is the least");
+    refused(&catalog, &alter(1, 1, (2, 2, 2)), invalid, "write_quorum 2 of 1 copies");
     refused(&catalog, &alter(1, 0, (2, 2, 2)), invalid, "replication_factor 0");
-    refused(&catalog, &alter(2, 3, (2, 2, 2)), invalid, "one replica of each partition");
     refused(
         &catalog,
         &reassign(1, 0, &[1, 2, 3, 4, 5]),

@@ -548,7 +548,7 @@ impl Engine {
     }
 
     /// No journal space for the frames: try again when some is there.
-    fn postpone_catalog(&mut self, catalog: Arc<Catalog>) {
+    pub(super) fn postpone_catalog(&mut self, catalog: Arc<Catalog>) {
         self.flush.postpone_catalog(catalog);
     }
 

@@ -923,7 +923,8 @@ fn advance(job: &mut Job, pace: &mut Pace, tokens: &mut u64, actions: &mut Vec<A
 
 fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
     debug_assert!(
-        partition.replica.segments_end().is_none_or(|end| end == partition.flushed_to),
+        partition.replica.begins_behind(partition.flushed_to)
+            || partition.replica.segments_end().is_none_or(|end| end == partition.flushed_to),
         "the entries of {} begin elsewhere than its segments end: {:?} {}",
         partition.group,
         partition.replica,
@@ -936,7 +937,7 @@ fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
         flushed_to: partition.flushed_to,
         epoch: partition.replica.epoch(),
         standing: partition.standing,
-        replicated: partition.replica.checkpoint(partition.entries_from_lsn),
+        replicated: partition.replica.checkpoint(partition.entries_from_lsn, partition.flushed_to),
         end_unknown: partition.end_unknown,
         damaged: partition.damaged.clone(),
         segments: partition

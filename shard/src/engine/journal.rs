@@ -246,7 +246,7 @@ impl Journal {
             FrameKind::OpenGroup | FrameKind::DropGroup => true,
             // A vote that a power loss takes back could be given twice.
             FrameKind::Vote | FrameKind::Rejoin | FrameKind::Joined | FrameKind::Founder => true,
-            FrameKind::Configuration => true,
+            FrameKind::Configuration | FrameKind::BeginGroup => true,
             FrameKind::NewLife | FrameKind::NewTerm => false,
         };
         chunk.append(&header);

@@ -27,7 +27,7 @@ impl Engine {
         let knows =
             replicas.iter().map(|replica| replica.node).find(|node| !down.contains(node)).unwrap_or(0);
         let (leader, epoch) = match self.leaders.get(&group) {
-            _ if replicas.len() < 2 => (knows, 0),
+            _ if !catalog.is_group(group) => (knows, 0),
             Some(told) => (told.node, told.epoch),
             None if replicas.iter().any(|replica| replica.node == self.config.node.0) => (0, 0),
             None => (knows, 0),

@@ -45,6 +45,7 @@ mod controller;
 mod default;
 mod fetch;
 mod flush;
+mod founding;
 mod hand_over;
 mod incoming;
 mod journal;

@@ -120,6 +120,8 @@ pub(super) struct Partition {
     pub(super) place_after_seq: u64,
     /// Of several replicas: whether its journal says what only a checkpoint knew.
     pub(super) told: Told,
+    /// The only replica, which is to be a group: it takes no writes until it is one.
+    pub(super) founding: bool,
     pub(super) retention_bytes: Option<u64>,
     pub(super) retention_ms: Option<u64>,
 }
@@ -148,6 +150,7 @@ impl Partition {
             entries_from_lsn: 0,
             place_after_seq: 0,
             told: Told::Durable,
+            founding: false,
             retention_bytes: None,
             retention_ms: None,
         }

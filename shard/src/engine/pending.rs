@@ -30,6 +30,8 @@ pub(super) enum Pending {
     /// The group is dropped for good: its files can go, and its index is free. Whatever else waited with that
     /// index was appended before the drop and so is done before it.
     Dropped { group: pyralog_core::GroupId, partition: u32 },
+    /// All that the only replica of a partition has is durable: it can become a group.
+    Founding { partition: u32 },
     /// A replica has become this.
     Standing { partition: u32, standing: Standing },
     /// This life has begun.

@@ -30,6 +30,10 @@ impl Engine {
         // All of them: another shard may have begun anew.
         let known = self.each_partition().filter_map(|partition| {
             let (node, epoch) = match &partition.replica {
+                // Damage keeps it from becoming a group, and what is left is read here.
+                Replica::Single(_) if catalog.is_group(partition.group) => {
+                    (self.config.node.0, partition.replica.epoch())
+                }
                 Replica::Single(_) => return None,
                 Replica::Raft(replica) => replica.told,
                 // It hears of nobody.
@@ -52,7 +56,7 @@ impl Engine {
             wanted.extend(known.map(|(node, _)| PeerId { node: NodeId(node), shard: ShardId(0) }));
         }
         for partition in self.each_partition() {
-            if is_replicated(catalog, partition.group) {
+            if catalog.is_group(partition.group) {
                 wanted.extend(catalog.places(partition.group).map(PeerId::from));
             }
             if let Replica::Raft(replica) = &partition.replica {
@@ -82,8 +86,8 @@ impl Engine {
         }
     }
 
-    fn place_in(&mut self, catalog: &Catalog, group: GroupId, actions: &mut Vec<Action>) {
-        let Some(quorums) = catalog.quorums(group).filter(|_| is_replicated(catalog, group)) else { return };
+    fn place_in(&mut self, catalog: &Arc<Catalog>, group: GroupId, actions: &mut Vec<Action>) {
+        let Some(quorums) = catalog.quorums(group).filter(|_| catalog.is_group(group)) else { return };
         if let Some(index) = self.find(group)
             && let Some(replica) = self.raft_mut(index)
         {
@@ -91,6 +95,9 @@ impl Engine {
             replica.min_insync_replicas = usize::from(quorums.min_insync_replicas);
             // With fewer copies somebody may have what was waited for.
             return self.queue_group(index);
+        }
+        if self.was_alone(catalog, group, actions) {
+            return;
         }
         let beginning = self.beginning(catalog, group);
         if let Err(refused) = self.place(group, beginning, quorums) {
@@ -227,9 +234,4 @@ impl Engine {
         self.queue_group(index);
         Ok(())
     }
-}
-
-/// Whether a partition has more than one replica.
-fn is_replicated(catalog: &Catalog, group: GroupId) -> bool {
-    catalog.replicas(group).nth(1).is_some()
 }

@@ -408,6 +408,7 @@ impl Engine {
                 self.delete_files_of(group, actions);
             }
             Pending::Standing { partition, standing } => self.standing_reached(partition, standing, actions),
+            Pending::Founding { partition } => self.founding_reached(partition),
             Pending::NewLife => self.life_began(actions),
         }
     }
@@ -488,6 +489,7 @@ impl Engine {
 /// Whether this replica appends what clients send.
 pub(super) fn check_leads(partition: &Partition) -> Result<(), Refusal> {
     let leader = match &partition.replica {
+        Replica::Single(_) if partition.founding => None,
         Replica::Single(_) => return Ok(()),
         Replica::Raft(replica) if replica.raft.is_leader() => return Ok(()),
         Replica::Raft(replica) => replica.raft.leader(),

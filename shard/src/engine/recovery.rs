@@ -867,6 +867,7 @@ impl ScanSink for Replay<'_> {
                         }
                     }
                 }
+                FrameKind::BeginGroup => self.begin_group(frame, body()),
                 FrameKind::Rejoin => self.rejoin(header.lsn, frame),
                 FrameKind::Joined => self.joined(frame),
                 FrameKind::Founder => {

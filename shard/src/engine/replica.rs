@@ -9,6 +9,7 @@ use pyralog_replication::raft::{Configuration, Header, Message, Position, RaftGr
 use pyralog_replication::{Group, SingleVoter};
 
 use crate::format::checkpoint::ReplicatedCheckpoint;
+use crate::format::journal::FIRST_INDEX;
 
 use super::api::PeerId;
 use super::catch_up::CatchUp;
@@ -420,8 +421,18 @@ impl Replica {
         }
     }
 
-    /// What a checkpoint holds of one of several.
-    pub(super) fn checkpoint(&self, entries_from_lsn: u64) -> Option<ReplicatedCheckpoint> {
+    /// Whether the group's log begins behind what the segments hold up to `flushed_to`: of what the only replica had before it
+    /// became a group some is on its way to them.
+    pub(super) fn begins_behind(&self, flushed_to: i64) -> bool {
+        self.in_segments().is_some_and(|last| last.index == FIRST_INDEX && last.offset > flushed_to)
+    }
+
+    /// What a checkpoint holds of one of several, when the segments hold what is below `flushed_to`.
+    pub(super) fn checkpoint(&self, entries_from_lsn: u64, flushed_to: i64) -> Option<ReplicatedCheckpoint> {
+        if self.begins_behind(flushed_to) {
+            // The frame with which it begins comes behind what the checkpoint holds.
+            return None;
+        }
         let (vote, start, configuration, made_after) = match self {
             Self::Single(_) => return None,
             Self::Unplaced(unplaced) => {

@@ -276,6 +276,9 @@ pub enum FrameKind {
     /// who they are where the log begins, and `epoch` and `base_offset` are term and index of an entry that was committed
     /// before the replica was made.
     Configuration = 10,
+    /// The only replica of a partition is a group from here on, with itself as the only voter: its log begins with `index` 1 at
+    /// `base_offset`, in term `epoch`, behind everything that it has had until now. The body is its `Configuration`.
+    BeginGroup = 11,
 }
 
 impl FrameKind {
@@ -292,10 +295,14 @@ impl FrameKind {
             8 => Some(Self::Joined),
             9 => Some(Self::Founder),
             10 => Some(Self::Configuration),
+            11 => Some(Self::BeginGroup),
             _ => None,
         }
     }
 }
+
+/// Index of the place at which a group begins that was the only replica before.
+pub const FIRST_INDEX: u64 = 1;
 
 /// Header of one frame of a group commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,7 +389,15 @@ impl FrameHeader {
         }
     }
 
-    /// What the body of a frame of [`FrameKind::Configuration`] says.
+    /// The header of the beginning of a group, whose only voter's configuration is `body`.
+    pub fn of_beginning(group: GroupId, base_offset: i64, epoch: u32, body: &[u8]) -> Self {
+        Self {
+            kind: FrameKind::BeginGroup,
+            ..Self::of_configuration(group, base_offset, epoch, FIRST_INDEX, body)
+        }
+    }
+
+    /// What the body of a frame of [`FrameKind::Configuration`] or [`FrameKind::BeginGroup`] says.
     ///
     /// # Errors
     /// It is not what was written.
@@ -446,7 +461,7 @@ impl FrameHeader {
         let body = self.body_len as usize;
         let bodies = match self.kind {
             FrameKind::Batch => BATCH_HEADER_BYTES..=MAX_BATCH_BYTES,
-            FrameKind::Configuration => 1..=MAX_CONFIGURATION_BYTES,
+            FrameKind::Configuration | FrameKind::BeginGroup => 1..=MAX_CONFIGURATION_BYTES,
             _ => 0..=0,
         };
         let records = self.record_count;
@@ -464,6 +479,7 @@ impl FrameHeader {
         } else if match self.kind {
             FrameKind::NewTerm => self.index == 0,
             FrameKind::OpenGroup => self.index > 1,
+            FrameKind::BeginGroup => self.index != 1,
             FrameKind::NewLife => self.index != 0,
             FrameKind::Batch
             | FrameKind::DropGroup
@@ -493,7 +509,7 @@ impl FrameHeader {
     pub fn verify_body(&self, body: &[u8]) -> Result<(), FrameError> {
         match self.kind {
             FrameKind::Batch => verify_batch_frame(self, body),
-            FrameKind::Configuration => self.configuration(body).map(drop),
+            FrameKind::Configuration | FrameKind::BeginGroup => self.configuration(body).map(drop),
             _ if body.is_empty() => Ok(()),
             _ => Err(FrameError::Disagrees("length")),
         }

@@ -193,6 +193,13 @@ fn frame_line(frame: &FrameHeader, body: &[u8], out: &mut dyn Write) -> Result<(
                 said.map_or_else(|e| format!("BROKEN: {e}"), |said| format!("replicas on nodes {said}"));
             line!(out, "    configuration {group} entry {} epoch {}: {said}", frame.index, frame.epoch)
         }
+        FrameKind::BeginGroup => {
+            let said = frame.configuration(body);
+            let said =
+                said.map_or_else(|e| format!("BROKEN: {e}"), |said| format!("replicas on nodes {said}"));
+            let (entry, offset) = (frame.index, frame.base_offset);
+            line!(out, "    begin {group} entry {entry} epoch {} at offset {offset}: {said}", frame.epoch)
+        }
         FrameKind::DropGroup => line!(out, "    drop {group}"),
         FrameKind::NewLife => line!(out, "    new life {}", frame.epoch),
         FrameKind::NewTerm => line!(out, "    new term {group} entry {} epoch {}", frame.index, frame.epoch),

@@ -403,7 +403,7 @@ impl ScanSink for JournalCheck {
                     let end = self.ends.entry(frame.group).or_insert(0);
                     *end = frame.base_offset.min(*end);
                 }
-                FrameKind::Rejoin | FrameKind::Joined | FrameKind::Founder => {}
+                FrameKind::Rejoin | FrameKind::Joined | FrameKind::Founder | FrameKind::BeginGroup => {}
                 FrameKind::Vote | FrameKind::NewLife => {}
             }
         }

@@ -102,6 +102,26 @@ impl Replay<'_> {
         }
     }
 
+    /// The only replica becomes a group, behind all that it has.
+    pub(super) fn begin_group(&mut self, frame: &FrameHeader, body: Body<'_>) {
+        self.suspects.remove(&frame.group);
+        let Some(partition) = self.partition_of(frame) else { return };
+        let Replica::Single(_) = partition.replica else { return };
+        // The body was verified with its frame.
+        let Ok(said) = frame.configuration(body.bytes) else { return };
+        let (from, to) = (partition.log_end, frame.base_offset);
+        partition.replica = Replica::begun(frame.epoch, to, said, (0, 0));
+        if from < to {
+            partition.note_damage(from, to);
+            partition.log_end = to;
+            let group = frame.group;
+            let text = format!(
+                "offsets {from}..{to} of partition {group} are missing from the journal: the range is refused"
+            );
+            self.gaps.push((group, text));
+        }
+    }
+
     /// Whether a frame is of a replica that was here before the one that there is, and has moved away. The checkpoint names the
     /// later one, and the replay begins before it.
     pub(super) fn is_of_a_former_replica(&self, frame: &FrameHeader, lsn: u64) -> bool {

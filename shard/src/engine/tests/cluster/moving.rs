@@ -5,7 +5,7 @@ use pyralog_net::message::{AlterTopicRequest, ReassignPartitionRequest};
 use super::*;
 
 /// Asks for a partition's replicas to be somewhere, or where they are.
-fn reassign(world: &mut World) {
+pub(super) fn reassign(world: &mut World) {
     let partition = world.rng.below(world.groups.len()) as u32;
     let mut nodes: Vec<u32> = world.ids().collect();
     let group = world.groups[partition as usize];
@@ -23,14 +23,14 @@ fn reassign(world: &mut World) {
 }
 
 /// Has the topic have so many replicas of each partition.
-fn resize(world: &mut World, copies: u8) {
+pub(super) fn resize(world: &mut World, copies: u8) {
     let (retention_bytes, retention_ms) = (AlterTopicRequest::AS_IT_IS, AlterTopicRequest::AS_IT_IS);
     let (name, partitions, quorums) = ("replicated", 0, Quorums::of(copies));
     let request = AlterTopicRequest { name, partitions, quorums, retention_bytes, retention_ms };
     world.administer(Request::AlterTopic(request));
 }
 
-fn move_to(world: &mut World, partition: u32, nodes: Vec<u32>) {
+pub(super) fn move_to(world: &mut World, partition: u32, nodes: Vec<u32>) {
     let request = ReassignPartitionRequest { topic: "replicated", partition, nodes };
     world.administer(Request::ReassignPartition(request));
 }
