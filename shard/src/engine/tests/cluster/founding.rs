@@ -1,5 +1,7 @@
 //! Partitions with one replica that get more, move, and come back to one.
 
+use pyralog_replication::metadata::Command;
+
 use super::moving::{move_to, reassign, resize};
 use super::*;
 
@@ -168,4 +170,42 @@ fn partitions_with_one_replica_get_more_and_lose_nothing() {
         assert!(acknowledged > 50 * lives as usize && left > lives as usize, "{acknowledged} {left}");
         assert!(sizes[1..4].iter().all(|count| *count > 0), "{sizes:?}");
     }
+}
+
+/// Everything before the first entry of a group is committed: nothing may be there that the disk does not have yet.
+#[test]
+fn a_group_begins_when_what_is_before_it_is_durable() {
+    let mut world = World::with_copies(24, 3, 1, 1, 1);
+    world.heal();
+    let group = world.groups[0];
+    let holder = world.leader(group).unwrap();
+    world.produce(holder, group);
+    let state =
+        |world: &World| world.nodes[holder as usize - 1].engine.as_ref().unwrap().partition(group).unwrap();
+    assert_eq!((state(&world).high_watermark, state(&world).log_end), (0, 1), "its write is on its way");
+    let mut catalog = Catalog::clone(world.newest().unwrap());
+    let to = [holder, holder % 3 + 1].map(|node| catalog.shards_on(group, &[node])[0]).to_vec();
+    let alter = Command::AlterTopic {
+        topic: group.topic.0,
+        replication_factor: 2,
+        quorums: (2, 2, 1),
+        retention_bytes: -1,
+        retention_ms: -1,
+        added: Vec::new(),
+    };
+    catalog.apply(&alter).unwrap();
+    catalog.apply(&Command::Reassign { topic: group.topic.0, partition: 0, to }).unwrap();
+    world.event(holder, Event::CatalogPublished { catalog: Arc::new(catalog) });
+    assert_eq!((state(&world).high_watermark, state(&world).log_end), (0, 1));
+    // Nothing more is taken meanwhile.
+    world.produce(holder, group);
+    assert_eq!(state(&world).log_end, 1);
+    let mut writes = 0;
+    while !world.node(holder).io.is_empty() {
+        world.io(holder);
+        writes += 1;
+        assert!(state(&world).high_watermark <= 1 && writes < 20);
+    }
+    assert_eq!((state(&world).high_watermark, state(&world).epoch), (1, 2), "the group has begun");
+    assert_eq!(world.acknowledged.len(), 1);
 }
