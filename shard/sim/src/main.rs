@@ -35,8 +35,11 @@ struct Arguments {
     /// Lives in which partitions move, and topics get other numbers of replicas.
     #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows"])]
     resizes: bool,
-    /// Lives of four or five nodes that are upgraded one by one, until which nothing may move.
+    /// The same from one replica on, with disks that tell no lies.
     #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows", "resizes"])]
+    singles: bool,
+    /// Lives of four or five nodes that are upgraded one by one, until which nothing may move.
+    #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows", "resizes", "singles"])]
     upgrades: bool,
     /// With --seed: print the result only.
     #[arg(long, requires = "seed")]
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
     let bug = arguments.bug.map(PlantedBug::from);
     let kind = match (arguments.moves, arguments.grows, arguments.resizes) {
         _ if arguments.upgrades => Kind::Upgrades,
+        _ if arguments.singles => Kind::Singles,
         (true, ..) => Kind::Moves,
         (_, true, _) => Kind::Grows,
         (.., true) => Kind::Resizes,
@@ -136,6 +140,7 @@ fn many_clusters(first: u64, count: u64, kind: Kind, bug: Option<PlantedBug>) ->
         Kind::Moves => " --moves",
         Kind::Grows => " --grows",
         Kind::Resizes => " --resizes",
+        Kind::Singles => " --singles",
         Kind::Upgrades => " --upgrades",
     };
     let totals = cluster::sweep(first, count, kind, bug, |report| {

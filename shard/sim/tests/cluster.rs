@@ -248,6 +248,29 @@ fn topics_that_get_more_replicas_and_fewer_lose_nothing() {
     assert!(totals.moved > 100 && totals.acknowledged > 0, "{totals}");
 }
 
+/// Lives with partitions of one replica that found something.
+const SINGLES_ONCE_WRONG: &[u64] = &[
+    158, // the simulator asked for as many copies as the catalogue did, of a group that had fewer voters already
+];
+
+#[test]
+fn lives_with_one_replica_that_once_went_wrong_go_well() {
+    for seed in SINGLES_ONCE_WRONG {
+        assert_eq!(run(*seed, Kind::Singles, None, false).violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn topics_with_one_replica_get_more_and_lose_nothing() {
+    let totals = sweep(1, 60, Kind::Singles, None, |report| {
+        if let Some(violation) = &report.violation {
+            println!("seed {}: {violation}", report.seed);
+        }
+    });
+    assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --singles --seed N");
+    assert!(totals.moved > 100 && totals.acknowledged > 0, "{totals}");
+}
+
 /// Three lives of a hundred go round their journals.
 #[test]
 fn lives_that_go_round_their_journals_are_reached_too() {

@@ -465,15 +465,16 @@ impl World {
     /// Some partition is to be on other nodes, or to stay where it is; or some topic is to have other numbers of replicas.
     fn reassign(&mut self) -> Option<Owned> {
         let catalog = self.catalog.clone()?;
+        let fewest = self.config.fewest_copies as u8;
         let topics: Vec<_> =
-            catalog.topics.values().filter(|topic| topic.spec.replication_factor > 1).collect();
+            catalog.topics.values().filter(|topic| topic.spec.replication_factor >= fewest.min(2)).collect();
         if topics.is_empty() {
             return None;
         }
         let topic = self.rng.pick(&topics);
         if self.config.resizes && self.rng.percent(20) {
             let (topic, copies) =
-                (topic.name().to_owned(), self.rng.range(3, self.config.nodes as u64) as u8);
+                (topic.name().to_owned(), self.rng.range(u64::from(fewest), self.config.nodes as u64) as u8);
             return Some(Owned::Resize { topic, copies });
         }
         let partition = self.rng.below(u64::from(topic.partitions())) as u32;

@@ -61,6 +61,8 @@ pub struct ClusterConfig {
     pub moves: bool,
     /// And has topics have other numbers of replicas.
     pub resizes: bool,
+    /// The least that they get.
+    pub fewest_copies: usize,
     /// Nodes are upgraded.
     pub upgrades: bool,
     /// Consumers ask any replica now and then.
@@ -87,6 +89,8 @@ pub enum Kind {
     Grows,
     /// Partitions move, and topics get three, four or five replicas.
     Resizes,
+    /// The same from one replica on, whose disks tell no lies.
+    Singles,
     /// As with moves, and all nodes are upgraded one by one, until which nothing may move.
     Upgrades,
 }
@@ -110,8 +114,13 @@ impl ClusterConfig {
             _ => ((1 << 10, 64 << 10), rng.magnitude(50, 200)),
         };
         let topic_nodes = if moves || nodes == 5 && rng.percent(50) { 3 } else { nodes };
-        let disks = Disks::draw(rng, nodes, (topic_nodes - 1) / 2);
-        let topics = (0..rng.range(1, 2)).map(|_| topic(rng, topic_nodes, disks.liars.len())).collect();
+        let most_liars = if kind == Kind::Singles { 0 } else { (topic_nodes - 1) / 2 };
+        let disks = Disks::draw(rng, nodes, most_liars);
+        let topics = (0..rng.range(1, 2)).map(|_| {
+            let copies = if kind == Kind::Singles { rng.pick(&[1, 1, 3]) } else { topic_nodes };
+            topic(rng, copies, disks.liars.len())
+        });
+        let topics = topics.collect();
         let low_us = rng.magnitude(20, 2_000);
         let first_nodes = if kind == Kind::Grows { 3 } else { nodes };
         let mut engine = engine(rng, first_nodes, shards, heavy, bug);
@@ -136,7 +145,8 @@ impl ClusterConfig {
             active_us: rng.magnitude(1_500_000, 12_000_000),
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             moves,
-            resizes: kind == Kind::Resizes,
+            resizes: matches!(kind, Kind::Resizes | Kind::Singles),
+            fewest_copies: if kind == Kind::Singles { 1 } else { 3 },
             upgrades: kind == Kind::Upgrades,
             first_nodes,
             reads_anywhere: rng.percent(30),
