@@ -138,8 +138,10 @@ impl Cluster {
         let nodes: Vec<String> =
             (1..=named).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
         command.env("PYRALOG_NODE_ID", id.to_string());
-        command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
-        command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
+        if named > 1 {
+            command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
+            command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
+        }
         command.env("PYRALOG__RUNTIME__SHARDS", "1");
         command.envs(self.settings.iter().copied());
         command.envs(self.racks.get(&id).map(|rack| ("PYRALOG__NODE__RACK", *rack)));
@@ -157,6 +159,21 @@ impl Cluster {
             command
         });
         self.nodes.insert(id, node);
+    }
+
+    /// The first node, alone until it is restarted with others.
+    pub(crate) fn alone() -> Self {
+        let mut cluster = Self::new(1);
+        cluster.start(1);
+        cluster
+    }
+
+    /// The only node dies and comes back with others.
+    pub(crate) fn join(&mut self, count: u16) {
+        self.kill(1);
+        (self.count, self.named) = (count, count);
+        (1..=count).for_each(|id| self.start(id));
+        self.await_formed();
     }
 
     /// Names one node more in the settings of all, restarts those that are there one after the other, and starts it.

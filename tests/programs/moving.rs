@@ -463,6 +463,37 @@ fn a_topic_with_one_replica_gets_more_moves_and_comes_back_to_one_under_load() {
     assert_eq!(cluster.read("t", 0).len() as u64, sent);
 }
 
+#[test]
+fn a_node_that_was_alone_becomes_three() {
+    let mut cluster = Cluster::alone();
+    cluster.admin_ok(&["topic", "create", "t", "--partitions", "2"]);
+    let load = Load::begin(&cluster);
+    let reader = Reader::begin(cluster.client(), "t", 0);
+    eventually(|| (reader.records() > 1_000).then_some(()));
+    // Producer and reader know the first address only.
+    cluster.join(3);
+    let of_three = ["--write-quorum", "2", "--read-quorum", "2", "--min-insync-replicas", "2"];
+    cluster.admin_ok(&[&["topic", "alter", "t", "--replication-factor", "3"], &of_three[..]].concat());
+    await_copies(&cluster, &[3, 3]);
+    // They hear of the others when another one leads.
+    for (partition, to) in ["2,3,1", "3,2,1"].into_iter().enumerate() {
+        cluster.admin_ok(&["reassign", &format!("t/{partition}"), "--to", to]);
+        eventually(|| (cluster.leader("t", partition) != 1).then_some(()));
+    }
+    let seen = reader.records();
+    eventually(|| (reader.records() > seen + 1_000).then_some(()));
+    cluster.kill(1);
+    let seen = reader.records();
+    eventually(|| (reader.records() > seen + 1_000).then_some(()));
+    cluster.start(1);
+    let sent = load.end();
+    for partition in 0..PARTITIONS {
+        let expected: Vec<_> = (0..sent).map(|number| value(partition, number)).collect();
+        assert!(cluster.read("t", partition) == expected, "partition {partition} of {sent} records");
+    }
+    assert_eq!(reader.end(sent).len() as u64, sent);
+}
+
 fn more_copies(name: &str, copies: u8) -> AlterTopicRequest<'_> {
     let (retention_bytes, retention_ms) = (AlterTopicRequest::AS_IT_IS, AlterTopicRequest::AS_IT_IS);
     AlterTopicRequest { name, partitions: 0, quorums: Quorums::of(copies), retention_bytes, retention_ms }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pyralog_core::GroupId;
 use pyralog_replication::metadata::Catalog;
-use pyralog_replication::raft::{HardState, Position, RecoveredLog, Standing};
+use pyralog_replication::raft::{Configuration, HardState, Position, RecoveredLog, Standing};
 
 use crate::format::journal::{FIRST_INDEX, FrameHeader};
 
@@ -70,8 +70,11 @@ impl Engine {
         if !is_durable && self.journal.attach(Pending::Founding { partition: index }).is_ok() {
             return;
         }
-        if !self.begin_group(index, catalog) {
-            self.postpone_catalog(Arc::clone(catalog));
+        let Some(group) = self.at(index).map(|partition| partition.group) else { return };
+        let (configuration, _) = self.beginning(catalog, group);
+        match self.begin_group(index, configuration) {
+            true => drop(self.replication.place_due.insert(group)),
+            false => self.postpone_catalog(Arc::clone(catalog)),
         }
     }
 
@@ -84,15 +87,33 @@ impl Engine {
         }
     }
 
+    /// The metadata of a node that was alone until it was restarted with others becomes a group before anything else. False: it can't
+    /// take part.
+    pub(super) fn found_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
+        let Some(index) = self.find(GroupId::METADATA) else { return false };
+        let own = self.own_place();
+        let Some(partition) = self.at_mut(index) else { return false };
+        if !matches!(partition.replica, Replica::Single(_)) || partition.log_end == 0 {
+            return true;
+        }
+        if partition.end_unknown {
+            let text = "the metadata is damaged where it ends, and this node was alone with it, as far as its disk says: it takes no \
+                        part. If others have the metadata, move this node's data folder away and start it empty; if not, restore \
+                        the folder from a backup";
+            actions.push(Action::Log { level: LogLevel::Error, text: text.into() });
+            return false;
+        }
+        partition.standing = Standing::Member;
+        self.begin_group(index, Configuration::of([own]))
+    }
+
     /// False: there is no room in the journal now.
-    fn begin_group(&mut self, index: u32, catalog: &Catalog) -> bool {
-        let Some(group) = self.at(index).map(|partition| partition.group) else { return true };
-        let (configuration, made_after) = self.beginning(catalog, group);
+    fn begin_group(&mut self, index: u32, configuration: Configuration) -> bool {
         if !self.journal.has_room(&self.pool, SMALL_FRAMES_BYTES) {
             return false;
         }
         let Some(partition) = self.at(index) else { return true };
-        let (epoch, log_end) = (partition.replica.epoch(), partition.log_end);
+        let (group, epoch, log_end) = (partition.group, partition.replica.epoch(), partition.log_end);
         let body = configuration.encode();
         let frame = FrameHeader::of_beginning(group, log_end, epoch, &body);
         if let Err(full) = self.journal.lay(&self.pool, &frame, &[], &body) {
@@ -101,23 +122,17 @@ impl Engine {
         }
         let Some(partition) = self.at_mut(index) else { return true };
         partition.founding = false;
-        partition.replica = Replica::begun(epoch, log_end, configuration, made_after);
-        self.replication.place_due.insert(group);
+        partition.replica = Replica::begun(epoch, log_end, configuration);
         true
     }
 }
 
 impl Replica {
     /// A group that begins behind what was there before it.
-    pub(super) fn begun(
-        epoch: u32,
-        log_end: i64,
-        configuration: pyralog_replication::raft::Configuration,
-        made_after: (u32, u64),
-    ) -> Self {
+    pub(super) fn begun(epoch: u32, log_end: i64, configuration: Configuration) -> Self {
         let start = Position { index: FIRST_INDEX, term: epoch, offset: log_end };
         let hard = HardState { term: epoch, vote: 0, commit: FIRST_INDEX };
-        let log = RecoveredLog { hard, start, configuration, made_after, ..RecoveredLog::default() };
+        let log = RecoveredLog { hard, start, configuration, ..RecoveredLog::default() };
         Self::Unplaced(Box::new(Unplaced { log, newest: (epoch, FIRST_INDEX), ..Unplaced::default() }))
     }
 }

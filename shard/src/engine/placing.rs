@@ -140,6 +140,9 @@ impl Engine {
         if self.controller.is_none() || !self.config.is_clustered() {
             return false;
         }
+        if !self.found_metadata(actions) {
+            return true;
+        }
         // A majority of the voters that there are, however many the settings name.
         let quorums = Quorums { write_quorum: 1, min_insync_replicas: 1, ..Quorums::UNSET };
         let named = self.config.metadata_replicas.iter().copied().map(PeerId::replica);

@@ -110,7 +110,7 @@ impl Replay<'_> {
         // The body was verified with its frame.
         let Ok(said) = frame.configuration(body.bytes) else { return };
         let (from, to) = (partition.log_end, frame.base_offset);
-        partition.replica = Replica::begun(frame.epoch, to, said, (0, 0));
+        partition.replica = Replica::begun(frame.epoch, to, said);
         if from < to {
             partition.note_damage(from, to);
             partition.log_end = to;
