@@ -698,7 +698,8 @@ impl Engine {
                 Replica::Unplaced(unplaced) => unplaced.note_flushed(flushed_to),
                 Replica::Raft(replica) => replica.note_flushed(flushed_to, cut.lsn - 1),
             }
-            oldest = partition.replica.oldest_needed_lsn().map_or(oldest, |lsn| oldest.min(lsn));
+            let needed = [partition.replica.oldest_needed_lsn(), partition.oldest_loose_lsn()];
+            oldest = needed.into_iter().flatten().fold(oldest, u64::min);
         }
         if oldest == cut.lsn {
             return cut;

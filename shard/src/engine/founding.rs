@@ -38,20 +38,6 @@ impl Engine {
             }
             return true;
         }
-        if partition.end_unknown {
-            // It was one of them, and its disk does not say so any more: the others have all that counts.
-            let start = Position { offset: partition.flushed_to, ..Position::default() };
-            let log = RecoveredLog { start, ..RecoveredLog::default() };
-            partition.replica = Replica::Unplaced(Box::new(Unplaced { log, ..Unplaced::default() }));
-            partition.standing = Standing::Rejoining;
-            let unflushed: u64 = partition.unflushed().map(|batch| batch.data.len() as u64).sum();
-            let cached = partition.tail.len();
-            partition.tail.clear();
-            partition.log_end = partition.flushed_to;
-            self.cached_batches -= cached;
-            self.flush.note_cut(unflushed);
-            return false;
-        }
         if partition.log_end > 0 {
             let text = format!(
                 "partition {group}: the disk has it as the only replica, the metadata as one of several. It takes no part; \

@@ -54,6 +54,7 @@ mod lag;
 mod levels;
 mod linear;
 mod links;
+mod lone;
 mod metadata;
 mod moves;
 mod outbox;

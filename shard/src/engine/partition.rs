@@ -10,6 +10,7 @@ use pyralog_replication::raft::Standing;
 use crate::memory::ChunkSlice;
 
 use super::api::PeerId;
+use super::lone::Loose;
 use super::producers::Producers;
 use super::rejoin::Asking;
 use super::replica::Replica;
@@ -120,6 +121,8 @@ pub(super) struct Partition {
     pub(super) place_after_seq: u64,
     /// Of several replicas: whether its journal says what only a checkpoint knew.
     pub(super) told: Told,
+    /// What does not follow on the rest, as damage is between, where nobody else has it.
+    pub(super) loose: Loose,
     /// The only replica, which is to be a group: it takes no writes until it is one.
     pub(super) founding: bool,
     pub(super) retention_bytes: Option<u64>,
@@ -150,6 +153,7 @@ impl Partition {
             entries_from_lsn: 0,
             place_after_seq: 0,
             told: Told::Durable,
+            loose: Loose::new(),
             founding: false,
             retention_bytes: None,
             retention_ms: None,

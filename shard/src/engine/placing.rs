@@ -96,7 +96,7 @@ impl Engine {
             // With fewer copies somebody may have what was waited for.
             return self.queue_group(index);
         }
-        if self.was_alone(catalog, group, actions) {
+        if self.was_damaged_alone(catalog, group, actions) || self.was_alone(catalog, group, actions) {
             return;
         }
         let beginning = self.beginning(catalog, group);

@@ -535,7 +535,9 @@ impl<'a> Replay<'a> {
             if suspect && matches!(partition.replica, Replica::Unplaced(_)) {
                 // What it holds behind its segments may have been replaced by what is damaged.
                 partition.end_unknown = true;
-                forget_entries(partition);
+                if !partition.is_alone(self.config.node.0) {
+                    forget_entries(partition);
+                }
             }
             if partition.group == GroupId::METADATA && matches!(partition.replica, Replica::Unplaced(_)) {
                 // Its commands are applied from memory when they are known to be committed.
@@ -605,16 +607,22 @@ impl<'a> Replay<'a> {
                 self.gaps.push((partition.group, text));
             }
             let clustered = self.config.is_clustered();
-            if partition.end_unknown && clustered {
-                partition.standing = Standing::Rejoining;
-                forget_entries(partition);
+            let alone = partition.is_alone(self.config.node.0) && partition.group != GroupId::METADATA;
+            match partition.end_unknown && clustered {
+                // Nobody has what it would forget.
+                true if alone => {}
+                true => {
+                    partition.standing = Standing::Rejoining;
+                    forget_entries(partition);
+                }
+                false => partition.loose.clear(),
             }
             if let Replica::Single(_) = partition.replica {
                 partition.unconfirmed = clustered && partition.group != GroupId::METADATA;
                 let single = SingleVoter::recovered(incarnation as u32, partition.log_end);
                 partition.replica = Replica::Single(single);
             }
-            if partition.end_unknown && matches!(partition.replica, Replica::Unplaced(_)) {
+            if partition.end_unknown && matches!(partition.replica, Replica::Unplaced(_)) && !alone {
                 let text = format!(
                     "partition {}: damage hides what this replica has promised; it keeps what is in segments, up to offset {}, and votes for nobody until it has the rest from the others",
                     partition.group, partition.log_end

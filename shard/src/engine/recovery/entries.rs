@@ -17,22 +17,32 @@ impl Replay<'_> {
         let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return;
         };
+        if !partition.is_in_group() {
+            return self.keep_loose(index, lsn, frame, &body);
+        }
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
         let log = &mut unplaced.log;
         if log.hard.term < frame.epoch {
             (log.hard.term, log.hard.vote) = (frame.epoch, 0);
         }
         // An older term than that of the start: an entry that was cut off before the start was written.
-        if frame.index <= log.start.index || frame.epoch < log.start.term || partition.end_unknown {
+        if frame.index <= log.start.index || frame.epoch < log.start.term {
             return;
+        }
+        if partition.end_unknown {
+            return self.keep_loose(index, lsn, frame, &body);
         }
         unplaced.newest = unplaced.newest.max((frame.epoch, frame.index));
         // Those before it may be laid down once more further on, and it with them.
         let before = unplaced.behind(frame.index - 1);
         if before.is_none_or(|before| before.offset != frame.base_offset) {
-            return;
+            return self.keep_loose(index, lsn, frame, &body);
         }
         let again = unplaced.behind(frame.index).is_some_and(|held| held.term == frame.epoch);
+        if unplaced.is_alone(self.config.node.0) {
+            // Nothing is missing up to here, and to whom it gave its voice is its own affair.
+            self.suspects.remove(&frame.group);
+        }
         if again {
             if let Some(known) = unplaced.lsns.get_mut((frame.index - unplaced.log.start.index - 1) as usize)
             {
@@ -89,9 +99,37 @@ impl Replay<'_> {
         });
     }
 
+    /// Keeps a batch that does not follow on what is there, if nobody else has it.
+    fn keep_loose(&mut self, index: u32, lsn: u64, frame: &FrameHeader, body: &Body<'_>) {
+        let node = self.config.node.0;
+        let Some(partition) = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        if frame.kind != FrameKind::Batch || !partition.is_alone(node) {
+            return;
+        }
+        let Ok(batch) = BatchView::parse_exact(body.bytes) else { return };
+        let batch = TailBatch {
+            base_offset: frame.base_offset,
+            next_offset: frame.end_offset(),
+            max_timestamp: batch.max_timestamp(),
+            index: frame.index,
+            lsn,
+            bytes_before: 0,
+            data: body.data.clone(),
+        };
+        partition.keep_loose(frame.epoch, batch);
+        if let Some(cached) = self.chunks.back_mut() {
+            cached.partitions.push(index);
+        }
+    }
+
     /// Who the replicas of a group were when this one began, or became a member again; unless it is known better.
     pub(super) fn base_configuration(&mut self, frame: &FrameHeader, body: Body<'_>) {
         let Some(partition) = self.partition_of(frame) else { return };
+        if !partition.is_in_group() {
+            return;
+        }
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
         let Ok(said) = frame.configuration(body.bytes) else { return };
         let known = &unplaced.log.configuration;
@@ -171,6 +209,9 @@ impl Replay<'_> {
     /// Notes what a replica has promised.
     pub(super) fn vote(&mut self, frame: &FrameHeader) {
         let Some(partition) = self.partition_of(frame) else { return };
+        if !partition.is_in_group() {
+            return;
+        }
         let Some(unplaced) = partition.replica.unplaced_mut() else { return };
         let hard = &mut unplaced.log.hard;
         if (frame.epoch, frame.record_count) > (hard.term, hard.vote) {
@@ -193,6 +234,9 @@ pub(super) fn forget_entries(partition: &mut Partition) {
 /// logs that have an entry of one index and term are the same up to there.
 fn holds_its_segments(partition: &mut Partition, frame: &FrameHeader) -> bool {
     let last = Position { index: frame.index, term: frame.epoch, offset: frame.base_offset };
+    if !partition.is_in_group() {
+        return false;
+    }
     let Some(unplaced) = partition.replica.unplaced_mut() else { return true };
     last.index <= unplaced.log.start.index || unplaced.behind(last.index) == Some(last)
 }

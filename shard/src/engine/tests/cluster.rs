@@ -10,6 +10,7 @@ mod founding;
 mod in_sync;
 mod lag;
 mod leaving;
+mod lone;
 mod metadata;
 mod moving;
 mod passes;
@@ -35,7 +36,7 @@ use crate::engine::{
     Action, ConnId, Engine, EngineConfig, Event, FileId, IoOp, IoToken, LogLevel, Now, PeerId,
     RECOVERY_TURN_BYTES, ReplyBody, recover,
 };
-use crate::format::journal::CommitHeader;
+use crate::format::journal::{COMMIT_HEADER_BYTES, CommitHeader, FrameKind};
 use crate::recovery_budget::RecoveryBudget;
 
 mod bounds;
