@@ -57,6 +57,8 @@ pub mod kind {
     pub const SCRUB: u16 = 15;
     /// Let a node come.
     pub const ADD_NODE: u16 = 16;
+    /// Have one replica of a partition go on alone.
+    pub const RECOVER_PARTITION: u16 = 17;
     /// The error reply to any request.
     pub const ERROR: u16 = 0x8000;
 
@@ -78,6 +80,7 @@ pub mod kind {
         (ALTER_TOPIC, "AlterTopic"),
         (SCRUB, "Scrub"),
         (ADD_NODE, "AddNode"),
+        (RECOVER_PARTITION, "RecoverPartition"),
     ];
 }
 

@@ -60,6 +60,8 @@ pub enum Request<'a> {
     ListReassignments(ListReassignmentsRequest),
     /// Remove a node for good (controller shard only).
     RemoveNode(RemoveNodeRequest),
+    /// Have one replica of a partition go on alone.
+    RecoverPartition(RecoverPartitionRequest<'a>),
     /// See [`AddNodeRequest`].
     AddNode(AddNodeRequest<'a>),
     /// Change the settings of a topic, or add partitions (controller shard only).
@@ -221,6 +223,19 @@ pub struct AddNodeRequest<'a> {
     pub internal_address: &'a str,
 }
 
+/// Have one replica of a partition go on alone, whose others are lost for good. What only those held is lost with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoverPartitionRequest<'a> {
+    /// The topic's name.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: u32,
+    /// The node whose replica goes on.
+    pub node: u32,
+    /// The highest epoch that any replica knows which can be asked: the partition goes on in a higher one.
+    pub epoch: u32,
+}
+
 /// Remove a node that holds no replica and to which none is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoveNodeRequest {
@@ -282,6 +297,8 @@ pub enum Response {
     ListReassignments(ListReassignmentsReply),
     /// To `RemoveNode`.
     RemoveNode,
+    /// To `RecoverPartition`.
+    RecoverPartition,
     /// To `AddNode`.
     AddNode,
     /// To `AlterTopic`.

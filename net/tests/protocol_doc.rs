@@ -104,6 +104,15 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
             Request::ListReassignments(ListReassignmentsRequest { from: GroupId::new(0, 0) }),
         ),
         ("RemoveNode", Request::RemoveNode(RemoveNodeRequest { node: 4 })),
+        (
+            "RecoverPartition",
+            Request::RecoverPartition(RecoverPartitionRequest {
+                topic: "orders",
+                partition: 2,
+                node: 3,
+                epoch: 7,
+            }),
+        ),
         ("AddNode", Request::AddNode(AddNodeRequest { node: 4, internal_address: "10.0.0.4:9093" })),
         (
             "AlterTopic",
@@ -229,6 +238,7 @@ fn replies() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("RemoveNode", Response::RemoveNode),
+        ("RecoverPartition", Response::RecoverPartition),
         ("AddNode", Response::AddNode),
         ("AlterTopic", Response::AlterTopic),
         (

@@ -67,6 +67,9 @@ pub(crate) enum Command {
     /// Have nodes read their segments again, find what has rotted, and repair it from other replicas.
     #[command(subcommand)]
     Scrub(ScrubCommand),
+    /// The last resort for a partition whose quorum is lost.
+    #[command(subcommand)]
+    Partition(PartitionCommand),
     /// Check the files of a node that is not running.
     #[command(subcommand)]
     Log(LogCommand),
@@ -106,6 +109,26 @@ pub(crate) struct StopLocal {
     /// The folder that it was started with.
     #[arg(long, default_value = "./pyralog-local")]
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PartitionCommand {
+    /// Have one replica go on alone when the nodes of the others are lost for good. Shows what would be lost, and does nothing without
+    /// --accept-data-loss.
+    Recover(Recover),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Recover {
+    /// TOPIC/PARTITION.
+    #[arg(value_parser = parse_topic_partition)]
+    pub(crate) partition: TopicPartition,
+    /// The node whose replica goes on, where several answer.
+    #[arg(long)]
+    pub(crate) from: Option<u32>,
+    /// Do it. What only the lost nodes had is lost for good.
+    #[arg(long)]
+    pub(crate) accept_data_loss: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,6 +7,7 @@ mod lines;
 mod local;
 mod offline;
 mod output;
+mod partition;
 mod produce;
 mod reassign;
 mod rebalance;
@@ -22,7 +23,7 @@ use pyralog_core::ErrorCode;
 use pyralog_net::client::{Client, ClientConfig, ClientError};
 
 use crate::failure::{self, Exit, Failure};
-use cli::{Cli, ClusterCommand, Command, LeadersCommand, ScrubCommand};
+use cli::{Cli, ClusterCommand, Command, LeadersCommand, PartitionCommand, ScrubCommand};
 
 /// Header of a record made from a last line without a newline (value `none`), so that reading gives back the
 /// same bytes.
@@ -51,6 +52,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Leaders(LeadersCommand::Transfer { partition, to }) => {
             reassign::transfer(&mut client, cli.output, &partition, to)
+        }
+        Command::Partition(PartitionCommand::Recover(arguments)) => {
+            partition::recover(&mut client, cli.output, &arguments)
         }
         Command::Rebalance(arguments) => rebalance::run(&mut client, cli.output, &arguments),
         Command::Reassign(arguments) => reassign::run(&mut client, cli.output, &arguments),

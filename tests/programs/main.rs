@@ -19,6 +19,7 @@ mod node;
 mod partition;
 mod proxy;
 mod reads;
+mod recover;
 mod rot;
 mod stalls;
 mod tidy;

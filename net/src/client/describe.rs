@@ -125,6 +125,27 @@ impl Client {
         found
     }
 
+    /// What the replica at a place says of itself, asked of nobody else; `None` when it is not there.
+    ///
+    /// # Errors
+    /// Its node does not answer within a few seconds.
+    pub fn state_at(
+        &self,
+        node: u32,
+        shard: u16,
+        topic: u32,
+        partition: u32,
+    ) -> Result<Option<PartitionState>, ClientError> {
+        let mut connection = self.open_within(Place { node, shard }, PATIENCE, PATIENCE)?;
+        let asked = DescribePartitionsRequest { topic, first: partition, count: 1 };
+        match connection.call(&Request::DescribePartitions(asked))?.response {
+            Response::DescribePartitions(states) => {
+                Ok(states.into_iter().find(|state| state.partition == partition))
+            }
+            _ => Err(connection.protocol("the reply is of another kind than the request")),
+        }
+    }
+
     /// The states of the partitions of a topic, as [`Self::describe`] finds them; without those of which nobody tells.
     ///
     /// # Errors

@@ -6,8 +6,8 @@ use super::api::{Client, Kind, NodeInfo, all_pages, metadata_reply, unknown_topi
 use super::error::ClientError;
 use crate::message::{
     AddNodeRequest, DescribePartitionsRequest, ListReassignmentsReply, ListReassignmentsRequest,
-    MetadataRequest, ReassignPartitionRequest, Reassignment, RemoveNodeRequest, ReplicaRole, Request,
-    Response, TopicMetadata,
+    MetadataRequest, ReassignPartitionRequest, Reassignment, RecoverPartitionRequest, RemoveNodeRequest,
+    ReplicaRole, Request, Response, TopicMetadata,
 };
 
 impl Client {
@@ -39,6 +39,25 @@ impl Client {
         let request = Request::AddNode(AddNodeRequest { node, internal_address });
         self.call_controller(&request, Kind::Question, |received| match received.response {
             Response::AddNode => Some(()),
+            _ => None,
+        })
+    }
+
+    /// Has one replica of a partition go on alone, whose others are lost for good. Returns when that is decided; the replica leads when
+    /// its node has heard of it. `epoch` is the highest that any replica knows which can be asked.
+    ///
+    /// # Errors
+    /// `InvalidRequest` when the node has no replica, or enough others answer.
+    pub fn recover_partition(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        node: u32,
+        epoch: u32,
+    ) -> Result<(), ClientError> {
+        let request = Request::RecoverPartition(RecoverPartitionRequest { topic, partition, node, epoch });
+        self.call_controller(&request, Kind::Change, |received| match received.response {
+            Response::RecoverPartition => Some(()),
             _ => None,
         })
     }

@@ -54,6 +54,7 @@ impl Response {
             Self::ReassignPartition => kind::REASSIGN_PARTITION | REPLY_BIT,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS | REPLY_BIT,
             Self::RemoveNode => kind::REMOVE_NODE | REPLY_BIT,
+            Self::RecoverPartition => kind::RECOVER_PARTITION | REPLY_BIT,
             Self::AddNode => kind::ADD_NODE | REPLY_BIT,
             Self::AlterTopic => kind::ALTER_TOPIC | REPLY_BIT,
             Self::Scrub(_) => kind::SCRUB | REPLY_BIT,
@@ -107,6 +108,7 @@ impl Response {
             | Self::Pong
             | Self::ReassignPartition
             | Self::RemoveNode
+            | Self::RecoverPartition
             | Self::AddNode
             | Self::AlterTopic => {}
         }
@@ -150,6 +152,7 @@ impl Response {
                 kind::PING => Self::Pong,
                 kind::REASSIGN_PARTITION => Self::ReassignPartition,
                 kind::REMOVE_NODE => Self::RemoveNode,
+                kind::RECOVER_PARTITION => Self::RecoverPartition,
                 kind::ADD_NODE => Self::AddNode,
                 kind::ALTER_TOPIC => Self::AlterTopic,
                 kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),

@@ -11,7 +11,8 @@ use crate::frame::kind;
 use crate::message::{
     Acks, AddNodeRequest, AlterTopicRequest, Consistency, CreateTopicRequest, DeleteTopicRequest,
     DescribePartitionsRequest, FetchRequest, ListOffsetsRequest, ListReassignmentsRequest, MetadataRequest,
-    OffsetSpec, ProduceRequest, ReassignPartitionRequest, RemoveNodeRequest, Request, ScrubRequest,
+    OffsetSpec, ProduceRequest, ReassignPartitionRequest, RecoverPartitionRequest, RemoveNodeRequest,
+    Request, ScrubRequest,
 };
 
 impl<'a> Request<'a> {
@@ -34,6 +35,7 @@ impl<'a> Request<'a> {
             }
             kind::ALTER_TOPIC => Self::AlterTopic(decode_alter_topic(&mut reader)?),
             kind::REMOVE_NODE => Self::RemoveNode(decode_remove_node(&mut reader)?),
+            kind::RECOVER_PARTITION => Self::RecoverPartition(decode_recover(&mut reader)?),
             kind::ADD_NODE => Self::AddNode(decode_add_node(&mut reader)?),
             kind::SCRUB => Self::Scrub(decode_scrub(&mut reader)?),
             kind => return Err(DecodeError::UnknownKind { kind }),
@@ -57,6 +59,7 @@ impl<'a> Request<'a> {
             Self::ReassignPartition(_) => kind::REASSIGN_PARTITION,
             Self::ListReassignments(_) => kind::LIST_REASSIGNMENTS,
             Self::RemoveNode(_) => kind::REMOVE_NODE,
+            Self::RecoverPartition(_) => kind::RECOVER_PARTITION,
             Self::AddNode(_) => kind::ADD_NODE,
             Self::AlterTopic(_) => kind::ALTER_TOPIC,
             Self::Scrub(_) => kind::SCRUB,
@@ -109,6 +112,10 @@ impl<'a> Request<'a> {
                 w.i64(r.retention_bytes).i64(r.retention_ms).bytes(r.name.as_bytes());
             }
             Self::RemoveNode(r) => _ = w.u32(r.node).reserved(4),
+            Self::RecoverPartition(r) => {
+                w.u32(r.partition).u32(r.node).u32(r.epoch).u16(r.topic.len() as u16).reserved(2);
+                w.bytes(r.topic.as_bytes());
+            }
             Self::AddNode(r) => {
                 w.u32(r.node).u16(r.internal_address.len() as u16).reserved(2);
                 w.bytes(r.internal_address.as_bytes());
@@ -136,6 +143,7 @@ impl<'a> Request<'a> {
             Self::CreateTopic(r) => name(r.name),
             Self::DeleteTopic(r) => name(r.name),
             Self::AlterTopic(r) => name(r.name),
+            Self::RecoverPartition(r) => name(r.topic),
             Self::DescribePartitions(r) => {
                 EncodeError::check("count", u64::from(r.count), u64::from(MAX_DESCRIBED_PARTITIONS))
             }
@@ -299,6 +307,13 @@ fn decode_remove_node(reader: &mut Reader<'_>) -> Result<RemoveNodeRequest, Deco
     let node = reader.u32("node")?;
     reader.reserved(4, "node")?;
     Ok(RemoveNodeRequest { node })
+}
+
+fn decode_recover<'a>(reader: &mut Reader<'a>) -> Result<RecoverPartitionRequest<'a>, DecodeError> {
+    let (partition, node, epoch) = (reader.u32("partition")?, reader.u32("node")?, reader.u32("epoch")?);
+    let len = reader.len_within("name_len", MAX_TOPIC_NAME_BYTES)?;
+    reader.reserved(2, "name_len")?;
+    Ok(RecoverPartitionRequest { topic: reader.text(len, "name")?, partition, node, epoch })
 }
 
 fn decode_add_node<'a>(reader: &mut Reader<'a>) -> Result<AddNodeRequest<'a>, DecodeError> {

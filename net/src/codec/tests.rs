@@ -175,6 +175,7 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::Pong),
         Just(Response::ReassignPartition),
         Just(Response::RemoveNode),
+        Just(Response::RecoverPartition),
         Just(Response::AddNode),
         Just(Response::AlterTopic),
         (any::<(bool, u32, i64)>(), any::<[u64; 6]>()).prop_map(|((running, damaged, ended_ms), counts)| {
@@ -231,6 +232,7 @@ proptest! {
             }),
             Request::ListReassignments(ListReassignmentsRequest { from: group }),
             Request::RemoveNode(RemoveNodeRequest { node: a }),
+            Request::RecoverPartition(RecoverPartitionRequest { topic: &name, partition: a, node: b, epoch: d }),
             Request::AddNode(AddNodeRequest { node: a, internal_address: &name }),
             Request::Scrub(ScrubRequest { start: a % 2 == 0 }),
             Request::AlterTopic(AlterTopicRequest {

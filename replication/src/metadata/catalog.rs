@@ -165,6 +165,9 @@ impl Catalog {
             }
             Command::AddNode { node, internal_address } => self.check_add(*node, internal_address),
             Command::RemoveNode { node } => self.check_remove(*node),
+            Command::Force { topic, partition, to, term } => {
+                self.check_force(GroupId::new(*topic, *partition), *to, *term)
+            }
             Command::RaiseFeatureLevel { level } => self.check_raise(*level),
             Command::AlterTopic { .. } => self.altered(command).map(|_| ()),
             Command::Reassigned { topic, partition, configuration, .. } => {
@@ -424,6 +427,9 @@ impl Catalog {
                 if let Some(gone) = self.nodes.remove(node) {
                     self.removed.insert(*node, gone.disk);
                 }
+            }
+            Command::Force { topic, partition, to, term } => {
+                self.force(GroupId::new(*topic, *partition), *to, *term);
             }
             Command::RaiseFeatureLevel { level } => self.feature_level = *level,
             Command::ReserveProducerIds { count } => self.next_producer_id += i64::from(*count),

@@ -19,6 +19,7 @@ impl Command {
             | Self::Reassigned { .. }
             | Self::AlterTopic { .. }
             | Self::AddNode { .. }
+            | Self::Force { .. }
             | Self::RemoveNode { .. } => LEVEL_OF_MOVES,
             Self::RaiseFeatureLevel { level } => *level,
         }
@@ -34,6 +35,7 @@ impl Command {
             Self::Reassign { .. } | Self::Reassigned { .. } => "moving a partition",
             Self::AlterTopic { .. } => "altering a topic",
             Self::AddNode { .. } => "adding a node",
+            Self::Force { .. } => "recovering a partition",
             Self::RemoveNode { .. } => "removing a node",
             Self::RaiseFeatureLevel { .. } => "raising it",
         }

@@ -90,6 +90,17 @@ pub enum Command {
         /// The level.
         level: u16,
     },
+    /// One replica of a partition goes on alone, as its others are lost for good.
+    Force {
+        /// The topic.
+        topic: u32,
+        /// The partition.
+        partition: u32,
+        /// Where that replica is.
+        to: Replica,
+        /// It leads in a higher term.
+        term: u32,
+    },
 }
 
 /// A node of the cluster.

@@ -13,7 +13,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::catalog::Refusal;
 use super::{Catalog, Replica, Topic};
-use crate::raft::{Configuration, Step};
+use crate::raft::{Configuration, MAX_TERM, Step};
 
 /// A partition whose replicas are to be others.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -279,6 +279,36 @@ impl Catalog {
             said.voters().iter().map(|voter| (voter.node, self.placed_at(group, voter.node))).collect();
         self.put_replicas(group, &self.wanted(group));
         self.settled.insert(group, Settled { configuration: said.clone(), term, index, placed });
+        self.moves.remove(&group);
+    }
+
+    /// Whether one replica of `group` may go on alone. That the others are lost the catalogue can't know.
+    pub(super) fn check_force(&self, group: GroupId, to: Replica, term: u32) -> Result<(), Refusal> {
+        let invalid = |text: String| Err((ErrorCode::InvalidRequest, text));
+        match self.replicas(group).count() {
+            0 => return Err((ErrorCode::UnknownTopicOrPartition, format!("no partition {group}"))),
+            1 => return invalid(format!("partition {group} has one replica: nothing can go on without it")),
+            _ if !self.replicas(group).any(|replica| replica == to) => {
+                return invalid(format!("node {} has no replica of partition {group}", to.node));
+            }
+            _ => {}
+        }
+        let (before, _) = self.begins_with(group);
+        match (1..=MAX_TERM).contains(&term) && Configuration::forced(to, before.version()).check().is_ok() {
+            true => Ok(()),
+            false => {
+                invalid(format!("partition {group}: there is no epoch behind {term}, or no further change"))
+            }
+        }
+    }
+
+    /// One replica is the group from here on, with whatever it has.
+    pub(super) fn force(&mut self, group: GroupId, to: Replica, term: u32) {
+        let (before, (last_term, index)) = self.begins_with(group);
+        let placed = vec![(to.node, self.placed_at(group, to.node))];
+        let configuration = Configuration::forced(to, before.version());
+        self.put_replicas(group, &[to]);
+        self.settled.insert(group, Settled { configuration, term: term.max(last_term), index, placed });
         self.moves.remove(&group);
     }
 

@@ -715,6 +715,38 @@ fn a_topic_gets_other_settings_and_more_partitions() {
 /// A topic is to have other numbers of replicas: its partitions get there one after the other, or stay, and what holds for each
 /// follows from how many it has.
 #[test]
+fn one_replica_goes_on_alone_by_decree() {
+    let mut catalog = cluster(5);
+    let list = vec![replica(1, 0), replica(2, 0), replica(3, 0)];
+    catalog.apply(&Command::CreateTopic(spec("t", Assignment::new(&[list]).unwrap()))).unwrap();
+    catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();
+    let group = GroupId::new(1, 0);
+    let force = |topic, to, term| Command::Force { topic, partition: 0, to, term };
+    let invalid = ErrorCode::InvalidRequest;
+    let unknown = ErrorCode::UnknownTopicOrPartition;
+    refused(&catalog, &force(9, replica(1, 0), 5), unknown, "no partition 9-0");
+    refused(&catalog, &force(2, replica(1, 0), 5), invalid, "has one replica");
+    refused(&catalog, &force(1, replica(4, 0), 5), invalid, "node 4 has no replica");
+    refused(&catalog, &force(1, replica(2, 0), 0), invalid, "no epoch behind");
+    // On its way elsewhere, which nobody can say how far it has come.
+    catalog.apply(&reassign(1, 0, &[3, 4, 5])).unwrap();
+    catalog.apply(&force(1, replica(2, 0), 70_000)).unwrap();
+    assert!(catalog.moves.is_empty() && catalog.is_group(group));
+    assert_eq!(catalog.replicas(group).collect::<Vec<_>>(), [replica(2, 0)]);
+    let (first, after) = catalog.begins_with(group);
+    assert_eq!((first.voters(), first.is_forced(), after), (&[replica(2, 0)][..], true, (70_000, 0)));
+    assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    // It gets others as any group does, and may come to need it again.
+    catalog.apply(&reassign(1, 0, &[2, 4, 5])).unwrap();
+    catalog.apply(&reassigned(1, 0, walked(&catalog, group))).unwrap();
+    let (settled, _) = catalog.begins_with(group);
+    assert!(!settled.is_forced() && settled.version() > first.version());
+    catalog.apply(&force(1, replica(5, 0), 80_000)).unwrap();
+    let (again, _) = catalog.begins_with(group);
+    assert!(again.is_forced() && again.version() > settled.version());
+}
+
+#[test]
 fn the_only_replica_becomes_a_group_and_stays_one() {
     let mut catalog = cluster(3);
     catalog.apply(&create("alone", 1, 1, &catalog)).unwrap();

@@ -22,6 +22,8 @@ use crate::metadata::Replica;
 
 /// No group changes so often, and the count goes on from what it is told.
 const MAX_VERSION: u64 = u64::MAX / 2;
+/// Versions of forced configurations are multiples of this. No group changes so often without the catalogue hearing of it.
+const FORCED: u64 = 1 << 20;
 /// Bytes of one replica on a disk.
 const REPLICA_BYTES: usize = 6;
 /// Most bytes of a configuration on a disk.
@@ -64,6 +66,16 @@ impl Configuration {
             confirmed: true,
             version: 0,
         }
+    }
+
+    /// One voter that goes on alone by decree, whatever the group has become since this version: fewer than [`FORCED`] changes.
+    pub fn forced(voter: Replica, version: u64) -> Self {
+        Self { version: (version / FORCED + 1) * FORCED, ..Self::of([voter]) }
+    }
+
+    /// Whether it was not decided by the voters before it.
+    pub fn is_forced(&self) -> bool {
+        self.version > 0 && self.version.is_multiple_of(FORCED)
     }
 
     /// As a replica begins that joins: it follows, and nothing else has changed. One that is a member is what it is.

@@ -330,7 +330,7 @@ impl Engine {
     }
 
     /// Nothing may go to the partition's segments from elsewhere before what is on its way to them has arrived.
-    fn end_catch_up(&mut self, index: u32, why: Option<String>, actions: &mut Vec<Action>) {
+    pub(super) fn end_catch_up(&mut self, index: u32, why: Option<String>, actions: &mut Vec<Action>) {
         let Some(partition) = self.at_mut(index) else { return };
         let group = partition.group;
         let Some(replica) = partition.replica.raft_mut() else { return };

@@ -45,6 +45,7 @@ mod controller;
 mod default;
 mod fetch;
 mod flush;
+mod forced;
 mod founding;
 mod hand_over;
 mod incoming;
@@ -458,6 +459,9 @@ impl Engine {
             Request::AlterTopic(alter) => self.alter_topic(conn, correlation_id, &alter, actions),
             Request::AddNode(add) => self.add_node(conn, correlation_id, add, actions),
             Request::RemoveNode(remove) => self.remove_node(conn, correlation_id, remove, actions),
+            Request::RecoverPartition(recover) => {
+                self.recover_partition(conn, correlation_id, recover, actions);
+            }
             Request::ListReassignments(list) => self.list_reassignments(conn, correlation_id, list, actions),
             Request::DescribePartitions(describe) => {
                 let states = (describe.first..describe.first.saturating_add(describe.count.min(1_000)))

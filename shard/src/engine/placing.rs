@@ -11,6 +11,7 @@ use pyralog_replication::metadata::{Catalog, Replica as Place};
 use pyralog_replication::raft::{Configuration, GroupConfig, RaftGroup, Refused};
 
 use super::api::{Leadership, PeerId};
+use super::forced;
 use super::lag::Progress;
 use super::partition::Partition;
 use super::replica::{RaftReplica, Replica, Unplaced};
@@ -88,6 +89,15 @@ impl Engine {
 
     fn place_in(&mut self, catalog: &Arc<Catalog>, group: GroupId, actions: &mut Vec<Action>) {
         let Some(quorums) = catalog.quorums(group).filter(|_| catalog.is_group(group)) else { return };
+        if let Some(index) = self.find(group)
+            && self.is_forced(catalog, index)
+        {
+            match self.raft_mut(index).is_some() {
+                // What it has on its way to the journal comes first.
+                true => return self.queue_group(index),
+                false => self.force(catalog, index, actions),
+            }
+        }
         if let Some(index) = self.find(group)
             && let Some(replica) = self.raft_mut(index)
         {
@@ -190,6 +200,7 @@ impl Engine {
         if log.configuration.is_unknown() {
             (log.configuration, log.made_after) = beginning;
         }
+        forced::override_older(&mut log);
         // What it has lost the others know, and entries that would say it may be before those that it will be sent.
         if let Some(told) = told.filter(|told| guessed || told.version() > log.configuration.version()) {
             log.configuration = told;

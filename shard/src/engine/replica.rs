@@ -136,7 +136,10 @@ impl Unplaced {
 
     /// Who the replicas are by its newest entry that says so, committed or not.
     pub(super) fn newest_configuration(&self) -> &Configuration {
-        self.log.configurations.last().map_or(&self.log.configuration, |(_, said)| said)
+        let first = &self.log.configuration;
+        let newest = self.log.configurations.last().map_or(first, |(_, said)| said);
+        // One that was forced does not come of the entries.
+        if first.is_forced() && first.version() > newest.version() { first } else { newest }
     }
 
     /// Forgets the entries from `index` on.

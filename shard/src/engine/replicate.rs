@@ -356,6 +356,7 @@ impl Engine {
                 }
                 self.rearm(index);
                 self.settle_catch_up(index, actions);
+                self.settle_forced(index, actions);
             }
             if !self.begin_campaigns() {
                 break;
