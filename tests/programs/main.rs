@@ -20,6 +20,7 @@ mod partition;
 mod proxy;
 mod reads;
 mod rot;
+mod shards;
 mod stalls;
 mod tidy;
 mod upgrade;

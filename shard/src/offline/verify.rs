@@ -37,7 +37,8 @@ pub fn verify(
     let _data_lock = lock_out(data_dir)?;
     let _journal_lock = lock_out(journal_dir)?;
     let node = NodeFile::read(data_dir);
-    let shards = folder::shards(data_dir, journal_dir)?;
+    let generation = node.as_ref().map_or(0, |node| node.generation);
+    let shards = folder::shards(data_dir, journal_dir, generation)?;
     if shards.is_empty() {
         return Err(OfflineError::NoData(data_dir.to_owned()));
     }
@@ -45,7 +46,7 @@ pub fn verify(
     let mut total_bytes = 0;
     for shard in &shards {
         let mut ignore = |_| {};
-        let folder = Folder::open(data_dir, journal_dir, *shard, &mut ignore)?;
+        let folder = Folder::open(data_dir, journal_dir, (generation, *shard), &mut ignore)?;
         total_bytes += folder.files.iter().map(|(_, len)| len).sum::<u64>();
     }
     let mut done_bytes = 0;
@@ -54,7 +55,7 @@ pub fn verify(
             done_bytes += bytes;
             progress(Progress { shard, done_bytes: done_bytes.min(total_bytes), total_bytes });
         };
-        let folder = Folder::open(data_dir, journal_dir, shard, &mut on_read)?;
+        let folder = Folder::open(data_dir, journal_dir, (generation, shard), &mut on_read)?;
         let own_id = node.as_ref().map(|node| node.shard_journal_id(shard));
         Shard { shard, own_id, folder, slot: 0, report: &mut report }.check()?;
     }
