@@ -1,10 +1,12 @@
 //! Nodes that come with another number of shards.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::time::Duration;
 
-use crate::harness::{Cluster, eventually};
-use crate::history::{Load, TOPIC, check};
+use crate::common::{Node, admin};
+use crate::harness::{Cluster, eventually, is_on};
+use crate::history::{Load, TOPIC, await_in_sync, check};
 
 const PARTITIONS: u32 = 12;
 
@@ -98,7 +100,7 @@ fn a_node_of_a_cluster_comes_with_other_numbers_of_shards() {
         cluster.shards.insert(id, count);
         cluster.start(id);
         eventually(|| (shards(&cluster, id.into()) == (count, (0..count).collect())).then_some(()));
-        crate::history::await_in_sync(&cluster);
+        await_in_sync(&cluster);
     }
     // Leaders are everywhere again, on every shard of theirs.
     eventually(|| {
@@ -107,4 +109,31 @@ fn a_node_of_a_cluster_comes_with_other_numbers_of_shards() {
         (places.collect::<BTreeSet<_>>().len() == 2 + 1 + 2).then_some(())
     });
     check_all(&cluster, load);
+}
+
+#[test]
+fn the_operators_page_shows_what_a_node_with_other_shards_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let start = |shards: &str| {
+        Node::start_with(&folder.path().join("data"), "127.0.0.1:0", |command| {
+            command.env("PYRALOG__RUNTIME__SHARDS", shards).stderr(File::create(&log).unwrap())
+        })
+    };
+    let node = start("2");
+    node.admin_ok(["topic", "create", TOPIC, "--partitions", "12"]);
+    assert_eq!(node.stop().0.code(), Some(0));
+    let node = start("4");
+    assert_eq!(node.stop().0.code(), Some(0));
+    let said = std::fs::read_to_string(&log).unwrap();
+    let lines = said.lines().filter(|line| line.contains("shards") || line.contains("reading shard"));
+    let said: Vec<&str> = lines.collect();
+    assert_eq!(said.len(), 4, "{said:?}");
+    is_on("docs/operations/scaling.md", include_str!("../../docs/operations/scaling.md"), &said.join("\n"));
+    // And with the release's own tool: the folders of before are gone, the new ones are whole.
+    let data = folder.path().join("data");
+    let verify = admin().args(["log", "verify"]).arg(&data).output().unwrap();
+    assert!(verify.status.success(), "{verify:?}");
+    assert!(data.join("shard-3.g1").exists() && !data.join("shard-0").exists());
+    print!("{}", said.join("\n"));
 }

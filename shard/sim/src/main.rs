@@ -32,7 +32,7 @@ struct Arguments {
     /// The same with three nodes, to which two are added.
     #[arg(long, requires = "cluster", conflicts_with = "moves")]
     grows: bool,
-    /// Lives in which partitions move, and topics get other numbers of replicas.
+    /// Lives in which partitions move, topics get other numbers of replicas, and nodes other numbers of shards.
     #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows"])]
     resizes: bool,
     /// Lives of four or five nodes that are upgraded one by one, until which nothing may move.
@@ -61,6 +61,8 @@ enum Bug {
     DeleteBeforeMoved,
     /// Raise the feature level when most nodes support the next one (with --cluster --upgrades).
     RaiseForMajority,
+    /// Leave what is in no segment yet behind when partitions go to other shards (with --cluster --resizes)
+    LeaveEntriesBehind,
 }
 
 impl From<Bug> for PlantedBug {
@@ -74,6 +76,7 @@ impl From<Bug> for PlantedBug {
             Bug::ReuseWithoutGeneration => Self::ReuseWithoutGeneration,
             Bug::DeleteBeforeMoved => Self::DeleteBeforeMoved,
             Bug::RaiseForMajority => Self::RaiseForMajority,
+            Bug::LeaveEntriesBehind => Self::LeaveEntriesBehind,
         }
     }
 }

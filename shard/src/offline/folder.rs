@@ -28,6 +28,14 @@ pub(super) fn shards(
     Ok(shards)
 }
 
+/// The newest generation of shards' folders below either.
+pub(super) fn newest_generation(data_dir: &Path, journal_dir: &Path) -> Result<u32, OfflineError> {
+    let mut names = names(data_dir)?;
+    names.extend(self::names(journal_dir)?);
+    let generations = names.iter().filter_map(|(name, _)| parse_folder_name(name));
+    Ok(generations.map(|(generation, _)| generation).max().unwrap_or(0))
+}
+
 /// Names and lengths of what is in a folder; nothing when the folder is not there.
 fn names(dir: &Path) -> Result<Vec<(String, u64)>, OfflineError> {
     let entries = match std::fs::read_dir(dir) {

@@ -18,7 +18,7 @@ pub(super) const FORMAT: u32 = 4;
 /// Version of the layout until then.
 pub(super) const OLDEST_FORMAT: u32 = 3;
 /// The file that says whose the folder is.
-pub(super) const NAME: &str = "node.json";
+pub(crate) const NAME: &str = "node.json";
 
 /// The content of `node.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

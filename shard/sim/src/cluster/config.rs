@@ -61,6 +61,8 @@ pub struct ClusterConfig {
     pub moves: bool,
     /// And has topics have other numbers of replicas.
     pub resizes: bool,
+    /// Nodes come back with other numbers of shards.
+    pub reshards: bool,
     /// Nodes are upgraded.
     pub upgrades: bool,
     /// Consumers ask any replica now and then.
@@ -85,7 +87,7 @@ pub enum Kind {
     Moves,
     /// The same with three nodes first, to which two are added.
     Grows,
-    /// Partitions move, and topics get three, four or five replicas.
+    /// Partitions move, topics get three, four or five replicas, and nodes one, two or three shards.
     Resizes,
     /// As with moves, and all nodes are upgraded one by one, until which nothing may move.
     Upgrades,
@@ -137,6 +139,7 @@ impl ClusterConfig {
             clients: [rng.range(1, 3), rng.below(3), rng.range(1, 2)],
             moves,
             resizes: kind == Kind::Resizes,
+            reshards: kind == Kind::Resizes,
             upgrades: kind == Kind::Upgrades,
             first_nodes,
             reads_anywhere: rng.percent(30),

@@ -152,7 +152,7 @@ impl World {
         if self.has_silent_loss(node) {
             return self.take_out(node, ClusterFault::TakenOut);
         }
-        if attempt == 0 && self.may_reshard(node) && self.rng.one_in(3) && !self.reshard(node, attempt) {
+        if attempt == 0 && self.may_reshard(node) && !self.reshard(node, attempt) {
             return;
         }
         self.nodes[node].state = NodeState::Up;

@@ -70,22 +70,25 @@ impl World {
         self.home(Replica { node, shard: slot })
     }
 
-    /// Whether a node may come with another number of shards now: its disks keep what they are given.
-    pub(crate) fn may_reshard(&self, node: usize) -> bool {
-        self.config.resizes && !self.nodes[node].lies && !self.nodes[node].emptied && !self.closing
+    /// Whether a node comes with another number of shards now: only where disks keep what they are given.
+    pub(crate) fn may_reshard(&mut self, node: usize) -> bool {
+        let state = &self.nodes[node];
+        let may = self.config.reshards && !state.lies && !state.emptied && !self.closing;
+        may && self.reshard_rng.one_in(3)
     }
 
     /// A node that is down comes with another number of shards. False: the power went on the way.
     pub(crate) fn reshard(&mut self, node: usize, attempt: u32) -> bool {
         let before = self.nodes[node].count;
-        let after = (before + self.rng.below(SEATS as u64 - 1) as usize) % SEATS + 1;
+        let after = (before + self.reshard_rng.below(SEATS as u64 - 1) as usize) % SEATS + 1;
         let now = self.now(node);
         let plan = self.config.disks.honest.clone();
         let mut fresh: Vec<SimDisk> =
-            (0..after).map(|_| SimDisk::new(self.rng.fork(), plan.clone())).collect();
-        let to: Vec<u64> = (0..after).map(|_| self.rng.bits() | 1).collect();
-        let broken = self.rng.percent(40).then(|| self.rng.below((before + after) as u64) as usize);
-        let calls = self.rng.magnitude(1, 200);
+            (0..after).map(|_| SimDisk::new(self.reshard_rng.fork(), plan.clone())).collect();
+        let to: Vec<u64> = (0..after).map(|_| self.reshard_rng.bits() | 1).collect();
+        let broken =
+            self.reshard_rng.percent(40).then(|| self.reshard_rng.below((before + after) as u64) as usize);
+        let calls = self.reshard_rng.magnitude(1, 200);
         let shards = &mut self.nodes[node].shards;
         let from: Vec<u64> = shards.iter().take(before).map(|shard| shard.config.journal_id).collect();
         let config = EngineConfig { shards: after as u16, ..shards[0].config.clone() };
@@ -130,14 +133,14 @@ impl World {
         for shard in &mut self.nodes[node].shards {
             shard.disk.crash();
         }
-        let delay = self.rng.magnitude(1_000, 50_000);
+        let delay = self.reshard_rng.magnitude(1_000, 50_000);
         self.schedule(delay, Happening::Start { node, attempt: attempt + 1 });
     }
 
     /// The disks that were made are those of the node.
     fn take_over(&mut self, node: usize, fresh: Vec<SimDisk>, journal_ids: &[u64]) {
         let count = fresh.len();
-        let power_goes = self.rng.percent(50);
+        let power_goes = self.reshard_rng.percent(50);
         let state = &mut self.nodes[node];
         let life = state.shards.iter().map(|shard| shard.life).max().unwrap_or(0) + 1;
         let identity = state.shards[0].config.clone();

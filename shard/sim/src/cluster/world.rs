@@ -220,6 +220,8 @@ pub struct Coverage {
 pub(crate) struct World {
     pub(crate) config: ClusterConfig,
     pub(crate) rng: Rng,
+    /// For when nodes come with other numbers of shards: what else is drawn stays as it was.
+    pub(crate) reshard_rng: Rng,
     /// Virtual time, microseconds.
     pub(crate) now_us: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -334,6 +336,7 @@ impl World {
             })
             .collect();
         Self {
+            reshard_rng: Rng::new(config.engine.journal_id),
             config,
             rng,
             now_us: 1_000,

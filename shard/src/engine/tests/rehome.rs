@@ -4,7 +4,7 @@ use pyralog_core::{GroupId, ShardId};
 use pyralog_net::message::Response;
 
 use super::disk::MemDisk;
-use super::harness::{Shard, batch, config};
+use super::harness::{Shard, batch, catalog, config};
 use crate::engine::{
     Engine, EngineConfig, Event, FileId, IoError, IoErrorKind, LogLevel, Now, RecoveryDisk, Rehomed,
     RehomingDisks, recover, rehome,
@@ -233,6 +233,25 @@ fn what_fails_on_the_way_leaves_the_shards_as_they_were() {
         (0..PARTITIONS).for_each(|partition| assert_eq!(values(&mut again, partition).len(), 3));
     }
     assert!(failed > PARTITIONS, "{failed}");
+}
+
+#[test]
+fn what_the_metadata_does_not_know_stays_where_it_is() {
+    let begin = |shard| {
+        let config = EngineConfig { shard: ShardId(shard), shards: 2, journal_id: id(0, shard), ..config() };
+        Shard::start(config, MemDisk::default())
+    };
+    let (first, mut second) = (begin(0), begin(1));
+    second.event(Event::CatalogPublished { catalog: std::sync::Arc::new(catalog(&["t"])) });
+    let reply = second.produce(group(0), &batch(0, None, &[b"x"]));
+    assert!(matches!(reply, Response::Produce(_)), "{reply:?}");
+    let (_, done) = go(0, vec![first.disk, second.disk], 1);
+    let error = done.unwrap_err();
+    for text in
+        ["shard 1 has partition 1-0, which its metadata does not know yet", "runtime.shards = 2", "linked"]
+    {
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]
