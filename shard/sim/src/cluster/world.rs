@@ -716,6 +716,10 @@ impl World {
 
     /// A new connection of a client to a shard that serves.
     pub(crate) fn connect(&mut self, client: usize, seat: Seat) -> Option<ConnId> {
+        if seat.shard >= SEATS {
+            // A guess about a node of which who told it has not heard.
+            return None;
+        }
         let open = matches!(self.nodes[seat.node].state, NodeState::Up);
         let driver = self.shard(seat);
         if !open || driver.engine.is_none() || driver.stopped || driver.fencing {
