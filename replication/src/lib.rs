@@ -7,5 +7,6 @@ pub mod moves;
 pub mod placement;
 mod racks;
 pub mod raft;
+mod slots;
 
 pub use group::{Group, SingleVoter};

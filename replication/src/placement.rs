@@ -8,6 +8,7 @@ use pyralog_core::{GroupId, NodeId};
 use crate::metadata::{Assignment, Catalog, Load, NodeInfo, Replica};
 use crate::moves::even_out_leaders;
 use crate::racks;
+use crate::slots::Slots;
 
 /// Why a topic can't be placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,25 +69,15 @@ struct Node<'a> {
     before: Load,
     /// Preferred leaders of this topic.
     leaders: u32,
-    shards: Vec<Shard>,
-}
-
-#[derive(Clone, Copy)]
-struct Shard {
-    before: Load,
-    /// Of this topic.
-    replicas: u32,
-    leaders: u32,
+    slots: Slots,
 }
 
 impl<'a> Node<'a> {
     fn new(catalog: &Catalog, node: &'a NodeInfo) -> Self {
-        let load = |shard| catalog.load(Replica { node: node.id, shard });
-        let shards: Vec<Shard> =
-            (0..node.shards).map(|shard| Shard { before: load(shard), replicas: 0, leaders: 0 }).collect();
-        let sum = |of: fn(&Load) -> u32| shards.iter().map(|shard| of(&shard.before)).sum();
+        let sum = |of: fn(Load) -> u32| catalog.loads(node.id).map(|(_, load)| of(load)).sum();
         let before = Load { replicas: sum(|load| load.replicas), leaders: sum(|load| load.leaders) };
-        Self { id: node.id, rack: &node.rack, before, leaders: 0, shards }
+        let slots = Slots::new(catalog.feature_level, node.shards, catalog.loads(node.id));
+        Self { id: node.id, rack: &node.rack, before, leaders: 0, slots }
     }
 }
 
@@ -151,38 +142,17 @@ fn spread_over_shards(nodes: &mut [Node<'_>], dealt: &[Vec<usize>]) -> Vec<Vec<R
         dealt.iter().map(|members| Vec::with_capacity(members.len())).collect();
     for (members, replicas) in dealt.iter().zip(&mut placed) {
         if let Some(node) = members.first().and_then(|first| nodes.get_mut(*first)) {
-            replicas.push(node.take(true));
+            replicas.push(Replica { node: node.id, shard: node.slots.take_leader() });
         }
     }
     for (members, replicas) in dealt.iter().zip(&mut placed) {
         for member in members.iter().skip(1) {
             if let Some(node) = nodes.get_mut(*member) {
-                replicas.push(node.take(false));
+                replicas.push(Replica { node: node.id, shard: node.slots.take_follower() });
             }
         }
     }
     placed
-}
-
-impl Node<'_> {
-    /// The least loaded shard, which gets one more replica.
-    fn take(&mut self, leader: bool) -> Replica {
-        let weight = |shard: &Shard| {
-            let (all, leaders) =
-                (shard.before.replicas + shard.replicas, shard.before.leaders + shard.leaders);
-            match leader {
-                true => (shard.leaders, leaders, all),
-                false => (shard.replicas, all, 0),
-            }
-        };
-        let least = self.shards.iter_mut().zip(0u16..).min_by_key(|(shard, number)| (weight(shard), *number));
-        let number = least.map_or(0, |(shard, number)| {
-            shard.replicas += 1;
-            shard.leaders += u32::from(leader);
-            number
-        });
-        Replica { node: self.id, shard: number }
-    }
 }
 
 /// Who leads a partition now and who should.
@@ -227,7 +197,7 @@ pub fn rebalance(partitions: &[Leadership], at_most: usize) -> Vec<(GroupId, Nod
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::{Command, TopicSpec};
+    use crate::metadata::{Command, TopicSpec, on_shard};
     use crate::moves::{Holding, Host, plan};
     use proptest::prelude::*;
     use pyralog_core::Quorums;
@@ -285,7 +255,8 @@ mod tests {
     ) -> (u32, u32, u32, u32) {
         let mut load: BTreeMap<Replica, Load> = BTreeMap::new();
         for (replica, leader) in replicas {
-            let load = load.entry(replica).or_default();
+            let place = Replica { shard: on_shard(replica.shard, shards), ..replica };
+            let load = load.entry(place).or_default();
             load.replicas += 1;
             load.leaders += u32::from(leader);
         }
@@ -419,9 +390,9 @@ mod tests {
     fn a_single_node_evens_out_its_shards() {
         let mut catalog = catalog(1, 2);
         let placed = place(&catalog, 3, 1).unwrap();
-        assert_eq!(placed.iter().map(|(replica, _)| replica.shard).collect::<Vec<_>>(), [0, 1, 0]);
+        assert_eq!(placed.iter().map(|(replica, _)| replica.shard).collect::<Vec<_>>(), [0, 1, 2]);
         create(&mut catalog, "a", placed);
-        assert_eq!(place(&catalog, 1, 1).unwrap().shard_on(1, 0), Some(1));
+        assert_eq!(place(&catalog, 1, 1).unwrap().slot_on(1, 0), Some(3), "on shard 1");
     }
 
     #[test]

@@ -62,7 +62,11 @@ impl Node {
     }
 
     /// Likewise, without waiting for anything.
-    fn begin_with(data_dir: &Path, listen: &str, more: impl FnOnce(&mut Command) -> &mut Command) -> Self {
+    pub(crate) fn begin_with(
+        data_dir: &Path,
+        listen: &str,
+        more: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
         let mut command = pyralog();
         command.arg("--data-dir").arg(data_dir).args(["--listen", listen]);
         more(&mut command);

@@ -37,6 +37,8 @@ pub(crate) struct Cluster {
     settings: &'static [(&'static str, &'static str)],
     /// By node; a node that is not in it has none.
     pub(crate) racks: BTreeMap<u16, &'static str>,
+    /// Shards, by node; one if it is not in it.
+    pub(crate) shards: BTreeMap<u16, u16>,
     /// The highest feature level that a node supports, by node; this release's if it is not in it.
     pub(crate) levels: BTreeMap<u16, u16>,
     network: Option<Network>,
@@ -49,9 +51,9 @@ impl Cluster {
         // As many as a cluster can grow to.
         let base = CLUSTERS.fetch_add(6, Ordering::Relaxed) + 2;
         let (folder, nodes) = (tempfile::tempdir().unwrap(), BTreeMap::new());
-        let (racks, levels) = (BTreeMap::new(), BTreeMap::new());
+        let (racks, shards, levels) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (settings, network, wires) = (&[], None, None);
-        Self { folder, nodes, count, named: count, base, settings, racks, levels, network, wires }
+        Self { folder, nodes, count, named: count, base, settings, racks, shards, levels, network, wires }
     }
 
     /// All nodes run and somebody leads the metadata.
@@ -138,11 +140,12 @@ impl Cluster {
         let nodes: Vec<String> =
             (1..=named).map(|other| format!("{other}@{}", self.seen_from(id, other))).collect();
         command.env("PYRALOG_NODE_ID", id.to_string());
+        // One that is alone names nobody.
         if named > 1 {
             command.env("PYRALOG_CLUSTER_NODES", nodes.join(","));
             command.env("PYRALOG__NETWORK__INTERNAL_ADDRESS", self.internal(id).to_string());
         }
-        command.env("PYRALOG__RUNTIME__SHARDS", "1");
+        command.env("PYRALOG__RUNTIME__SHARDS", self.shards.get(&id).unwrap_or(&1).to_string());
         command.envs(self.settings.iter().copied());
         command.envs(self.racks.get(&id).map(|rack| ("PYRALOG__NODE__RACK", *rack)));
         let level = self.levels.get(&id).map(u16::to_string);
@@ -174,6 +177,13 @@ impl Cluster {
         (self.count, self.named) = (count, count);
         (1..=count).for_each(|id| self.start(id));
         self.await_formed();
+    }
+
+    /// Starts a node and kills it so long after that.
+    pub(crate) fn start_for(&self, id: u16, time: Duration) {
+        let node = Node::begin_with(&self.data(id), &self.address(id), |command| self.set_up(id, command));
+        std::thread::sleep(time);
+        node.kill();
     }
 
     /// Names one node more in the settings of all, restarts those that are there one after the other, and starts it.

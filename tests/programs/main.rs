@@ -21,6 +21,7 @@ mod proxy;
 mod reads;
 mod recover;
 mod rot;
+mod shards;
 mod stalls;
 mod tidy;
 mod upgrade;

@@ -153,11 +153,11 @@ fn cases() -> Vec<Case> {
                 let path = data.join("node.json");
                 change(&path, |bytes| {
                     // Of a layout that nobody knows yet but for where its number is.
-                    *bytes = br#"{ "format": 4, "identity": ["of", "another", "kind"] }"#.to_vec();
+                    *bytes = br#"{ "format": 5, "identity": ["of", "another", "kind"] }"#.to_vec();
                 });
                 path
             },
-            vec!["has format 4, newer than what this release reads (format 3)".into()],
+            vec!["has format 5, newer than what this release reads (formats 3 to 4)".into()],
         ),
         case(
             "a checkpoint",

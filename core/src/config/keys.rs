@@ -362,7 +362,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "runtime.shards",
-        doc: "Number of shards, each with a thread on a core of its own.",
+        doc: "Number of shards, each with a thread on a core of its own. With another number than before the node's partitions go to \
+              other shards when it starts, see docs/operations/scaling.md.",
         why: "One per CPU that the process may use. Fewer leave room for other programs.",
         field: |c| Field::OptNumber(&mut c.runtime.shards, 1, limits::MAX_SHARDS as u32, "auto"),
     },

@@ -11,8 +11,14 @@ use rkyv::{Archive, Deserialize, Serialize};
 pub struct Replica {
     /// The node.
     pub node: u32,
-    /// The shard on that node.
+    /// Its *slot* on that node, which never changes: [`on_shard`] says which shard has it. Below `MAX_SHARDS`.
     pub shard: u16,
+}
+
+/// The shard that has a slot on a node with so many shards. With another number of them replicas are on other shards, and
+/// neither the catalogue nor the log of any group changes.
+pub fn on_shard(slot: u16, shards: u16) -> u16 {
+    slot % shards.max(1)
 }
 
 /// The replicas of every partition of one topic, in order; the first is the preferred leader.
@@ -152,8 +158,8 @@ impl Assignment {
         self.replicas(partition).next()
     }
 
-    /// The shard of `node` that holds a replica of this partition.
-    pub fn shard_on(&self, node: u32, partition: u32) -> Option<u16> {
+    /// The slot of `node` that a replica of this partition is in.
+    pub fn slot_on(&self, node: u32, partition: u32) -> Option<u16> {
         self.replicas(partition).find(|replica| replica.node == node).map(|replica| replica.shard)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pyralog_core::features::FIRST_LEVEL;
+use pyralog_core::features::{FIRST_LEVEL, LEVEL_OF_MOVES};
 use pyralog_core::limits::{
     MAX_ADDRESS_BYTES, MAX_METADATA_REPLICAS, MAX_NODES, MAX_PARTITIONS_PER_NODE, MAX_RACK_BYTES, MAX_SHARDS,
     MAX_TOPIC_NAME_BYTES, MAX_TOPICS,
@@ -11,7 +11,7 @@ use pyralog_core::limits::{
 use pyralog_core::{ErrorCode, GroupId};
 
 use super::reassign::replicas_of;
-use super::{Command, Move, NodeInfo, Replica, Settled, Topic, TopicSpec};
+use super::{Command, Move, NodeInfo, Replica, Settled, Topic, TopicSpec, on_shard};
 
 /// Why not, for the client that asked for it.
 pub(super) type Refusal = (ErrorCode, String);
@@ -49,12 +49,12 @@ pub struct Catalog {
 struct Index {
     /// Ids of the topics in the order of their names: small, as it is copied with every version.
     by_name: Vec<u32>,
-    /// What is on each shard that has anything.
+    /// What is in each slot that has anything.
     load: BTreeMap<Replica, Load>,
     partitions: usize,
 }
 
-/// What is placed on one shard.
+/// What is placed in one slot, or on one shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Replicas.
@@ -113,12 +113,27 @@ impl Catalog {
         topic.into_iter().flat_map(move |topic| topic.spec.assignment.replicas(group.partition))
     }
 
-    /// The shard of `node` that holds a replica of `group`.
-    pub fn shard_on(&self, node: u32, group: GroupId) -> Option<u16> {
+    /// The slot of `node` that a replica of `group` is in.
+    pub fn slot_on(&self, node: u32, group: GroupId) -> Option<u16> {
         if group == GroupId::METADATA {
             return Some(0);
         }
-        self.topics.get(&group.topic.0)?.spec.assignment.shard_on(node, group.partition)
+        self.topics.get(&group.topic.0)?.spec.assignment.slot_on(node, group.partition)
+    }
+
+    /// The shard of `node` that holds a replica of `group`.
+    pub fn shard_on(&self, node: u32, group: GroupId) -> Option<u16> {
+        Some(self.shard_of(Replica { node, shard: self.slot_on(node, group)? }))
+    }
+
+    /// The shard that has a slot, with as many shards as its node has registered.
+    pub fn shard_of(&self, place: Replica) -> u16 {
+        self.nodes.get(&place.node).map_or(place.shard, |node| on_shard(place.shard, node.shards))
+    }
+
+    /// Whether a replica can be in a slot of a node. Below the level of moves nodes take it for the shard.
+    pub(super) fn has_slot(&self, node: &NodeInfo, slot: u16) -> bool {
+        slot < if self.feature_level < LEVEL_OF_MOVES { node.shards } else { MAX_SHARDS }
     }
 
     /// Whether `group` was placed on `node` when that had the disk of this number already: what that disk does not hold
@@ -133,9 +148,15 @@ impl Catalog {
         self.index.partitions
     }
 
-    /// What is placed on a shard.
-    pub fn load(&self, shard: Replica) -> Load {
-        self.index.load.get(&shard).copied().unwrap_or_default()
+    /// What is placed in a slot.
+    pub fn load(&self, slot: Replica) -> Load {
+        self.index.load.get(&slot).copied().unwrap_or_default()
+    }
+
+    /// Every slot of a node that has anything, ascending, and what.
+    pub fn loads(&self, node: u32) -> impl Iterator<Item = (u16, Load)> + '_ {
+        let (first, last) = (Replica { node, shard: 0 }, Replica { node, shard: u16::MAX });
+        self.index.load.range(first..=last).map(|(place, load)| (place.shard, *load))
     }
 
     /// Whether `command` may be appended now.
@@ -301,8 +322,7 @@ impl Catalog {
                 false => invalid(format!("node {node} is not registered")),
             };
         }
-        let (first, last) = (Replica { node, shard: 0 }, Replica { node, shard: u16::MAX });
-        let replicas: u32 = self.index.load.range(first..=last).map(|(_, load)| load.replicas).sum();
+        let replicas: u32 = self.loads(node).map(|(_, load)| load.replicas).sum();
         let coming = self.moves.values().flat_map(Move::places).filter(|place| place.node == node).count();
         if replicas > 0 || coming > 0 {
             return invalid(format!(
@@ -328,8 +348,9 @@ impl Catalog {
         if !self.nodes.contains_key(&node.id) && self.nodes.len() >= MAX_NODES {
             return Err((ErrorCode::LimitReached, format!("{MAX_NODES} nodes is the bound")));
         }
-        let first = Replica { node: node.id, shard: node.shards };
-        let last = Replica { node: node.id, shard: u16::MAX };
+        if self.feature_level >= LEVEL_OF_MOVES {
+            return Ok(());
+        }
         let too_few = |shard: u16, what: String| {
             let (id, shards, needed) = (node.id, node.shards, u32::from(shard) + 1);
             let text = format!(
@@ -341,9 +362,9 @@ impl Catalog {
         if let Some(lost) = coming.find(|to| to.node == node.id && to.shard >= node.shards) {
             return too_few(lost.shard, "a replica is on its way to".into());
         }
-        match self.index.load.range(first..=last).next_back() {
+        match self.loads(node.id).filter(|(slot, _)| *slot >= node.shards).last() {
             None => Ok(()),
-            Some((lost, load)) => too_few(lost.shard, format!("has {} replicas on", load.replicas)),
+            Some((lost, load)) => too_few(lost, format!("has {} replicas on", load.replicas)),
         }
     }
 
@@ -376,10 +397,8 @@ impl Catalog {
         for home in spec.assignment.homes() {
             match self.nodes.get(&home.node) {
                 None => return Err(invalid(format!("node {} is not registered", home.node))),
-                Some(node) if home.shard >= node.shards => {
-                    let text =
-                        format!("node {} has no shard {}, it has {}", node.id, home.shard, node.shards);
-                    return Err(invalid(text));
+                Some(node) if !self.has_slot(node, home.shard) => {
+                    return Err(invalid(no_slot(node, home.shard)));
                 }
                 Some(_) => {}
             }
@@ -551,6 +570,11 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// Why a replica can't be there.
+pub(super) fn no_slot(node: &NodeInfo, slot: u16) -> String {
+    format!("node {} has {} shards and no slot {slot}", node.id, node.shards)
 }
 
 fn uneven() -> Refusal {

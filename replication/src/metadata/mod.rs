@@ -7,7 +7,7 @@ mod encoding;
 mod levels;
 mod reassign;
 
-pub use assignment::{Assignment, Replica};
+pub use assignment::{Assignment, Replica, on_shard};
 pub use catalog::{Catalog, Load, valid_topic_name};
 pub use encoding::DecodeError;
 pub use levels::not_supported;

@@ -11,9 +11,10 @@ use pyralog_core::limits::{MAX_METADATA_REPLICAS, MAX_REPLICATION_FACTOR};
 use pyralog_core::{ErrorCode, GroupId, Quorums};
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::catalog::Refusal;
-use super::{Catalog, Replica, Topic};
+use super::catalog::{Refusal, no_slot};
+use super::{Catalog, Load, Replica, Topic};
 use crate::raft::{Configuration, MAX_TERM, Step};
+use crate::slots::Slots;
 
 /// A partition whose replicas are to be others.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -52,8 +53,13 @@ pub struct Settled {
 impl Catalog {
     /// The shard of `node` that is to hold a replica of `group`, be it one that is only on its way there, or on its way back.
     pub fn wanted_on(&self, node: u32, group: GroupId) -> Option<u16> {
+        Some(self.shard_of(Replica { node, shard: self.wanted_slot(node, group)? }))
+    }
+
+    /// The slot of that replica.
+    pub fn wanted_slot(&self, node: u32, group: GroupId) -> Option<u16> {
         let coming = || self.coming(group).find(|replica| replica.node == node).map(|replica| replica.shard);
-        self.shard_on(node, group).or_else(coming)
+        self.slot_on(node, group).or_else(coming)
     }
 
     fn coming(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
@@ -103,7 +109,7 @@ impl Catalog {
         Some(topic.spec.quorums().with_copies(topic.spec.assignment.replicas(group.partition).len() as u8))
     }
 
-    /// Every shard that holds a replica of `group`, or may be about to; one may be named twice.
+    /// Every slot that a replica of `group` is in, or may be about to come to; one may be named twice.
     pub fn places(&self, group: GroupId) -> impl Iterator<Item = Replica> + '_ {
         self.replicas(group).chain(self.coming(group))
     }
@@ -116,28 +122,25 @@ impl Catalog {
         }
     }
 
-    /// Where a replica of `group` goes on each of these nodes: to the shard that has one or waits for one, or to the one with the
-    /// fewest replicas. A node that is not registered has no shard but 0, and is refused later.
-    pub fn shards_on(&self, group: GroupId, nodes: &[u32]) -> Vec<Replica> {
-        let coming = |place: Replica| {
-            self.moves.values().flat_map(Move::places).filter(|to| *to == place).count() as u32
+    /// Where a replica of `group` goes on each of these nodes: to the slot that has one or waits for one, or to one of the shard
+    /// with the fewest replicas. A node that is not registered has no slot but 0, and is refused later.
+    pub fn slots_on(&self, group: GroupId, nodes: &[u32]) -> Vec<Replica> {
+        let slot = |node: u32| match (self.wanted_slot(node, group), self.nodes.get(&node)) {
+            (Some(slot), _) => slot,
+            (None, Some(known)) => {
+                let coming = self.moves.values().flat_map(Move::places).filter(|to| to.node == node);
+                let coming = coming.map(|to| (to.shard, Load { replicas: 1, leaders: 0 }));
+                Slots::new(self.feature_level, known.shards, self.loads(node).chain(coming)).take_follower()
+            }
+            (None, None) => 0,
         };
-        let emptiest = |node: u32| {
-            let shards = self.nodes.get(&node).map_or(0, |known| known.shards);
-            let places = (0..shards).map(|shard| Replica { node, shard });
-            places.min_by_key(|place| self.load(*place).replicas + coming(*place))
-        };
-        let place = |node: &u32| match self.wanted_on(*node, group) {
-            Some(shard) => Replica { node: *node, shard },
-            None => emptiest(*node).unwrap_or(Replica { node: *node, shard: 0 }),
-        };
-        nodes.iter().map(place).collect()
+        nodes.iter().map(|node| Replica { node: *node, shard: slot(*node) }).collect()
     }
 
     /// Version of the catalogue that put a replica of `group` on `node`; 0 = none did.
     pub(super) fn placed_at(&self, group: GroupId, node: u32) -> u64 {
         let Some(topic) = self.topics.get(&group.topic.0) else { return 0 };
-        if topic.spec.assignment.shard_on(node, group.partition).is_none() {
+        if topic.spec.assignment.slot_on(node, group.partition).is_none() {
             let since = self.moves.get(&group).into_iter().flat_map(|wanted| &wanted.since);
             return since.clone().find(|(known, _)| *known == node).map_or(0, |(_, version)| *version);
         }
@@ -179,18 +182,15 @@ impl Catalog {
             let Some(node) = self.nodes.get(&replica.node) else {
                 return invalid(format!("node {} is not registered", replica.node));
             };
-            if replica.shard >= node.shards {
-                return invalid(format!(
-                    "node {} has no shard {}, it has {}",
-                    node.id, replica.shard, node.shards
-                ));
+            if !self.has_slot(node, replica.shard) {
+                return invalid(no_slot(node, replica.shard));
             }
             if to.iter().take(at).any(|other| other.node == replica.node) {
                 return invalid(format!("node {} is named twice", replica.node));
             }
-            match self.wanted_on(replica.node, group) {
-                Some(shard) if shard != replica.shard => {
-                    let text = format!("node {} has partition {group} on shard {shard}", replica.node);
+            match self.wanted_slot(replica.node, group) {
+                Some(slot) if slot != replica.shard => {
+                    let text = format!("node {} has partition {group} in slot {slot}", replica.node);
                     return invalid(text);
                 }
                 _ => {}
@@ -213,8 +213,9 @@ impl Catalog {
     /// Whether replicas of `group` may have been wanted there before.
     fn check_passed(&self, group: GroupId, wanted: &Move) -> Result<(), String> {
         let ordered = wanted.passed.is_sorted_by(|a, b| a.node < b.node);
-        let there =
-            |place: &Replica| self.nodes.get(&place.node).is_some_and(|node| place.shard < node.shards);
+        let there = |place: &Replica| {
+            self.nodes.get(&place.node).is_some_and(|node| self.has_slot(node, place.shard))
+        };
         let elsewhere = |place: &Replica| {
             let mut others = self.replicas(group).chain(wanted.to.iter().copied());
             others.any(|other| other.node == place.node && other != *place)

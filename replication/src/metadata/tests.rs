@@ -68,7 +68,8 @@ fn topics_come_and_go_and_ids_are_never_reused() {
     assert_eq!(catalog.shard_on(2, GroupId::new(1, 0)), None);
     refused(&catalog, &create("a", 1, 1, &catalog), ErrorCode::TopicAlreadyExists, "exists");
     catalog.apply(&create("b", 1, 1, &catalog)).unwrap();
-    assert_eq!((catalog.partitions(), catalog.load(replica(1, 1)).replicas), (4, 2));
+    let slots: Vec<(u16, u32)> = catalog.loads(1).map(|(slot, load)| (slot, load.replicas)).collect();
+    assert_eq!((catalog.partitions(), slots), (4, vec![(0, 1), (1, 1), (2, 1), (3, 1)]));
     catalog.apply(&Command::DeleteTopic { topic: 1 }).unwrap();
     assert!(catalog.topic_by_name("a").is_none());
     refused(&catalog, &Command::DeleteTopic { topic: 1 }, ErrorCode::UnknownTopicOrPartition, "id 1");
@@ -120,7 +121,8 @@ fn what_a_topic_may_not_be_is_refused() {
     refused(&catalog, &with(|s| s.retention_ms = i64::MIN), invalid, "retention_ms");
     let at = |home| Command::CreateTopic(spec("t", Assignment::new(&[vec![home]]).unwrap()));
     refused(&catalog, &at(replica(4, 0)), invalid, "node 4 is not registered");
-    refused(&catalog, &at(replica(3, 2)), invalid, "node 3 has no shard 2");
+    refused(&catalog, &at(replica(3, 256)), invalid, "node 3 has 2 shards and no slot 256");
+    catalog.check(&at(replica(3, 255))).unwrap();
 }
 
 #[test]
@@ -152,7 +154,14 @@ fn nodes_join_and_come_back() {
     refused(&catalog, &with(|n| n.id = 0), invalid, "ids begin at 1");
     refused(&catalog, &with(|n| n.shards = 0), invalid, "0 shards");
     refused(&catalog, &with(|n| n.shards = 257), invalid, "1 to 256");
-    refused(&catalog, &with(|n| n.shards = 1), invalid, "on shard 1: start it with at least 2");
+    let mut old = Catalog::at_level(1).unwrap();
+    (1..=2).for_each(|id| old.apply(&Command::RegisterNode(node(id, 2))).unwrap());
+    old.apply(&create("t", 4, 2, &old)).unwrap();
+    refused(&old, &with(|n| n.shards = 1), invalid, "on shard 1: start it with at least 2");
+    let at_2 = Command::CreateTopic(spec("u", Assignment::new(&[vec![replica(2, 2)]]).unwrap()));
+    refused(&old, &at_2, ErrorCode::InvalidTopic, "node 2 has 2 shards and no slot 2");
+    old.apply(&with(|n| n.shards = 3)).unwrap();
+    catalog.check(&with(|n| n.shards = 1)).unwrap();
     for bad in ["", "host", ":1", "host:x", "a b:1", "h\n:1", &format!("{}:1", "h".repeat(511))] {
         let mut bad_node = node(2, 2);
         bad_node.client_address = bad.into();
@@ -339,7 +348,7 @@ fn a_move_is_taken_back_and_an_order_changed_at_once() {
         &catalog,
         &Command::Reassign { topic: 1, partition: 0, to: vec![replica(1, 0), replica(2, 0), replica(4, 1)] },
         ErrorCode::InvalidRequest,
-        "on shard 0",
+        "in slot 0",
     );
     catalog.apply(&reassign(1, 0, &[1, 2, 4])).unwrap();
     assert_eq!(catalog.moves[&group].passed, [replica(3, 0), replica(5, 0)]);
@@ -387,21 +396,49 @@ fn what_a_move_may_not_be_is_refused() {
     refused(&catalog, &reassign(1, 0, &[1, 3]), invalid, "has 3 replicas, 2 nodes");
     refused(&catalog, &reassign(1, 0, &[1, 3, 9]), invalid, "node 9 is not registered");
     refused(&catalog, &reassign(1, 0, &[1, 3, 3]), invalid, "node 3 is named twice");
-    refused(&catalog, &reassign(1, 0, &[1, 2, 3]), invalid, "on shard 1");
+    refused(&catalog, &reassign(1, 0, &[1, 2, 3]), invalid, "in slot 1");
     let to = |shard| Command::Reassign {
         topic: 1,
         partition: 0,
         to: vec![replica(1, 0), replica(3, 0), replica(4, shard)],
     };
-    refused(&catalog, &to(2), invalid, "has no shard 2");
+    refused(&catalog, &to(256), invalid, "no slot 256");
     catalog.apply(&to(1)).unwrap();
-    refused(&catalog, &Command::RegisterNode(node(4, 1)), invalid, "on its way to shard 1");
+    let mut old = catalog.clone();
+    old.feature_level = 1;
+    refused(&old, &Command::RegisterNode(node(4, 1)), invalid, "on its way to shard 1");
+    catalog.check(&Command::RegisterNode(node(4, 1))).unwrap();
     catalog.check(&Command::RegisterNode(node(4, 3))).unwrap();
     let same =
         Command::Reassign { topic: 1, partition: 0, to: catalog.replicas(GroupId::new(1, 0)).collect() };
     catalog.check(&same).unwrap();
     catalog.apply(&reassigned(1, 0, walked(&catalog, GroupId::new(1, 0)))).unwrap();
     refused(&catalog, &to(1), invalid, "on these nodes already");
+}
+
+#[test]
+fn replicas_go_to_other_shards_with_their_node() {
+    let mut catalog = cluster(1);
+    catalog.apply(&create("t", 8, 1, &catalog)).unwrap();
+    let shards = |catalog: &Catalog| -> Vec<u16> {
+        (0..8).map(|partition| catalog.wanted_on(1, GroupId::new(1, partition)).unwrap()).collect()
+    };
+    let before: Vec<_> = catalog.topics[&1].spec.assignment.iter().collect();
+    for (count, on) in [
+        (2, [0, 1, 0, 1, 0, 1, 0, 1]),
+        (4, [0, 1, 2, 3, 0, 1, 2, 3]),
+        (1, [0; 8]),
+        (3, [0, 1, 2, 0, 1, 2, 0, 1]),
+    ] {
+        catalog.apply(&Command::RegisterNode(node(1, count))).unwrap();
+        assert_eq!(shards(&catalog), on, "{count} shards");
+        assert_eq!(Catalog::decode(&catalog.encode()).unwrap(), catalog);
+    }
+    assert!(
+        catalog.topics[&1].spec.assignment.iter().eq(before),
+        "and the catalogue says where they are as before"
+    );
+    assert_eq!(catalog.wanted_on(1, GroupId::METADATA), Some(0));
 }
 
 /// Snapshots whose bytes are in order and whose contents are not.
@@ -434,11 +471,11 @@ fn a_snapshot_that_contradicts_itself_is_refused() {
     let group = GroupId::new(1, 0);
     let passed = Vec::new;
     let wanted = || {
-        let to = (1..4).map(|node| replica(node, 7)).collect();
+        let to = (1..4).map(|node| replica(node, 300)).collect();
         Move { to, passed: passed(), since: vec![(1, 1), (2, 1), (3, 1)] }
     };
     inconsistent(&|c| drop(c.moves.insert(GroupId::new(9, 0), wanted())), "no partition 9-0");
-    inconsistent(&|c| drop(c.moves.insert(group, wanted())), "has no shard 7");
+    inconsistent(&|c| drop(c.moves.insert(group, wanted())), "no slot 300");
     let to = |c: &Catalog| c.replicas(GroupId::new(1, 0)).collect::<Vec<_>>();
     inconsistent(
         &|c| {
@@ -856,7 +893,7 @@ fn the_level_goes_up_when_all_nodes_support_it_and_never_down() {
     }
     catalog.apply(&create("t", 2, 3, &catalog)).unwrap();
     let unsupported = ErrorCode::UnsupportedVersion;
-    let to = catalog.shards_on(GroupId::new(1, 0), &[2, 1, 3]);
+    let to = catalog.slots_on(GroupId::new(1, 0), &[2, 1, 3]);
     let moves = Command::Reassign { topic: 1, partition: 0, to };
     refused(&catalog, &raise(2), invalid, "node 3 supports only 1");
     refused(

@@ -32,7 +32,7 @@ struct Arguments {
     /// The same with three nodes, to which two are added.
     #[arg(long, requires = "cluster", conflicts_with = "moves")]
     grows: bool,
-    /// Lives in which partitions move, and topics get other numbers of replicas.
+    /// Lives in which partitions move, topics get other numbers of replicas, and nodes other numbers of shards.
     #[arg(long, requires = "cluster", conflicts_with_all = ["moves", "grows"])]
     resizes: bool,
     /// The same from one replica on, with disks that tell no lies.
@@ -64,6 +64,8 @@ enum Bug {
     DeleteBeforeMoved,
     /// Raise the feature level when most nodes support the next one (with --cluster --upgrades).
     RaiseForMajority,
+    /// Leave what is in no segment yet behind when partitions go to other shards (with --cluster --resizes)
+    LeaveEntriesBehind,
 }
 
 impl From<Bug> for PlantedBug {
@@ -77,6 +79,7 @@ impl From<Bug> for PlantedBug {
             Bug::ReuseWithoutGeneration => Self::ReuseWithoutGeneration,
             Bug::DeleteBeforeMoved => Self::DeleteBeforeMoved,
             Bug::RaiseForMajority => Self::RaiseForMajority,
+            Bug::LeaveEntriesBehind => Self::LeaveEntriesBehind,
         }
     }
 }

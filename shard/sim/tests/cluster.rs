@@ -2,7 +2,7 @@
 
 use pyralog_sim::PlantedBug;
 use pyralog_sim::cluster::faults::ClusterFault;
-use pyralog_sim::cluster::{Kind, run, sweep};
+use pyralog_sim::cluster::{Kind, run, run_as, sweep};
 use pyralog_sim::faults::FaultKind;
 
 /// So many lives are tried until one shows a bug.
@@ -194,6 +194,9 @@ fn partitions_that_move_lose_nothing() {
     });
     assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --moves --seed N");
     assert!(totals.moved > 100 && totals.acknowledged > 0, "{totals}");
+    let of = |kind| totals.cluster_faults.of(kind);
+    let (other, cut) = (of(ClusterFault::OtherShards), of(ClusterFault::OtherShardsCut));
+    assert!(other > 60 && cut > 10, "{other} times with other shards, {cut} cut short: {totals}");
 }
 
 #[test]
@@ -210,6 +213,11 @@ fn nodes_that_are_upgraded_one_by_one_lose_nothing() {
         totals.moved > 50 && totals.acknowledged > 0,
         "the level is raised, and partitions move: {totals}"
     );
+}
+
+#[test]
+fn leaving_entries_behind_when_partitions_go_to_other_shards_is_caught() {
+    is_caught_in(Kind::Resizes, PlantedBug::LeaveEntriesBehind, 1);
 }
 
 /// Lives with upgrades that found something.
@@ -233,6 +241,20 @@ const RESIZES_ONCE_WRONG: &[u64] = &[
 #[test]
 fn lives_with_other_numbers_of_replicas_that_once_went_wrong_go_well() {
     for seed in RESIZES_ONCE_WRONG {
+        // From before nodes came with other numbers of shards.
+        let life = run_as(*seed, Kind::Resizes, None, false, |config| config.reshards = false);
+        assert_eq!(life.violation, None, "seed {seed}");
+    }
+}
+
+/// Lives with other numbers of shards that found something.
+const RESHARDS_ONCE_WRONG: &[u64] = &[
+    120, // a node went to fewer shards as its own copy of the metadata knew of no partition, and the cluster could not take it below level 2
+];
+
+#[test]
+fn lives_with_other_numbers_of_shards_that_once_went_wrong_go_well() {
+    for seed in RESHARDS_ONCE_WRONG {
         assert_eq!(run(*seed, Kind::Resizes, None, false).violation, None, "seed {seed}");
     }
 }
@@ -246,6 +268,9 @@ fn topics_that_get_more_replicas_and_fewer_lose_nothing() {
     });
     assert_eq!(totals.failed, Vec::<u64>::new(), "replay with: pyralog-sim --cluster --resizes --seed N");
     assert!(totals.moved > 100 && totals.acknowledged > 0, "{totals}");
+    let of = |kind| totals.cluster_faults.of(kind);
+    let (other, cut) = (of(ClusterFault::OtherShards), of(ClusterFault::OtherShardsCut));
+    assert!(other > 60 && cut > 10, "{other} times with other shards, {cut} cut short: {totals}");
 }
 
 /// Lives with partitions of one replica that found something.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use pyralog_core::{GroupId, NodeId, ShardId};
 use pyralog_net::message::{FetchReplyHead, Request, Response};
-use pyralog_replication::metadata::{Catalog, Command, Replica};
+use pyralog_replication::metadata::{Catalog, Command};
 use smallvec::SmallVec;
 
 use crate::memory::{Chunk, ChunkSlice};
@@ -35,19 +35,6 @@ pub struct PeerId {
     pub node: NodeId,
     /// Its shard.
     pub shard: ShardId,
-}
-
-impl PeerId {
-    /// The place of a replica on it.
-    pub fn replica(self) -> Replica {
-        Replica { node: self.node.0, shard: self.shard.0 }
-    }
-}
-
-impl From<Replica> for PeerId {
-    fn from(replica: Replica) -> Self {
-        Self { node: NodeId(replica.node), shard: ShardId(replica.shard) }
-    }
 }
 
 /// Names one I/O operation until it is done.

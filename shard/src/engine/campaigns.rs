@@ -11,7 +11,6 @@ use pyralog_replication::metadata::Replica as Place;
 use pyralog_replication::raft::Role;
 
 use super::Engine;
-use super::api::PeerId;
 use super::replica::RaftReplica;
 
 /// Groups of a shard that campaign at once: enough to fill a frame and a group commit, few enough that all of them are
@@ -37,8 +36,10 @@ impl Engine {
             return true;
         };
         // Without a majority nobody answers: that costs nothing, and the group learns that nobody leads it.
-        let reached =
-            |voter: &&Place| voter.node == self.config.node.0 || self.is_linked(PeerId::from(**voter));
+        let reached = |voter: &&Place| {
+            voter.node == self.config.node.0
+                || replica.member(voter.node).is_some_and(|peer| self.is_linked(peer))
+        };
         let mut halves = replica.raft.configuration().halves();
         let reaches_majority = halves.all(|half| half.iter().filter(reached).count() > half.len() / 2);
         drop(halves);

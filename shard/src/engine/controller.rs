@@ -537,6 +537,7 @@ impl Engine {
                 partition.retention_ms = retention(topic.spec.retention_ms, self.config.retention_ms);
             }
         }
+        self.note_shards(&catalog);
         self.place_groups(&catalog, actions);
         let node = self.config.node.0;
         self.leaders.retain(|group, _| catalog.wanted_on(node, *group).is_some());
@@ -609,7 +610,7 @@ impl Engine {
     }
 
     fn groups_to_open(&self, catalog: &Catalog) -> Vec<(GroupId, Opening)> {
-        let (node, mine) = (self.config.node.0, self.config.shard.0);
+        let node = self.config.node.0;
         let mut opens = Vec::new();
         if self.config.is_clustered() && catalog.version < self.dropped_at {
             return opens;
@@ -617,7 +618,9 @@ impl Engine {
         for topic in catalog.topics.values() {
             for partition in 0..topic.partitions() {
                 let group = GroupId::new(topic.id, partition);
-                if catalog.wanted_on(node, group) == Some(mine) && !self.by_group.contains_key(&group) {
+                if self.wanted_here(catalog, group) == Some(self.config.shard)
+                    && !self.by_group.contains_key(&group)
+                {
                     let lost = self.opens_are_suspect
                         || self.config.is_clustered()
                             && !catalog.is_younger_than_disk(group, node, self.config.disk_id);

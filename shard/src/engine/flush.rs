@@ -199,6 +199,11 @@ impl Flusher {
         self.want_checkpoint();
     }
 
+    /// Whether the recovery that has just ended has found damage.
+    pub(super) fn found_damage(&self) -> bool {
+        self.checkpoint_needed
+    }
+
     /// A batch was appended to `partition`.
     pub(super) fn note_unflushed(&mut self, now_us: u64, partition: &mut Partition, index: u32, bytes: u64) {
         self.unflushed_bytes += bytes;
@@ -922,7 +927,7 @@ fn advance(job: &mut Job, pace: &mut Pace, tokens: &mut u64, actions: &mut Vec<A
     actions.push(Action::Io { token, op });
 }
 
-fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
+pub(super) fn group_checkpoint(partition: &Partition, now: Now) -> GroupCheckpoint {
     debug_assert!(
         partition.replica.begins_behind(partition.flushed_to)
             || partition.replica.segments_end().is_none_or(|end| end == partition.flushed_to),

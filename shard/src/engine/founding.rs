@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use pyralog_core::GroupId;
-use pyralog_replication::metadata::Catalog;
+use pyralog_replication::metadata::{Catalog, Replica as Place};
 use pyralog_replication::raft::{Configuration, HardState, Position, RecoveredLog, Standing};
 
 use crate::format::journal::{FIRST_INDEX, FrameHeader};
@@ -77,7 +77,7 @@ impl Engine {
     /// take part.
     pub(super) fn found_metadata(&mut self, actions: &mut Vec<Action>) -> bool {
         let Some(index) = self.find(GroupId::METADATA) else { return false };
-        let own = self.own_place();
+        let own = Place { node: self.config.node.0, shard: 0 };
         let Some(partition) = self.at_mut(index) else { return false };
         if !matches!(partition.replica, Replica::Single(_)) || partition.log_end == 0 {
             return true;

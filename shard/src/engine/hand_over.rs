@@ -2,7 +2,6 @@
 //! leads is given to the follower that has most of it, which takes over as soon as it has all. What can't be handed over
 //! in time, or to nobody, is left to an election.
 
-use super::api::PeerId;
 use super::replica::Replica;
 use super::{Engine, Mode};
 
@@ -62,7 +61,8 @@ impl Engine {
     /// Who takes a group over that this shard leads: of the followers that can be reached, the one that has most.
     pub(super) fn heir(&self, index: u32) -> Option<u32> {
         let replica = self.at(index)?.replica.raft().filter(|replica| replica.raft.is_leader())?;
-        let others = replica.raft.configuration().voters().iter().map(|voter| PeerId::from(*voter));
+        let others =
+            replica.raft.configuration().voters().iter().filter_map(|voter| replica.member(voter.node));
         let reached = others.filter(|peer| peer.node != self.config.node && self.is_linked(*peer));
         reached.map(|peer| peer.node.0).max_by_key(|node| replica.raft.matched_of(*node))
     }

@@ -133,8 +133,8 @@ impl RaftReplica {
     /// How many voters are in sync; of former and new ones together, in the half that has fewer.
     pub(super) fn in_sync(&self, now_us: u64, linked: impl Fn(PeerId) -> bool) -> usize {
         let in_sync = |voter: &&Place| {
-            let peer = PeerId::from(**voter);
-            self.is_in_sync(peer, now_us, linked(peer))
+            let peer = self.member(voter.node);
+            peer.is_some_and(|peer| self.is_in_sync(peer, now_us, linked(peer)))
         };
         let halves = self.raft.configuration().halves();
         halves.map(|half| half.iter().filter(in_sync).count()).min().unwrap_or(0)

@@ -4,7 +4,7 @@ use pyralog_core::{ErrorCode, GroupId};
 use pyralog_net::message::{
     MetadataReply, MetadataRequest, NodeMetadata, PartitionMetadata, ReplicaMetadata, Response, TopicMetadata,
 };
-use pyralog_replication::metadata::{Catalog, Topic};
+use pyralog_replication::metadata::{Catalog, Replica as Place, Topic};
 
 use super::{Action, ConnId, Engine, reply};
 
@@ -33,10 +33,12 @@ impl Engine {
             None => (knows, 0),
         };
         // A replica that is on its way here may lead already.
-        let shard = catalog.wanted_on(leader, group).unwrap_or(0);
+        let shard_on =
+            |node| catalog.wanted_slot(node, group).map(|shard| self.peer_of(Place { node, shard }));
+        let shard = shard_on(leader).map_or(0, |peer| peer.shard.0);
         let replicas = replicas.iter().map(|replica| ReplicaMetadata {
             node: replica.node,
-            shard: replica.shard,
+            shard: self.peer_of(*replica).shard.0,
             in_sync: replica.node == leader,
         });
         PartitionMetadata { leader, epoch, shard, replicas: replicas.collect() }

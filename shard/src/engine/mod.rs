@@ -27,6 +27,7 @@
 //! | `flush`, `plan` | writes the cache out to segments, makes checkpoints, recycles the journal, retention |
 //! | `controller`, `relay` | shard 0: the metadata group; every shard: opens and drops partitions as it says; commands that are no client's |
 //! | `recovery`, `slots` | makes an engine from what is on the disk; the two checkpoints |
+//! | `shards`, `rehome` | which shard of a node a replica is on; the partitions of a stopped node go to another number of shards |
 //! | `rejoin` | replicas that can't know what they have promised |
 //! | `scrub` | re-reads segments, finds what is damaged, repairs it from other replicas |
 //! | `reload` | what recovery left in the journal is read back when it is used |
@@ -71,12 +72,14 @@ mod producers;
 mod reassign;
 mod recovery;
 mod recovery_rate;
+mod rehome;
 mod rejoin;
 mod relay;
 mod reload;
 mod replica;
 mod replicate;
 mod scrub;
+mod shards;
 mod slots;
 pub mod status;
 #[cfg(test)]
@@ -97,6 +100,7 @@ pub use api::*;
 pub use config::*;
 pub use default::election;
 pub use recovery::{RecoveryError, recover};
+pub use rehome::{Rehomed, RehomingDisks, rehome};
 pub use scrub::ScrubCounters;
 pub use status::*;
 

@@ -167,12 +167,15 @@ impl Engine {
     /// Takes notice of who the replicas of a group are when that has changed.
     pub(super) fn note_members(&mut self, index: u32, actions: &mut Vec<Action>) {
         let now_us = self.now.monotonic_us;
-        let Some(replica) = self.raft_mut(index) else { return };
+        let shards = &self.replication.shards;
+        let slot = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
+        let Some(replica) = slot.and_then(|partition| partition.replica.raft_mut()) else { return };
         let changes = replica.raft.changes();
         if std::mem::replace(&mut replica.changes, changes) == changes {
             return;
         }
-        let members: Vec<PeerId> = replica.raft.configuration().members().map(PeerId::from).collect();
+        let members: Vec<PeerId> =
+            replica.raft.configuration().members().map(|member| shards.peer(member)).collect();
         let last = replica.raft.last_index();
         let known = |member: &PeerId| replica.progress(*member).copied();
         let progress =
@@ -213,7 +216,7 @@ impl Engine {
         {
             return true;
         }
-        if catalog.wanted_on(self.config.node.0, group) == Some(self.config.shard.0) {
+        if self.wanted_here(catalog, group) == Some(self.config.shard) {
             return false;
         }
         let Some(partition) = self.find(group).and_then(|index| self.at(index)) else { return false };

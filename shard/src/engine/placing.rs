@@ -58,7 +58,7 @@ impl Engine {
         }
         for partition in self.each_partition() {
             if catalog.is_group(partition.group) {
-                wanted.extend(catalog.places(partition.group).map(PeerId::from));
+                wanted.extend(catalog.places(partition.group).map(|place| self.peer_of(place)));
             }
             if let Replica::Raft(replica) = &partition.replica {
                 wanted.extend(&replica.members);
@@ -119,12 +119,14 @@ impl Engine {
     /// With whom this shard's replica of a group begins on an empty disk.
     pub(super) fn beginning(&self, catalog: &Catalog, group: GroupId) -> Beginning {
         let (known, after) = catalog.begins_with(group);
-        (known.joined_by(self.own_place()), after)
+        (known.joined_by(self.own_place(catalog, group)), after)
     }
 
-    /// Where this shard is.
-    pub(super) fn own_place(&self) -> Place {
-        Place { node: self.config.node.0, shard: self.config.shard.0 }
+    /// Where this node's replica of a group is.
+    pub(super) fn own_place(&self, catalog: &Catalog, group: GroupId) -> Place {
+        let node = self.config.node.0;
+        // One that is on its way out is in a slot that nobody knows any more.
+        Place { node, shard: catalog.wanted_slot(node, group).unwrap_or(self.config.shard.0) }
     }
 
     /// A checkpoint is durable: replicas that waited for it take part.
@@ -155,8 +157,8 @@ impl Engine {
         }
         // A majority of the voters that there are, however many the settings name.
         let quorums = Quorums { write_quorum: 1, min_insync_replicas: 1, ..Quorums::UNSET };
-        let named = self.config.metadata_replicas.iter().copied().map(PeerId::replica);
-        let founders = Configuration::of(named);
+        let named = self.config.metadata_replicas.iter();
+        let founders = Configuration::of(named.map(|peer| Place { node: peer.node.0, shard: 0 }));
         if let Err(refused) = self.place(GroupId::METADATA, (founders, (0, 0)), quorums) {
             let text = format!("this node can't take part in the metadata group: {refused}");
             actions.push(Action::Log { level: LogLevel::Error, text });
@@ -173,7 +175,6 @@ impl Engine {
     }
 
     fn place(&mut self, group: GroupId, beginning: Beginning, quorums: Quorums) -> Result<(), Refused> {
-        let own = self.own_place();
         let now_us = self.now.monotonic_us;
         let (id, timing) = (self.config.node.0, self.config.election);
         let life = self.journal.incarnation().rotate_left(32);
@@ -189,10 +190,11 @@ impl Engine {
         // Who has the metadata its settings say, until somebody says it who knows.
         let guessed = group == GroupId::METADATA && newest.is_unknown();
         let Some(begin) = self.begins(index, [&known, &beginning.0], guessed) else { return Ok(()) };
-        let Some(partition) = self.at_mut(index).filter(|partition| !partition.end_unknown) else {
-            return Ok(());
-        };
-        let told = partition.told_by_others().map(|told| told.joined_by(own));
+        let own = known.place(id).or_else(|| beginning.0.place(id));
+        let shards = &self.replication.shards;
+        let slot = self.partitions.get_mut(index as usize).and_then(Option::as_deref_mut);
+        let Some(partition) = slot.filter(|partition| !partition.end_unknown) else { return Ok(()) };
+        let told = partition.told_by_others().zip(own).map(|(told, own)| told.joined_by(own));
         let Some(unplaced) = partition.replica.unplaced_mut() else { return Ok(()) };
         let Unplaced { mut log, lsns, .. } = std::mem::take(unplaced);
         log.hard = begin.hard_state(log.hard, id);
@@ -215,7 +217,7 @@ impl Engine {
         // Its log is gone with that: it must not be taken for an empty one.
         let mut raft = raft.inspect_err(|_| partition.end_unknown = true)?;
         raft.set_votes(begin.votes());
-        let members: Vec<PeerId> = raft.configuration().members().map(PeerId::from).collect();
+        let members: Vec<PeerId> = raft.configuration().members().map(|member| shards.peer(member)).collect();
         partition.replica = Replica::Raft(Box::new(RaftReplica {
             high_watermark: raft.high_watermark(),
             acknowledged: 0,

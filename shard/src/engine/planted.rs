@@ -25,6 +25,8 @@ pub enum PlantedBug {
     RepairFromUncommitted,
     /// The cluster's feature level is raised when most nodes support the next one.
     RaiseForMajority,
+    /// Partitions that go to another number of shards leave behind what is in no segment yet.
+    LeaveEntriesBehind,
 }
 
 impl super::Engine {

@@ -155,8 +155,8 @@ impl Engine {
 
     /// Why a group is not served here.
     pub(super) fn not_here(&self, group: GroupId) -> Refusal {
-        match self.catalog.as_ref().and_then(|catalog| catalog.wanted_on(self.config.node.0, group)) {
-            Some(shard) if shard != self.config.shard.0 => (
+        match self.catalog.as_ref().and_then(|catalog| self.wanted_here(catalog, group)) {
+            Some(shard) if shard != self.config.shard => (
                 ErrorCode::NotLeader,
                 format!("partition {group} is on shard {shard}, this is {}", self.config.shard),
             ),

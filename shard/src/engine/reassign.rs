@@ -36,7 +36,7 @@ impl Engine {
                 return self.refuse(conn, correlation_id, ErrorCode::InvalidRequest, detail, actions);
             }
             true => newest.replicas(group).collect(),
-            false => newest.shards_on(group, &request.nodes),
+            false => newest.slots_on(group, &request.nodes),
         };
         let command = Command::Reassign { topic, partition, to };
         self.admin(Client { conn, correlation_id, answer: Response::ReassignPartition }, command, actions);

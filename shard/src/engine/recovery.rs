@@ -529,7 +529,6 @@ impl<'a> Replay<'a> {
     /// Writes everything replayed so far to segments and drops it from the cache.
     fn make_room(&mut self, disk: &mut dyn RecoveryDisk) -> Result<(), IoError> {
         self.reload(disk)?;
-        let mut buffer = Vec::new();
         for partition in self.partitions.iter_mut().flatten() {
             let suspect = self.suspects.contains(&partition.group) || partition.end_unknown;
             if suspect && matches!(partition.replica, Replica::Unplaced(_)) {
@@ -543,34 +542,7 @@ impl<'a> Replay<'a> {
                 // Its commands are applied from memory when they are known to be committed.
                 continue;
             }
-            let Some(mut plan) =
-                FlushPlan::new(partition, u64::MAX, self.config, &self.flush_pool, self.now.wall_ms)
-            else {
-                continue;
-            };
-            for op in plan.operations.drain(..) {
-                match op {
-                    IoOp::Write { file, offset, data } => {
-                        if offset == 0 {
-                            // The last life may have begun a file of this name and more to say in it.
-                            disk.delete(file)?;
-                        }
-                        buffer.clear();
-                        data.iter().for_each(|slice| buffer.extend_from_slice(slice.bytes()));
-                        disk.write(file, offset, &buffer)?;
-                    }
-                    IoOp::Sync { file } => disk.sync(file)?,
-                    _ => unreachable!("a flush plan writes and syncs"),
-                }
-            }
-            plan.commit(partition);
-            let flushed_to = partition.flushed_to;
-            if let Replica::Unplaced(unplaced) = &mut partition.replica {
-                unplaced.note_flushed(flushed_to);
-            }
-            while partition.tail.front().is_some_and(|batch| batch.next_offset <= flushed_to) {
-                partition.tail.pop_front();
-            }
+            write_out(disk, partition, self.config, &self.flush_pool, self.now)?;
         }
         self.chunks.clear();
         Ok(())
@@ -913,6 +885,44 @@ impl ScanSink for Replay<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes what is committed of a partition to segments and drops it from the cache.
+pub(super) fn write_out(
+    disk: &mut dyn RecoveryDisk,
+    partition: &mut Partition,
+    config: &EngineConfig,
+    pool: &ChunkPool,
+    now: Now,
+) -> Result<(), IoError> {
+    let Some(mut plan) = FlushPlan::new(partition, u64::MAX, config, pool, now.wall_ms) else {
+        return Ok(());
+    };
+    let mut buffer = Vec::new();
+    for op in plan.operations.drain(..) {
+        match op {
+            IoOp::Write { file, offset, data } => {
+                if offset == 0 {
+                    // The last life may have begun a file of this name and more to say in it.
+                    disk.delete(file)?;
+                }
+                buffer.clear();
+                data.iter().for_each(|slice| buffer.extend_from_slice(slice.bytes()));
+                disk.write(file, offset, &buffer)?;
+            }
+            IoOp::Sync { file } => disk.sync(file)?,
+            _ => unreachable!("a flush plan writes and syncs"),
+        }
+    }
+    plan.commit(partition);
+    let flushed_to = partition.flushed_to;
+    if let Replica::Unplaced(unplaced) = &mut partition.replica {
+        unplaced.note_flushed(flushed_to);
+    }
+    while partition.tail.front().is_some_and(|batch| batch.next_offset <= flushed_to) {
+        partition.tail.pop_front();
+    }
+    Ok(())
 }
 
 fn restored(state: &GroupCheckpoint, now: Now) -> Partition {

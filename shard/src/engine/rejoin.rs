@@ -14,6 +14,8 @@ use pyralog_replication::raft::{
 
 use crate::format::journal::{FrameHeader, FrameKind};
 
+use pyralog_replication::metadata::Replica as Place;
+
 use super::api::{LogLevel, PeerId};
 use super::partition::{Partition, Told};
 use super::pending::Pending;
@@ -53,11 +55,11 @@ impl Asking {
 
     /// The others are those of the electorate.
     fn ask_all(&mut self, own: NodeId) {
-        self.rejoin.ask(self.others(own).map(|peer| peer.node.0).collect::<Vec<_>>());
+        self.rejoin.ask(self.others(own).map(|place| place.node).collect::<Vec<_>>());
     }
 
-    fn others(&self, own: NodeId) -> impl Iterator<Item = PeerId> + use<> {
-        self.electorate.voters().into_iter().map(PeerId::from).filter(move |peer| peer.node != own)
+    fn others(&self, own: NodeId) -> impl Iterator<Item = Place> + use<> {
+        self.electorate.voters().into_iter().filter(move |place| place.node != own.0)
     }
 }
 
@@ -153,7 +155,8 @@ impl Engine {
             let silent: Vec<u32> = asking.rejoin.silent().collect();
             let (group, term) = (partition.group, partition.replica.epoch());
             let to = asking.others(self.config.node);
-            let to = to.filter(|peer| again || silent.contains(&peer.node.0));
+            let to =
+                to.filter(|place| again || silent.contains(&place.node)).map(|place| self.peer_of(place));
             for peer in to.filter(|peer| self.is_linked(*peer)).collect::<Vec<_>>() {
                 let kind = MessageKind::RequestStanding;
                 let mut message = Message::new(kind, group, self.config.node.0, peer.node.0, term);
@@ -215,7 +218,10 @@ impl Engine {
             return Err("a standing with more configurations than it takes".into());
         }
         message.configurations.iter().try_for_each(Configuration::check)?;
-        let (own, own_place) = (self.config.node, self.own_place());
+        let own = self.config.node;
+        let unknown = Place { node: own.0, shard: self.config.shard.0 };
+        let own_place =
+            self.catalog.as_ref().map_or(unknown, |catalog| self.own_place(catalog, message.group()));
         let Some(partition) = self.at_mut(index) else { return Ok(()) };
         let Some(asking) = &mut partition.asking else { return Ok(()) };
         let of_member = answer.standing == Standing::Member;

@@ -25,6 +25,7 @@ use super::links::LinkTable;
 use super::outbox::Outbox;
 use super::pending::Pending;
 use super::replica::{LaidOutput, RaftReplica, Replica};
+use super::shards::ShardCounts;
 use super::uncommitted::UncommittedSums;
 use super::{Action, Engine, LogLevel, Mode};
 
@@ -52,6 +53,8 @@ pub(super) struct Replication {
     pub(super) catch_up_io: BTreeMap<IoToken, GroupId>,
     /// Links to other nodes.
     pub(super) links: LinkTable,
+    /// How many shards they have.
+    pub(super) shards: ShardCounts,
     /// Where the driver was told that nodes are.
     pub(super) addresses: BTreeMap<NodeId, String>,
     output: Output,

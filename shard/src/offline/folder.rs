@@ -9,16 +9,31 @@ use pyralog_core::{GroupId, ShardId};
 
 use super::OfflineError;
 use crate::engine::{FileId, IoError, IoErrorKind, RecoveryDisk};
+use crate::runtime::paths::{Paths, parse_folder_name};
 
-/// The numbers of the shards that have a folder below either: before its first checkpoint a shard has a journal only.
-pub(super) fn shards(data_dir: &Path, journal_dir: &Path) -> Result<Vec<ShardId>, OfflineError> {
+/// The numbers of the shards that have a folder of this generation below either: before its first checkpoint a shard has a
+/// journal only.
+pub(super) fn shards(
+    data_dir: &Path,
+    journal_dir: &Path,
+    generation: u32,
+) -> Result<Vec<ShardId>, OfflineError> {
     let mut names = names(data_dir)?;
     names.extend(self::names(journal_dir)?);
-    let number = |(name, _): &(String, u64)| Some(ShardId(name.strip_prefix("shard-")?.parse().ok()?));
-    let mut shards: Vec<ShardId> = names.iter().filter_map(number).collect();
+    let found = names.iter().filter_map(|(name, _)| parse_folder_name(name));
+    let mut shards: Vec<ShardId> =
+        found.filter(|(of, _)| *of == generation).map(|(_, shard)| shard).collect();
     shards.sort_unstable();
     shards.dedup();
     Ok(shards)
+}
+
+/// The newest generation of shards' folders below either.
+pub(super) fn newest_generation(data_dir: &Path, journal_dir: &Path) -> Result<u32, OfflineError> {
+    let mut names = names(data_dir)?;
+    names.extend(self::names(journal_dir)?);
+    let generations = names.iter().filter_map(|(name, _)| parse_folder_name(name));
+    Ok(generations.map(|(generation, _)| generation).max().unwrap_or(0))
 }
 
 /// Names and lengths of what is in a folder; nothing when the folder is not there.
@@ -55,11 +70,10 @@ impl<'a> Folder<'a> {
     pub(super) fn open(
         data_dir: &Path,
         journal_dir: &Path,
-        shard: ShardId,
+        (generation, shard): (u32, ShardId),
         on_read: &'a mut dyn FnMut(u64),
     ) -> Result<Self, OfflineError> {
-        let name = format!("shard-{shard}");
-        let (data, journal) = (data_dir.join(&name), journal_dir.join(&name));
+        let Paths { data, journal } = Paths::of_generation(data_dir, journal_dir, generation, shard);
         let files = list(&data, &journal)?;
         Ok(Self { data, journal, files, on_read, open: None })
     }

@@ -17,7 +17,7 @@ use crate::format::checkpoint::{Checkpoint, GroupCheckpoint};
 use crate::format::journal::{CommitHeader, FrameHeader, FrameKind};
 use crate::format::scan::{Damage, Lost, ScanError, ScanSink, scan};
 use crate::memory::{Chunk, ChunkPool};
-use crate::runtime::data_dir::NodeFile;
+use crate::runtime::data_dir::{NAME as NODE_FILE, NodeFile};
 
 const REFUSED: &str = "these offsets have no other copy on this node and will be refused to readers; restore a backup, \
                        or live without them";
@@ -37,15 +37,22 @@ pub fn verify(
     let _data_lock = lock_out(data_dir)?;
     let _journal_lock = lock_out(journal_dir)?;
     let node = NodeFile::read(data_dir);
-    let shards = folder::shards(data_dir, journal_dir)?;
+    let generation = match &node {
+        Some(node) => node.generation,
+        None => folder::newest_generation(data_dir, journal_dir)?,
+    };
+    let shards = folder::shards(data_dir, journal_dir, generation)?;
     if shards.is_empty() {
         return Err(OfflineError::NoData(data_dir.to_owned()));
     }
     let mut report = Report::default();
+    if let Some(finding) = check_node_file(data_dir, node.is_some()) {
+        report.findings.push(finding);
+    }
     let mut total_bytes = 0;
     for shard in &shards {
         let mut ignore = |_| {};
-        let folder = Folder::open(data_dir, journal_dir, *shard, &mut ignore)?;
+        let folder = Folder::open(data_dir, journal_dir, (generation, *shard), &mut ignore)?;
         total_bytes += folder.files.iter().map(|(_, len)| len).sum::<u64>();
     }
     let mut done_bytes = 0;
@@ -54,7 +61,7 @@ pub fn verify(
             done_bytes += bytes;
             progress(Progress { shard, done_bytes: done_bytes.min(total_bytes), total_bytes });
         };
-        let folder = Folder::open(data_dir, journal_dir, shard, &mut on_read)?;
+        let folder = Folder::open(data_dir, journal_dir, (generation, shard), &mut on_read)?;
         let own_id = node.as_ref().map(|node| node.shard_journal_id(shard));
         Shard { shard, own_id, folder, slot: 0, report: &mut report }.check()?;
     }
@@ -62,6 +69,21 @@ pub fn verify(
     report.bytes = done_bytes;
     report.findings.sort_by_key(|finding| finding.severity);
     Ok(report)
+}
+
+/// What says whose the folder is has to be readable, if it is there.
+fn check_node_file(data_dir: &Path, is_read: bool) -> Option<Finding> {
+    let file = data_dir.join(NODE_FILE);
+    (!is_read && file.exists()).then(|| Finding {
+        severity: Severity::Damage,
+        shard: ShardId(0),
+        file,
+        position: None,
+        group: None,
+        offsets: None,
+        what: "it does not say whose the folder is, or its checksum does not match".into(),
+        remedy: "the node will not start; put the file back from a backup",
+    })
 }
 
 struct Shard<'r, 'a> {

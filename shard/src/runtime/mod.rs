@@ -26,6 +26,7 @@ pub mod peers;
 mod receive;
 pub mod recovery_disk;
 pub mod recv_buffers;
+mod rehome;
 pub mod report;
 pub mod ring;
 mod segment_reads;

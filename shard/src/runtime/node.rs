@@ -169,7 +169,11 @@ impl Node {
         };
         let NodeId(node_id) = options.engine.node;
         let levels = options.engine.feature_levels;
-        let data = DataDir::open(&options.data_dir, &options.journal_dir, node_id, count, levels)?;
+        let mut data = DataDir::open(&options.data_dir, &options.journal_dir, node_id, count, levels)?;
+        if data.node.shards != count {
+            let config = EngineConfig { shards: count, ..options.engine.clone() };
+            super::rehome::change_shards(&mut data, &options.data_dir, &options.journal_dir, &config)?;
+        }
         let mut port =
             SharedPort::open(options.listen).map_err(|error| listen_error(options.listen, &error))?;
         let address = port.address();
@@ -225,7 +229,12 @@ impl Node {
                     has_begun: identity.begun,
                     ..engine.clone()
                 },
-                paths: Paths::new(&options.data_dir, &options.journal_dir, shard),
+                paths: Paths::of_generation(
+                    &options.data_dir,
+                    &options.journal_dir,
+                    identity.generation,
+                    shard,
+                ),
                 max_handles,
                 max_connections,
                 request_timeout: options.request_timeout,

@@ -17,10 +17,33 @@ pub struct Paths {
     pub journal: PathBuf,
 }
 
+/// The name of a shard's folders: `shard-<s>`, and `shard-<s>.g<generation>` from the first change of the number of shards on.
+pub fn folder_name(generation: u32, shard: ShardId) -> String {
+    match generation {
+        0 => format!("shard-{shard}"),
+        _ => format!("shard-{shard}.g{generation}"),
+    }
+}
+
+/// Generation and shard of a folder with this name; `None`: it is no shard's.
+pub fn parse_folder_name(name: &str) -> Option<(u32, ShardId)> {
+    let rest = name.strip_prefix("shard-")?;
+    let (shard, generation) = match rest.split_once(".g") {
+        None => (rest, 0),
+        Some((shard, generation)) => (shard, canonical(generation).filter(|generation| *generation > 0)?),
+    };
+    Some((generation, ShardId(canonical(shard)?)))
+}
+
 impl Paths {
-    /// The folders of `shard`.
+    /// The folders of `shard`, of a node whose number of shards never changed.
     pub fn new(data_dir: &Path, journal_dir: &Path, shard: ShardId) -> Self {
-        let name = format!("shard-{shard}");
+        Self::of_generation(data_dir, journal_dir, 0, shard)
+    }
+
+    /// The folders of `shard` after so many changes of the number of shards.
+    pub fn of_generation(data_dir: &Path, journal_dir: &Path, generation: u32, shard: ShardId) -> Self {
+        let name = folder_name(generation, shard);
         Self { data: data_dir.join(&name), journal: journal_dir.join(&name) }
     }
 
@@ -175,6 +198,26 @@ mod tests {
         let expected: Vec<_> = files.iter().enumerate().map(|(len, file)| (*file, len as u64)).collect();
         assert_eq!(paths.list().unwrap(), expected);
         assert!(paths.file(files[4]).ends_with("shard-3/7-2/00000000000000000900.log"));
+    }
+
+    #[test]
+    fn a_folder_has_one_name() {
+        for (generation, shard) in [(0, 0), (0, 255), (1, 0), (7, 12), (u32::MAX, u16::MAX)] {
+            let name = folder_name(generation, ShardId(shard));
+            assert_eq!(parse_folder_name(&name), Some((generation, ShardId(shard))), "{name}");
+        }
+        for stranger in [
+            "shard-",
+            "shard-01",
+            "shard-1.g0",
+            "shard-1.g",
+            "shard-1.g01",
+            "shard-1.old",
+            "1",
+            "shard-65536",
+        ] {
+            assert_eq!(parse_folder_name(stranger), None, "{stranger}");
+        }
     }
 
     #[test]

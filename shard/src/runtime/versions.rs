@@ -12,9 +12,9 @@ use pyralog_core::limits::{CHUNK_BYTES, JOURNAL_ALIGN, MAX_CHECKPOINT_BYTES};
 use pyralog_core::{FeatureLevels, ShardId};
 use pyralog_replication::metadata::{Catalog, DecodeError, not_supported};
 
-use super::data_dir::{FORMAT, NAME};
+use super::data_dir::{FORMAT, NAME, OLDEST_FORMAT};
 use super::node::StartError;
-use super::paths::Paths;
+use super::paths::{Paths, parse_folder_name};
 use crate::engine::FileId;
 use crate::format::checkpoint::{CHECKPOINT_VERSION, Checkpoint, CheckpointError, OLDEST_CHECKPOINT_VERSION};
 use crate::format::index::{INDEX_HEADER_BYTES, INDEX_VERSION, Index, IndexError};
@@ -29,16 +29,16 @@ pub(super) fn check(data_dir: &Path, journal_dir: &Path, levels: FeatureLevels) 
     let node_file = data_dir.join(NAME);
     if let Ok(bytes) = std::fs::read(&node_file)
         && let Some(found) = format_of(&bytes)
-        && found != u64::from(FORMAT)
+        && !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&found)
     {
-        return Err(unknown(&node_file, "format", found, FORMAT.into(), FORMAT.into()));
+        return Err(unknown(&node_file, "format", found, OLDEST_FORMAT.into(), FORMAT.into()));
     }
-    let mut shards: Vec<ShardId> = [data_dir, journal_dir].into_iter().flat_map(shards_in).collect();
+    let mut shards: Vec<(u32, ShardId)> = [data_dir, journal_dir].into_iter().flat_map(shards_in).collect();
     shards.sort_unstable();
     shards.dedup();
-    for shard in shards {
-        let folder = Folder { paths: Paths::new(data_dir, journal_dir, shard), shard, levels };
-        folder.check()?;
+    for (generation, shard) in shards {
+        let paths = Paths::of_generation(data_dir, journal_dir, generation, shard);
+        Folder { paths, shard, levels }.check()?;
     }
     Ok(())
 }
@@ -48,10 +48,11 @@ pub(super) fn format_of(bytes: &[u8]) -> Option<u64> {
     serde_json::from_slice::<serde_json::Value>(bytes).ok()?.get("format")?.as_u64()
 }
 
-fn shards_in(folder: &Path) -> Vec<ShardId> {
+/// Generation and number of every shard that has a folder there.
+pub(super) fn shards_in(folder: &Path) -> Vec<(u32, ShardId)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_prefix("shard-")?.parse().ok().map(ShardId)).collect()
+    names.filter_map(|name| parse_folder_name(&name)).collect()
 }
 
 /// The refusal of a file: what was found, what is read, what to do.

@@ -67,6 +67,21 @@ impl Books {
         self.held.retain(|(of, _), _| *of != seat);
     }
 
+    /// What the shards of a node have promised others have promised from here on: those which have the groups now.
+    pub(crate) fn rehomed(&mut self, node: usize, homes: &BTreeMap<GroupId, usize>) {
+        let home = |seat: Seat, group: GroupId| match seat.node == node {
+            // One that is lost is missed on the shard that there always is.
+            true => Seat { node, shard: homes.get(&group).copied().unwrap_or(0) },
+            false => seat,
+        };
+        let votes = std::mem::take(&mut self.votes).into_iter();
+        self.votes = votes.map(|((seat, group, term), to)| ((home(seat, group), group, term), to)).collect();
+        let voted = std::mem::take(&mut self.voted).into_iter();
+        self.voted = voted.map(|((seat, group), term)| ((home(seat, group), group), term)).collect();
+        let held = std::mem::take(&mut self.held).into_iter();
+        self.held = held.map(|((seat, group), end)| ((home(seat, group), group), end)).collect();
+    }
+
     /// A replica has moved away from a shard, and what it promised has gone with it.
     fn left(&mut self, seat: Seat, group: GroupId) {
         self.marks.remove(&(seat, group));
@@ -315,9 +330,10 @@ impl World {
         }
         // Who is only on its way there does not count. It may have stopped leading in the same pass: then all that may have counted.
         let counts = state.replicas.iter().filter(|replica| replica.role != ReplicaRole::Joining);
-        let mut counts: Vec<(u32, u16)> = counts.map(|replica| (replica.node, replica.shard)).collect();
+        let mut counts: Vec<Seat> =
+            counts.map(|replica| self.home_on(replica.node, group, replica.shard)).collect();
         if counts.is_empty() {
-            counts.extend(catalog.places(group).map(|place| (place.node, place.shard)));
+            counts.extend(catalog.places(group).map(|place| self.home(place)));
             counts.sort_unstable();
             counts.dedup();
         }
@@ -336,7 +352,7 @@ impl World {
         // or already, as many as that asks for. One that was paused meanwhile hears their answers first, and of that later.
         let newest = self.nodes.iter().filter_map(|node| node.catalog.clone()).max_by_key(|it| it.version);
         let moved = [Some(Arc::clone(&catalog)), newest].into_iter().flatten().any(|known| {
-            let places = known.replicas(group).map(|place| (place.node, place.shard)).collect();
+            let places = known.replicas(group).map(|place| self.home(place)).collect();
             let wanted = known.quorums(group).map_or(usize::MAX, |quorums| quorums.write_quorum.into());
             self.copies(&known, places, group, base, crc) >= wanted
         });
@@ -350,21 +366,13 @@ impl World {
     /// The term as whose entry a batch is acknowledged that its leader does not have in a segment: what most of these have in their
     /// journals. The leader's own write may still be under way, and what is there then is an entry that was taken back, maybe with
     /// the same batch.
-    fn term_of(
-        &self,
-        leader: Seat,
-        counts: &[(u32, u16)],
-        group: GroupId,
-        base: i64,
-        crc: u32,
-    ) -> Option<u32> {
+    fn term_of(&self, leader: Seat, counts: &[Seat], group: GroupId, base: i64, crc: u32) -> Option<u32> {
         if self.shard(leader).disk.tracker.in_segment(group, base) {
             return None;
         }
         let mut held: BTreeMap<u32, usize> = BTreeMap::new();
-        for (node, shard) in counts {
-            let seat = Seat { node: *node as usize - 1, shard: usize::from(*shard) };
-            if let Some(term) = self.shard(seat).disk.tracker.journaled(group, base, crc) {
+        for seat in counts {
+            if let Some(term) = self.shard(*seat).disk.tracker.journaled(group, base, crc) {
                 *held.entry(term).or_default() += 1;
             }
         }
@@ -372,19 +380,11 @@ impl World {
     }
 
     /// How many of these hold a batch, on disks.
-    fn copies(
-        &self,
-        catalog: &Catalog,
-        counts: Vec<(u32, u16)>,
-        group: GroupId,
-        base: i64,
-        crc: u32,
-    ) -> usize {
+    fn copies(&self, catalog: &Catalog, counts: Vec<Seat>, group: GroupId, base: i64, crc: u32) -> usize {
         let term = self.books.terms.get(&(group, base)).copied();
         let keeps_all =
             catalog.topics.get(&group.topic.0).is_some_and(|topic| topic.spec.retention_bytes <= 0);
-        let place = |(node, shard): (u32, u16)| Seat { node: node as usize - 1, shard: usize::from(shard) };
-        let held = counts.into_iter().map(place).filter(|seat| {
+        let held = counts.into_iter().filter(|seat| {
             let tracker = &self.shard(*seat).disk.tracker;
             // A duplicate may be acknowledged again that was on a disk which is gone since, or that retention has removed.
             let removed =

@@ -193,10 +193,8 @@ impl World {
         if !map.stale || map.asked {
             return;
         }
-        let seat = Seat {
-            node: self.rng.below(self.config.nodes as u64) as usize,
-            shard: self.rng.below(self.config.shards as u64) as usize,
-        };
+        let node = self.rng.below(self.config.nodes as u64) as usize;
+        let seat = Seat { node, shard: self.rng.below(self.nodes[node].count as u64) as usize };
         let asked = self.request(index, seat, Owned::Metadata { start_after: 0 }, None);
         self.clients[index].map.asked = asked;
     }

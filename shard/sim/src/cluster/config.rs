@@ -63,6 +63,8 @@ pub struct ClusterConfig {
     pub resizes: bool,
     /// The least that they get.
     pub fewest_copies: usize,
+    /// Nodes come back with other numbers of shards.
+    pub reshards: bool,
     /// Nodes are upgraded.
     pub upgrades: bool,
     /// Consumers ask any replica now and then.
@@ -87,7 +89,7 @@ pub enum Kind {
     Moves,
     /// The same with three nodes first, to which two are added.
     Grows,
-    /// Partitions move, and topics get three, four or five replicas.
+    /// Partitions move, topics get three, four or five replicas, and nodes one, two or three shards.
     Resizes,
     /// The same from one replica on, whose disks tell no lies.
     Singles,
@@ -147,6 +149,7 @@ impl ClusterConfig {
             moves,
             resizes: matches!(kind, Kind::Resizes | Kind::Singles),
             fewest_copies: if kind == Kind::Singles { 1 } else { 3 },
+            reshards: kind == Kind::Resizes,
             upgrades: kind == Kind::Upgrades,
             first_nodes,
             reads_anywhere: rng.percent(30),

@@ -336,15 +336,14 @@ impl World {
             return self.seats().filter(|seat| seat.shard == 0).collect();
         }
         let Some(catalog) = &self.catalog else { return Vec::new() };
-        let seat = |node: u32, shard: u16| Seat { node: node as usize - 1, shard: usize::from(shard) };
         if catalog.moves.contains_key(&group)
             && let Some(leader) = self.leader_of(group)
         {
             // A node is out that it waits for: its leader knows how far it has come.
             let members = leader.replicas.iter().filter(|replica| replica.role != ReplicaRole::Joining);
-            return members.map(|replica| seat(replica.node, replica.shard)).collect();
+            return members.map(|replica| self.home_on(replica.node, group, replica.shard)).collect();
         }
-        catalog.replicas(group).map(|replica| seat(replica.node, replica.shard)).collect()
+        catalog.replicas(group).map(|place| self.home(place)).collect()
     }
 
     /// What its newest leader says of a group.

@@ -31,6 +31,10 @@ kinds! {
     Upgrade = "upgrade";
     /// One that goes back to the release before.
     Downgrade = "downgrade";
+    /// A node that comes back with another number of shards.
+    OtherShards = "other-shards";
+    /// One of which the power went while its partitions went to other shards.
+    OtherShardsCut = "other-shards-cut";
 }
 
 /// How often the network and the nodes fail in this life: mean virtual times between faults in microseconds, 0 = never.

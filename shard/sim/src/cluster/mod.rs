@@ -25,6 +25,7 @@ pub mod faults;
 mod life;
 mod network;
 mod nodes;
+mod reshard;
 mod session;
 mod sweep;
 mod trouble;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use pyralog_shard::engine::PeerId;
 
 use super::faults::ClusterFault;
-use super::world::{Happening, Input, NodeState, Seat, World};
+use super::world::{Happening, Input, NodeState, SEATS, Seat, World};
 
 /// From one shard to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,7 +93,9 @@ impl World {
     // ---- making links ----
 
     /// An engine wants links to exactly these.
-    pub(crate) fn want(&mut self, seat: Seat, peers: Vec<PeerId>) {
+    pub(crate) fn want(&mut self, seat: Seat, mut peers: Vec<PeerId>) {
+        // Of a node that the engine has not heard of the shard is a guess, and may be one that no node has: it is refused there.
+        peers.retain(|peer| Seat::of(*peer).shard < SEATS);
         let before = std::mem::replace(&mut self.shard_mut(seat).wanted, peers.iter().copied().collect());
         for peer in before.difference(&peers.iter().copied().collect::<BTreeSet<_>>()) {
             self.break_link(Way { from: seat, to: Seat::of(*peer) }, true);

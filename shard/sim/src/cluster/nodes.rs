@@ -8,7 +8,7 @@ use pyralog_shard::engine::recover;
 
 use super::faults::ClusterFault;
 use super::trouble::Trouble;
-use super::world::{Happening, Input, NodeState, Seat, World};
+use super::world::{Happening, Input, NodeState, Seat, Shard, World};
 use crate::disk::SimDisk;
 use crate::faults::FaultKind;
 use crate::life::last_panic;
@@ -29,7 +29,7 @@ enum Started {
 
 impl World {
     fn seats_of(&self, node: usize) -> impl Iterator<Item = Seat> + use<> {
-        (0..self.config.shards).map(move |shard| Seat { node, shard })
+        (0..self.nodes[node].count).map(move |shard| Seat { node, shard })
     }
 
     /// Whether a disk of the node has lost its newest writes without a trace.
@@ -151,6 +151,9 @@ impl World {
         }
         if self.has_silent_loss(node) {
             return self.take_out(node, ClusterFault::TakenOut);
+        }
+        if attempt == 0 && self.may_reshard(node) && !self.reshard(node, attempt) {
+            return;
         }
         self.nodes[node].state = NodeState::Up;
         for seat in self.seats_of(node) {
@@ -290,13 +293,19 @@ impl World {
 
     /// Whether a shard of the node re-reads its disk.
     fn shards_are_busy(&self, node: usize) -> bool {
-        self.nodes[node].shards.iter().any(|shard| shard.fencing || shard.engine.is_none())
+        self.running(node).any(|shard| shard.fencing || shard.engine.is_none())
+    }
+
+    /// The shards of a node that run when it does.
+    fn running(&self, node: usize) -> impl Iterator<Item = &Shard> {
+        let node = &self.nodes[node];
+        node.shards.iter().take(node.count)
     }
 
     /// A stop is done when all shards have stopped.
     pub(crate) fn look_at_stop(&mut self, node: usize) {
-        let state = &self.nodes[node];
-        if state.state != NodeState::Stopping || !state.shards.iter().all(|shard| shard.stopped) {
+        let stops = self.nodes[node].state == NodeState::Stopping;
+        if !stops || !self.running(node).all(|shard| shard.stopped) {
             return;
         }
         self.stopped(node);

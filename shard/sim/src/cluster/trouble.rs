@@ -127,7 +127,7 @@ impl World {
             }
             Trouble::Rot(node) => {
                 if self.nodes[node].state == NodeState::Up {
-                    let shard = self.rng.below(self.config.shards as u64) as usize;
+                    let shard = self.rng.below(self.nodes[node].count as u64) as usize;
                     self.nodes[node].shards[shard].disk.rot();
                 }
             }

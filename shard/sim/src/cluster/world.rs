@@ -26,6 +26,9 @@ use crate::model::Model;
 use crate::request::Reply;
 use crate::rng::Rng;
 
+/// Most shards of a node: so many have a place, whether they run or not.
+pub(crate) const SEATS: usize = 3;
+
 /// A shard of a node, both counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seat {
@@ -167,6 +170,8 @@ pub(crate) enum NodeState {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub shards: Vec<Shard>,
+    /// So many of them run when it does.
+    pub count: usize,
     pub state: NodeState,
     /// Counts processes.
     pub process: u64,
@@ -215,6 +220,8 @@ pub struct Coverage {
 pub(crate) struct World {
     pub(crate) config: ClusterConfig,
     pub(crate) rng: Rng,
+    /// For when nodes come with other numbers of shards: what else is drawn stays as it was.
+    pub(crate) reshard_rng: Rng,
     /// Virtual time, microseconds.
     pub(crate) now_us: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -307,12 +314,15 @@ impl World {
             .map(|node| {
                 let lies = config.disks.liars.contains(&node);
                 let plan = if lies { &config.disks.lying } else { &config.disks.honest };
-                let shards = (0..config.shards).map(|shard| {
+                let shards = (0..SEATS).map(|shard| {
                     let seat = Seat { node, shard };
-                    Shard::new(engine_config(&config, seat), SimDisk::new(rng.fork(), plan.clone()))
+                    // What else is drawn is the same for those that run from the start.
+                    let rng = if shard < config.shards { rng.fork() } else { Rng::new(shard as u64) };
+                    Shard::new(engine_config(&config, seat), SimDisk::new(rng, plan.clone()))
                 });
                 Node {
                     shards: shards.collect(),
+                    count: config.shards,
                     state: NodeState::Down,
                     process: 0,
                     wall_offset_ms: WALL_START_MS,
@@ -326,6 +336,7 @@ impl World {
             })
             .collect();
         Self {
+            reshard_rng: Rng::new(config.engine.journal_id),
             config,
             rng,
             now_us: 1_000,
@@ -361,8 +372,9 @@ impl World {
 
     /// Every shard of every node.
     pub(crate) fn seats(&self) -> impl Iterator<Item = Seat> + use<> {
-        let shards = self.config.shards;
-        (0..self.config.nodes).flat_map(move |node| (0..shards).map(move |shard| Seat { node, shard }))
+        let counts: Vec<usize> = self.nodes.iter().map(|node| node.count).collect();
+        let seats = |(node, count)| (0..count).map(move |shard| Seat { node, shard });
+        counts.into_iter().enumerate().flat_map(seats)
     }
 
     pub(crate) fn shard(&self, seat: Seat) -> &Shard {
@@ -648,7 +660,7 @@ impl World {
                 self.input_later(delay, Seat { shard: 0, ..seat }, Input::Command(command));
             }
             Action::TellLeaders { leaders } => {
-                for shard in 0..self.config.shards {
+                for shard in 0..self.nodes[seat.node].count {
                     let delay = self.rng.range(1, 80);
                     self.input_later(delay, Seat { shard, ..seat }, Input::Leaders(leaders.clone()));
                 }
@@ -694,7 +706,7 @@ impl World {
         self.learn(seat, &catalog);
         self.check_level(seat, &catalog);
         self.nodes[seat.node].catalog = Some(Arc::clone(&catalog));
-        for shard in 0..self.config.shards {
+        for shard in 0..self.nodes[seat.node].count {
             let delay = self.rng.range(1, 80);
             self.input_later(delay, Seat { shard, ..seat }, Input::Catalog(Arc::clone(&catalog)));
         }
@@ -704,6 +716,10 @@ impl World {
 
     /// A new connection of a client to a shard that serves.
     pub(crate) fn connect(&mut self, client: usize, seat: Seat) -> Option<ConnId> {
+        if seat.shard >= SEATS {
+            // A guess about a node of which who told it has not heard.
+            return None;
+        }
         let open = matches!(self.nodes[seat.node].state, NodeState::Up);
         let driver = self.shard(seat);
         if !open || driver.engine.is_none() || driver.stopped || driver.fencing {

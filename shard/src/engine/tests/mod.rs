@@ -11,5 +11,6 @@ mod journal_files;
 mod life;
 mod memory;
 mod pace;
+mod rehome;
 mod reload;
 mod topics;

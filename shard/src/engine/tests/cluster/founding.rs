@@ -184,7 +184,7 @@ fn a_group_begins_when_what_is_before_it_is_durable() {
         |world: &World| world.nodes[holder as usize - 1].engine.as_ref().unwrap().partition(group).unwrap();
     assert_eq!((state(&world).high_watermark, state(&world).log_end), (0, 1), "its write is on its way");
     let mut catalog = Catalog::clone(world.newest().unwrap());
-    let to = [holder, holder % 3 + 1].map(|node| catalog.shards_on(group, &[node])[0]).to_vec();
+    let to = [holder, holder % 3 + 1].map(|node| catalog.slots_on(group, &[node])[0]).to_vec();
     let alter = Command::AlterTopic {
         topic: group.topic.0,
         replication_factor: 2,
