@@ -617,8 +617,9 @@ impl CatchUp {
     }
 
     fn is_stuck(&self, now_us: u64) -> bool {
-        let late = self.lost || now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US;
-        matches!(self.stage, Stage::Fetching) && self.asked > 0 && late
+        let late = self.asked > 0 && now_us.saturating_sub(self.changed_us) > ANSWER_WITHIN_US;
+        // After the link broke an answer may have come that was on its way, and nothing is asked for before it is told again.
+        matches!(self.stage, Stage::Fetching) && (self.lost || late)
     }
 
     /// Tells how much is on its way, at so many bytes an answer, or waits to be written.
